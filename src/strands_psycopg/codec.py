@@ -1,0 +1,218 @@
+"""Documents to and from JSONB without losing or altering a byte.
+
+A document is stored as JSONB, readable and queryable, and, where JSONB alone would not give the very same
+document back, with a text beside it (the column ``<name>_exact``) that says what is missing:
+
+- NULL: JSONB gives the document back.
+- ``order [[...], ...]``: JSONB holds every value and only the order of keys differs. Each list is one set of keys
+  in the document's own order. Such texts are small and repeat from message to message.
+- otherwise the document's JSON text, verbatim, while JSONB holds a readable stand-in: U+FFFD for NUL and lone
+  surrogates, null for NaN, infinities and integers beyond ``numeric``.
+- ``bytes "<marker>" {...}``: the same for a document with dicts of the very shape in which bytes are encoded;
+  in it only ``{"<marker>": "<base64>"}`` stands for bytes.
+
+Bytes are stored as Strands stores them: ``{"__bytes_encoded__": true, "data": "<base64>"}``.
+"""
+
+import base64
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+_BYTES = "__bytes_encoded__"
+_ORDER_PREFIX = "order "
+_MARKER_PREFIX = "bytes "
+
+# PostgreSQL's numeric holds 131,072 digits before the point. Python writes over 4,300 only if told to.
+_HUGE_INTEGER = re.compile(r"\d{131072}")
+
+# From left to right, so that an escaped backslash and a surrogate pair are consumed whole and what follows them
+# is not misread; only the group is what JSONB refuses.
+_ESCAPES = re.compile(r"\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(\\u0000|\\ud[89a-f][0-9a-f]{2})")
+
+# Caches serve the small key sets that recur; a large one would only hold memory.
+_CACHED_KEYS = 32
+_CACHED_TEXT = 2048
+
+
+def encode(document: object) -> tuple[str, str | None]:
+    """Encode a document as the texts of its two columns.
+
+    Args:
+        document: What ``json.dumps`` accepts, with bytes and dataclass instances allowed anywhere. As in JSON,
+            tuples become lists and keys become strings.
+
+    Returns:
+        The text for the JSONB column and the text for the exact column or None. Both are ASCII.
+
+    Raises:
+        ValueError: Two keys of one object are the same in JSON, or the document contains itself, or it is nested
+            too deeply.
+        TypeError: The document holds something that JSON cannot.
+    """
+    try:
+        text, bytes_count = _dumps(document, lambda data: {_BYTES: True, "data": data})
+        survey = _Survey(text)
+        if survey.bytes_count != bytes_count:
+            marker = _unused_marker(text)
+            exact, _ = _dumps(document, lambda data: {marker: data})
+            return survey.standin(), f"{_MARKER_PREFIX}{json.dumps(marker)} {exact}"
+    except RecursionError as error:
+        raise ValueError("the document is nested too deeply to be stored; flatten it") from error
+    if survey.altered:
+        return survey.standin(), text
+    orders = [keys for stored, keys in survey.orders.items() if keys != stored]
+    return text, _ORDER_PREFIX + json.dumps(orders) if orders else None
+
+
+def decode(jsonb_text: str, exact_text: str | None) -> Any:
+    """Give back the document that was encoded.
+
+    Args:
+        jsonb_text: The JSONB column as the server casts it to text.
+        exact_text: The exact column.
+
+    Returns:
+        A document of which ``json.dumps`` is equal to that of the encoded one, bytes being bytes again.
+    """
+    if exact_text is None:
+        return _parse(jsonb_text)
+    if exact_text.startswith(_ORDER_PREFIX):
+        decoder = _ordering_decoder if len(exact_text) <= _CACHED_TEXT else _ordering_decoder.__wrapped__
+        return decoder(exact_text).raw_decode(jsonb_text)[0]
+    if exact_text.startswith(_MARKER_PREFIX):
+        marker, end = _PLAIN.raw_decode(exact_text, len(_MARKER_PREFIX))
+        return json.JSONDecoder(object_hook=_marked_bytes_hook(marker)).raw_decode(exact_text, end + 1)[0]
+    return _parse(exact_text)
+
+
+def _dumps(document: object, bytes_object: Callable[[str], dict[str, Any]]) -> tuple[str, int]:
+    """Give the JSON text of a document, and how many bytes values are in it."""
+    count = 0
+
+    def default(value: object) -> Any:
+        nonlocal count
+        if isinstance(value, bytes):
+            count += 1
+            return bytes_object(base64.b64encode(value).decode())
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        raise TypeError(f"an object of type {type(value).__name__} cannot be stored; convert it to JSON types first")
+
+    return json.dumps(document, default=default), count
+
+
+def _parse(text: str) -> Any:
+    return (_WITH_BYTES if _BYTES in text else _PLAIN).raw_decode(text)[0]
+
+
+class _Survey:
+    """What JSONB would change in a JSON text, found in one pass of the C decoder.
+
+    Attributes:
+        orders: For each set of keys, in JSONB's order, the order in the text.
+        bytes_count: How many objects have the shape of encoded bytes.
+        altered: JSONB would change more than the order of keys, or cannot hold the text at all.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.orders: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.bytes_count = 0
+        self.altered = False
+        self._text = text
+        self._nulled = False
+        huge = len(text) >= 131_072 and _HUGE_INTEGER.search(text) is not None
+        self._parsed = json.loads(
+            text,
+            object_pairs_hook=self._object,
+            parse_float=self._float,
+            parse_int=self._integer if huge else None,
+            parse_constant=self._null,
+        )
+        if ("\\u0000" in text or "\\ud" in text) and any(match[1] for match in _ESCAPES.finditer(text)):
+            self.altered = True
+
+    def standin(self) -> str:
+        """Give a text that JSONB can hold, as near to the surveyed one as it can be."""
+        text = json.dumps(self._parsed) if self._nulled else self._text
+        return _ESCAPES.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        document = dict(pairs)
+        if len(document) != len(pairs):
+            raise ValueError(
+                "two keys of one object are the same in JSON, such as 1 and '1'; only one of them could be "
+                "stored, so use keys that differ as strings"
+            )
+        if _is_encoded_bytes(document):
+            self.bytes_count += 1
+        else:
+            keys = tuple(document)
+            if self.orders.setdefault(_jsonb_order(keys), keys) != keys:
+                self.altered = True
+        return document
+
+    def _float(self, literal: str) -> float:
+        if literal == "-0.0" or "e+" in literal:
+            self.altered = True
+        return float(literal)
+
+    def _integer(self, literal: str) -> int | None:
+        if _HUGE_INTEGER.search(literal):
+            self._null(literal)
+            return None
+        return int(literal)
+
+    def _null(self, _literal: str) -> None:
+        self.altered = self._nulled = True
+
+
+def _is_encoded_bytes(document: dict[str, Any]) -> bool:
+    return len(document) == 2 and document.get(_BYTES) is True and isinstance(document.get("data"), str)
+
+
+def _jsonb_order(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Sort keys as JSONB stores them: by length in UTF-8, then by bytes."""
+    return _cached_jsonb_order(keys) if len(keys) <= _CACHED_KEYS else _cached_jsonb_order.__wrapped__(keys)
+
+
+@lru_cache(maxsize=1024)
+def _cached_jsonb_order(keys: tuple[str, ...]) -> tuple[str, ...]:
+    encoded = sorted((key.encode("utf-8", "surrogatepass") for key in keys), key=lambda key: (len(key), key))
+    return tuple(key.decode("utf-8", "surrogatepass") for key in encoded)
+
+
+def _unused_marker(text: str) -> str:
+    marker = "bytes"
+    while marker in text:
+        marker += "_"
+    return marker
+
+
+def _bytes_hook(document: dict[str, Any]) -> Any:
+    return base64.b64decode(document["data"]) if _is_encoded_bytes(document) else document
+
+
+def _marked_bytes_hook(marker: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda document: base64.b64decode(document[marker]) if marker in document else document
+
+
+@lru_cache(maxsize=1024)
+def _ordering_decoder(exact_text: str) -> json.JSONDecoder:
+    """Build the decoder that puts keys back into the order that an exact column lists."""
+    orders = {_jsonb_order(tuple(keys)): keys for keys in json.loads(exact_text[len(_ORDER_PREFIX) :])}
+
+    def in_order(document: dict[str, Any]) -> Any:
+        keys = orders.get(tuple(document))
+        if keys is not None:
+            return {key: document[key] for key in keys}
+        return _bytes_hook(document) if _BYTES in document else document
+
+    return json.JSONDecoder(object_hook=in_order)
+
+
+_PLAIN = json.JSONDecoder()
+_WITH_BYTES = json.JSONDecoder(object_hook=_bytes_hook)

@@ -1,0 +1,61 @@
+"""Every error that this library raises on purpose.
+
+Each inherits what a host already catches: Strands' ``SessionException`` for sessions. No message holds a
+password, a row's values or a message's content.
+"""
+
+from strands.types.exceptions import SessionException
+
+
+class StrandsPsycopgError(Exception):
+    """Base of all errors of this library."""
+
+
+class SessionExistsError(StrandsPsycopgError, SessionException):
+    """The session, agent or multi-agent to be created already exists."""
+
+
+class SessionConflictError(SessionExistsError):
+    """Another writer was there first; nothing was stored.
+
+    Build a new session manager (and agent) to go on from what is stored.
+
+    Attributes:
+        session_id: The session that was written.
+        agent_id: The agent or multi-agent that was written.
+        message_id: The index of the refused message; None if an agent or multi-agent row was refused.
+    """
+
+    def __init__(self, message: str, *, session_id: str, agent_id: str, message_id: int | None = None) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.message_id = message_id
+
+
+class SessionNotFoundError(StrandsPsycopgError, SessionException):
+    """The session, agent, message or multi-agent to be changed or listed does not exist."""
+
+
+class SchemaError(StrandsPsycopgError, SessionException):
+    """The database's tables are missing, or are not those of this version of the package."""
+
+
+class DatabaseUnavailableError(StrandsPsycopgError, SessionException):
+    """No statement could be run on the database in time.
+
+    The outcome of the write that raised this is unknown: it may have been stored without the answer
+    arriving. Nothing that was acknowledged before is lost.
+    """
+
+
+class DatabaseError(StrandsPsycopgError, SessionException):
+    """The database refused a statement for a reason that no retry mends, such as a missing permission.
+
+    Attributes:
+        sqlstate: PostgreSQL's five-character error code, if the server sent one.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
