@@ -1,1 +1,25 @@
-"""Strands Agents sessions in PostgreSQL."""
+"""Strands Agents' sessions in PostgreSQL, on raw psycopg 3 and one connection pool."""
+
+from strands_psycopg.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    SchemaError,
+    SessionConflictError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StrandsPsycopgError,
+)
+from strands_psycopg.manager import PostgresSessionManager
+from strands_psycopg.repository import PostgresSessionRepository
+
+__all__ = [
+    "DatabaseError",
+    "DatabaseUnavailableError",
+    "PostgresSessionManager",
+    "PostgresSessionRepository",
+    "SchemaError",
+    "SessionConflictError",
+    "SessionExistsError",
+    "SessionNotFoundError",
+    "StrandsPsycopgError",
+]

@@ -59,3 +59,7 @@ class DatabaseError(StrandsPsycopgError, SessionException):
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class EmbeddedPostgresError(StrandsPsycopgError):
+    """The embedded server could not be found, set up, started or stopped; the message says what to do."""

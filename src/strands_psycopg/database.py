@@ -1,0 +1,238 @@
+"""A PostgreSQL database that may be away for a while: statements, retries and errors.
+
+Every statement given to it must be safe to repeat, since a lost connection leaves open whether it was carried out.
+"""
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection, Cursor, errors, sql
+from psycopg.rows import TupleRow, tuple_row
+from psycopg_pool import ConnectionPool
+from typing_extensions import LiteralString
+
+from strands_psycopg.connections import Connections, UnreachableError
+from strands_psycopg.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    SchemaError,
+    SessionNotFoundError,
+    StrandsPsycopgError,
+)
+from strands_psycopg.watchdog import watchdog
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+
+# Connection lost (08xxx), server going down or starting, idle session ended, too many connections, serialization
+# failure, deadlock, lock not available.
+_RETRIED = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a statement returned.
+
+    Attributes:
+        rows: The rows, as tuples.
+        repeated: An earlier attempt failed, and may have been carried out all the same.
+    """
+
+    rows: list[tuple[Any, ...]]
+    repeated: bool
+
+
+class Database:
+    """Runs statements on one pool, in one schema, for objects of one prefix.
+
+    Args:
+        source: A DSN, a callable that returns one, or the caller's ``ConnectionPool``.
+        schema: Where the tables are; ``public`` if None.
+        table_prefix: What the name of every table begins with.
+        retry_timeout: For how many seconds a statement is tried again after a failure that may mend.
+        answer_timeout: After how many seconds without an answer a connection counts as lost.
+        pool_options: Arguments for the pool that is built if ``source`` is not one.
+
+    Raises:
+        TypeError: ``source`` is of a wrong type, or a pool that comes with options.
+        ValueError: An argument is out of range, or the DSN cannot be parsed.
+    """
+
+    def __init__(
+        self,
+        source: str | Callable[[], str] | ConnectionPool[Connection[Any]],
+        *,
+        schema: str | None,
+        table_prefix: str,
+        retry_timeout: float,
+        answer_timeout: float,
+        pool_options: dict[str, Any],
+    ) -> None:
+        self.schema = _name("schema", "public" if schema is None else schema)
+        self.table_prefix = _name("table_prefix", table_prefix)
+        if not retry_timeout >= 0:
+            raise ValueError(f"retry_timeout must be 0 or more seconds, not {retry_timeout}")
+        if not answer_timeout > 0:
+            raise ValueError(f"answer_timeout must be more than 0 seconds, not {answer_timeout}")
+        self._retry_timeout = retry_timeout
+        self._answer_timeout = answer_timeout
+        self._connections = Connections(source, pool_options)
+
+    def statement(self, template: LiteralString) -> bytes:
+        """Compose a statement: each ``{name}`` becomes the table of that name, with schema and prefix."""
+        fields = {field for _, field, _, _ in Formatter().parse(template) if field}
+        tables = {field: sql.Identifier(self.schema, self.table_prefix + field) for field in fields}
+        return sql.SQL(template).format(**tables).as_bytes(None)
+
+    def fetch(self, doing: str, statement: bytes, parameters: Mapping[str, object]) -> Answer:
+        """Run one statement, which is one round trip and one commit, and give its rows.
+
+        Args:
+            doing: What is being done, for errors and log lines; never a message's content.
+            statement: What ``statement`` composed.
+            parameters: Its named parameters.
+
+        Raises:
+            DatabaseUnavailableError: The database could not be reached within ``retry_timeout``.
+            SchemaError: A table is missing.
+            SessionNotFoundError: A foreign key found no parent.
+            DatabaseError: The server refused the statement for another reason.
+        """
+
+        def work(connection: Connection[Any], repeated: bool) -> Answer:
+            with _cursor(connection) as cursor:
+                cursor.execute(statement, parameters)
+                return Answer(cursor.fetchall() if cursor.description else [], repeated)
+
+        return self._run(doing, work, self._answer_timeout)
+
+    def transact(
+        self, doing: str, work: Callable[[Cursor[TupleRow]], _T], *, answer_timeout: float | None = None
+    ) -> _T:
+        """Run several statements in one transaction.
+
+        Args:
+            doing: As in ``fetch``.
+            work: Runs statements on the cursor that it is given; it is called again at a retry.
+            answer_timeout: Seconds for the whole transaction, instead of those of the constructor.
+
+        Raises:
+            StrandsPsycopgError: As in ``fetch``.
+        """
+
+        def transaction(connection: Connection[Any], _repeated: bool) -> _T:
+            with connection.transaction(), _cursor(connection) as cursor:
+                return work(cursor)
+
+        return self._run(doing, transaction, self._answer_timeout if answer_timeout is None else answer_timeout)
+
+    def close(self) -> None:
+        """Close the pool, unless it is the caller's."""
+        self._connections.close()
+
+    def _run(self, doing: str, work: Callable[[Connection[Any], bool], _T], answer_timeout: float) -> _T:
+        give_up_at = time.monotonic() + self._retry_timeout
+        sent = False
+        seen_read_only = False
+        for attempt, pause in enumerate(_pauses(), start=1):
+            failure: Exception
+            try:
+                with self._connections.checkout() as connection:
+                    try:
+                        with watchdog.watch(connection, answer_timeout):
+                            return work(connection, sent)
+                    except psycopg.Error as error:
+                        failure, reason = error, _reason(error)
+                        may_mend = _may_mend(error, connection)
+                        if isinstance(error, errors.ReadOnlySqlTransaction):
+                            # After a failover the pool may still be connected to the old primary.
+                            may_mend, seen_read_only = not seen_read_only, True
+                            connection.close()
+                        sent, lost = True, connection.closed
+            except UnreachableError as error:
+                failure, reason, may_mend, lost = error, str(error), not error.permanent, False
+            # A traceback prints its causes, and what the server adds to its message holds row values.
+            failure.args = (reason,)
+            if not may_mend:
+                raise _translate(doing, reason, failure) from failure
+            if time.monotonic() + pause >= give_up_at:
+                raise DatabaseUnavailableError(
+                    f"{doing}: the database was away for the {self._retry_timeout:g} s of retry_timeout: {reason}"
+                ) from failure
+            logger.warning(
+                "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", attempt, pause, reason, doing
+            )
+            if lost:
+                self._connections.discard_lost(all_idle=seen_read_only)
+            time.sleep(pause)
+        raise AssertionError("the pauses never end")
+
+
+def _name(argument: str, value: str) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"{argument} must match [a-z_][a-z0-9_]{{0,39}}, not {value!r}")
+    return value
+
+
+def _cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
+    """A plain server-side-binding cursor for tuples, whatever the factories of a caller's pool are."""
+    return Cursor(connection, row_factory=tuple_row)
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _may_mend(error: psycopg.Error, connection: Connection[Any]) -> bool:
+    if error.sqlstate is not None:
+        return error.sqlstate in _RETRIED or error.sqlstate.startswith("08")
+    return connection.closed or type(error) is psycopg.OperationalError
+
+
+def _reason(error: psycopg.Error) -> str:
+    """The server's or libpq's own words, without what could hold a row's values."""
+    if error.sqlstate is None:
+        return " ".join(str(error).split())
+    if error.sqlstate[:2] in ("22", "23"):
+        return f"SQLSTATE {error.sqlstate} ({type(error).__name__})"
+    return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
+
+
+def _translate(doing: str, reason: str, error: Exception) -> StrandsPsycopgError:
+    match error:
+        case UnreachableError():
+            return DatabaseUnavailableError(f"{doing}: {reason}")
+        case errors.UndefinedTable() | errors.UndefinedColumn() | errors.InvalidSchemaName():
+            return SchemaError(
+                f"{doing}: the tables are missing or of an older version; call ensure_schema() or run "
+                f"'strands-psycopg migrate' first ({reason})"
+            )
+        case errors.ForeignKeyViolation():
+            return SessionNotFoundError(f"{doing}: the session or agent that it belongs to does not exist")
+        case errors.InvalidSqlStatementName() | errors.DuplicatePreparedStatement():
+            advice = 'behind a pooler pass kwargs={"prepare_threshold": None}'
+        case errors.InsufficientPrivilege():
+            advice = "grant the role what the README lists under roles"
+        case errors.ReadOnlySqlTransaction():
+            advice = "the server takes no writes; connect to the primary (target_session_attrs=read-write)"
+        case errors.QueryCanceled():
+            advice = "the statement was cancelled, by a statement_timeout or by an administrator"
+        case _:
+            advice = "the database refused the statement"
+    return DatabaseError(f"{doing}: {reason}; {advice}", sqlstate=getattr(error, "sqlstate", None))

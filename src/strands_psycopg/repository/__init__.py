@@ -1,0 +1,207 @@
+"""Strands' ``SessionRepository`` on PostgreSQL: one statement for each call.
+
+Every write carries a write id, drawn once for the call and kept in the row. A write that is repeated because its
+answer was lost finds its own id and succeeds; any other write to the same place is refused in the same statement.
+"""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+from strands.session.session_repository import SessionRepository
+from strands.types.session import Session, SessionAgent, SessionMessage
+from typing_extensions import Self
+
+from strands_psycopg.database import Database
+from strands_psycopg.migrator import Migrator
+from strands_psycopg.repository.agents import Agents
+from strands_psycopg.repository.messages import Messages
+from strands_psycopg.repository.multi_agents import MultiAgents
+from strands_psycopg.repository.sessions import Sessions
+
+if TYPE_CHECKING:
+    from strands.multiagent.base import MultiAgentBase
+
+
+class PostgresSessionRepository(SessionRepository):
+    """Sessions in PostgreSQL; one object per process serves all its sessions and threads.
+
+    Nothing connects here: a pool built from a DSN opens at first use, in every process anew (so an object may be
+    made before a fork), and ``close`` or the context manager closes it. A caller's pool is never closed.
+
+    Ids are strings of 1 to 255 characters without NUL and lone surrogates, indexes of messages integers from 0 up;
+    anything else is a ``ValueError`` that names the field. Every method that reaches the database can raise
+    ``DatabaseUnavailableError``, ``SchemaError`` and ``DatabaseError``.
+
+    Args:
+        conninfo: A DSN (URL or ``key=value`` form), a callable that gives one for each connect, or a
+            ``psycopg_pool.ConnectionPool`` that the caller owns.
+        schema: The schema of the tables; ``public`` if None.
+        table_prefix: What the name of every table begins with.
+        retry_timeout: For how many seconds a statement is tried again while the database is away.
+        answer_timeout: After how many seconds without an answer a connection counts as lost.
+        **pool_options: Arguments for ``ConnectionPool`` by its own names; ``min_size`` is 1 and ``max_size`` 10
+            unless given.
+
+    Raises:
+        TypeError: ``conninfo`` is of a wrong type, or a caller's pool comes with pool options.
+        ValueError: An argument is out of range, or the DSN cannot be parsed.
+
+    Attributes:
+        database: What the statements run on; for other objects that share the pool.
+        sessions: The rows of sessions, as are ``agents``, ``messages`` and ``multi_agents`` theirs: for writers
+            that keep write ids, such as ``PostgresSessionManager``.
+    """
+
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str] | ConnectionPool[Connection[Any]],
+        *,
+        schema: str | None = None,
+        table_prefix: str = "strands_",
+        retry_timeout: float = 30.0,
+        answer_timeout: float = 30.0,
+        **pool_options: Any,
+    ) -> None:
+        self.database = Database(
+            conninfo,
+            schema=schema,
+            table_prefix=table_prefix,
+            retry_timeout=retry_timeout,
+            answer_timeout=answer_timeout,
+            pool_options=pool_options,
+        )
+        self.sessions = Sessions(self.database)
+        self.messages = Messages(self.database)
+        self.agents = Agents(self.database)
+        self.multi_agents = MultiAgents(self.database)
+
+    def ensure_schema(self) -> None:
+        """Create or upgrade the tables; any number of processes may do so at once.
+
+        If nothing is pending, it takes no lock and needs no right to create.
+
+        Raises:
+            SchemaError: The database is newer than this package, was migrated with other files, or holds tables of
+                these names that are not this package's.
+        """
+        Migrator(self.database).apply()
+
+    def close(self) -> None:
+        """Close the pool, unless it is the caller's."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def create_session(self, session: Session, **kwargs: Any) -> Session:
+        """Store a new session; set its times and give it back.
+
+        Raises:
+            SessionExistsError: It already exists.
+        """
+        self.sessions.create(session, write_id=uuid4())
+        return session
+
+    def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
+        """Give a session, or None if it does not exist."""
+        return self.sessions.read(session_id)
+
+    def delete_session(self, session_id: str, **kwargs: Any) -> None:
+        """Delete a session with its agents, messages and multi-agents.
+
+        Raises:
+            SessionNotFoundError: It does not exist.
+        """
+        self.sessions.delete(session_id)
+
+    def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """Store a new agent and set its times.
+
+        Raises:
+            SessionExistsError: It already exists.
+            SessionNotFoundError: The session does not exist.
+        """
+        self.agents.create(session_id, session_agent, write_id=uuid4())
+
+    def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
+        """Give an agent, or None if it does not exist."""
+        stored = self.agents.read(session_id, agent_id)
+        return None if stored is None else stored.agent
+
+    def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """Store an agent's present state, whoever wrote it last, and set its times.
+
+        Raises:
+            SessionNotFoundError: It does not exist.
+        """
+        self.agents.update(session_id, session_agent, write_id=uuid4())
+
+    def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
+        """Store the next message of an agent and set its times.
+
+        Raises:
+            SessionConflictError: A message with its index already exists, or its index is not the next.
+            SessionNotFoundError: The agent does not exist.
+        """
+        self.messages.append(session_id, agent_id, session_message, write_id=uuid4())
+
+    def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
+        """Give a message, or None if it does not exist."""
+        return self.messages.read(session_id, agent_id, message_id)
+
+    def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
+        """Store a message's present content together with what it is redacted to, and set its times.
+
+        Raises:
+            SessionNotFoundError: It does not exist.
+        """
+        self.messages.update(session_id, agent_id, session_message, write_id=uuid4())
+
+    def list_messages(
+        self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
+    ) -> list[SessionMessage]:
+        """Give an agent's messages in order.
+
+        Args:
+            session_id: The session.
+            agent_id: The agent.
+            limit: How many at most; None is all.
+            offset: The index of the first.
+            **kwargs: Ignored.
+
+        Raises:
+            SessionNotFoundError: The agent does not exist.
+            ValueError: ``limit`` or ``offset`` is negative.
+        """
+        return self.messages.list(session_id, agent_id, limit=limit, offset=offset)
+
+    def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
+        """Store a new multi-agent's state.
+
+        Raises:
+            SessionExistsError: It already exists.
+            SessionNotFoundError: The session does not exist.
+        """
+        self.multi_agents.create(session_id, multi_agent.id, multi_agent.serialize_state(), write_id=uuid4())
+
+    def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
+        """Give a multi-agent's state, or None if it does not exist."""
+        stored = self.multi_agents.read(session_id, multi_agent_id)
+        return None if stored is None else stored.state
+
+    def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
+        """Store a multi-agent's present state, whoever wrote it last.
+
+        Raises:
+            SessionNotFoundError: It does not exist.
+        """
+        self.multi_agents.update(session_id, multi_agent.id, multi_agent.serialize_state(), write_id=uuid4())

@@ -1,0 +1,279 @@
+"""Rows of agents."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+from strands.types.session import SessionAgent, SessionMessage
+
+from strands_psycopg.codec import decode, encode
+from strands_psycopg.database import Database
+from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
+from strands_psycopg.repository.fragments import ACTIVE, times
+from strands_psycopg.repository.identifiers import check_id
+from strands_psycopg.repository.messages import (
+    INSERT,
+    IS_NEXT,
+    NEXT_IF_REFUSED,
+    UNLESS_TAKEN,
+    Messages,
+    message_row,
+    refused,
+)
+
+_CREATE = (
+    "WITH"
+    + ACTIVE
+    + """, t AS (
+        INSERT INTO {agents} AS a (
+            session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
+            _internal_state, _internal_state_exact, write_id, created_at, updated_at
+        )
+        VALUES (
+            %(session_id)s, %(agent_id)s, %(state)s, %(state_exact)s, %(conversation_manager_state)s,
+            %(conversation_manager_state_exact)s, %(_internal_state)s, %(_internal_state_exact)s, %(write_id)s,
+            now(), now()
+        )
+        ON CONFLICT (session_id, agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
+        WHERE a.write_id = EXCLUDED.write_id
+        RETURNING a.created_at, a.updated_at
+    )
+    SELECT"""
+    + times("t")
+    + "FROM t"
+)
+
+_READ = (
+    """
+    SELECT t.state::text, t.state_exact, t.conversation_manager_state::text, t.conversation_manager_state_exact,
+        t._internal_state::text, t._internal_state_exact, t.write_id::text,
+        (
+            SELECT m.message_id + 1 FROM {messages} AS m
+            WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s
+            ORDER BY m.message_id DESC LIMIT 1
+        ),
+    """
+    + times("t")
+    + "FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s"
+)
+
+_SET = """
+        UPDATE {agents} SET
+            state = %(state)s, state_exact = %(state_exact)s,
+            conversation_manager_state = %(conversation_manager_state)s,
+            conversation_manager_state_exact = %(conversation_manager_state_exact)s,
+            _internal_state = %(_internal_state)s, _internal_state_exact = %(_internal_state_exact)s,
+            write_id = %(write_id)s, updated_at = now()
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+            AND (%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))
+"""
+
+_UPDATE = (
+    "WITH"
+    + ACTIVE
+    + ", t AS ("
+    + _SET
+    + """RETURNING created_at, updated_at
+    )
+    SELECT"""
+    + times("t")
+    + """FROM {agents} AS a LEFT JOIN t ON true
+    WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+    """
+)  # no row back: no agent; a row without times: the agent has been written by someone else
+
+
+_UPDATE_AND_APPEND = (
+    "WITH"
+    + ACTIVE
+    + """, seen AS (
+        SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+        FOR NO KEY UPDATE
+    ), t AS ("""
+    + INSERT
+    + "FROM seen WHERE (%(expected)s::uuid IS NULL OR seen.write_id IN (%(expected)s, %(write_id)s)) AND"
+    + IS_NEXT
+    + UNLESS_TAKEN
+    + "), u AS ("
+    + _SET
+    + """AND EXISTS (SELECT FROM t)
+        RETURNING created_at, updated_at
+    )
+    SELECT"""
+    + times("t")
+    + ","
+    + times("u")
+    + ","
+    + NEXT_IF_REFUSED
+    + """FROM {agents} AS a LEFT JOIN t ON true LEFT JOIN u ON true
+    WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+    """
+)  # both are stored or neither; no row back: no agent; a row without times: someone else has written
+
+
+class StoredAgent(NamedTuple):
+    """An agent as a writer needs it.
+
+    Attributes:
+        agent: The agent.
+        write_id: Of the last write to its row.
+        next_message_id: The index that its next message will have.
+    """
+
+    agent: SessionAgent
+    write_id: UUID
+    next_message_id: int
+
+
+class Agents:
+    """The agents of one database, schema and prefix."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._messages = Messages(database)
+        self._create = database.statement(_CREATE)
+        self._read = database.statement(_READ)
+        self._update = database.statement(_UPDATE)
+        self._update_and_append = database.statement(_UPDATE_AND_APPEND)
+
+    def create(
+        self, session_id: str, agent: SessionAgent, messages: Sequence[SessionMessage] = (), *, write_id: UUID
+    ) -> None:
+        """Store a new agent, and its first messages with it or not at all, and set their times.
+
+        Raises:
+            SessionExistsError: Another write created it.
+            SessionNotFoundError: The session does not exist.
+        """
+        row = _agent_row(session_id, agent, write_id)
+        doing = f"creating agent {agent.agent_id!r} in session {session_id!r}"
+        if messages:
+            message_rows = [message_row(session_id, agent.agent_id, message, write_id) for message in messages]
+
+            def store(cursor: Cursor[TupleRow]) -> list[TupleRow]:
+                cursor.execute(self._create, row)
+                created = cursor.fetchall()
+                if created:
+                    self._messages.append_many(cursor, message_rows)
+                return created
+
+            rows = self._database.transact(doing, store)
+        else:
+            rows = self._database.fetch(doing, self._create, row).rows
+        if not rows:
+            raise SessionExistsError(f"{doing}: the agent already exists; read it instead")
+        agent.created_at = agent.updated_at = rows[0][0]
+        for message in messages:
+            message.created_at = message.updated_at = rows[0][0]
+
+    def read(self, session_id: str, agent_id: str) -> StoredAgent | None:
+        """Give an agent, or None."""
+        key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
+        rows = self._database.fetch(f"reading agent {agent_id!r} of session {session_id!r}", self._read, key).rows
+        if not rows:
+            return None
+        state, state_exact, manager, manager_exact, internal, internal_exact, write_id, index, created, updated = rows[
+            0
+        ]
+        agent = SessionAgent(
+            agent_id,
+            decode(state, state_exact),
+            decode(manager, manager_exact),
+            decode(internal, internal_exact),
+            created,
+            updated or created,
+        )
+        return StoredAgent(agent, UUID(write_id), index or 0)
+
+    def update(self, session_id: str, agent: SessionAgent, *, write_id: UUID, expected: UUID | None = None) -> None:
+        """Store an agent's present state and set its times.
+
+        Args:
+            session_id: The session.
+            agent: The agent.
+            write_id: Of this call.
+            expected: Of the write that the caller knows to be the last one; None is any.
+
+        Raises:
+            SessionConflictError: Another write came after the expected one.
+            SessionNotFoundError: There is no such agent.
+        """
+        doing = f"updating agent {agent.agent_id!r} of session {session_id!r}"
+        row = {**_agent_row(session_id, agent, write_id), "expected": expected}
+        rows = self._database.fetch(doing, self._update, row).rows
+        if not rows:
+            raise SessionNotFoundError(f"{doing}: the agent does not exist")
+        created_at, updated_at = rows[0]
+        if created_at is None:
+            raise _overtaken(doing, session_id, agent.agent_id)
+        agent.created_at, agent.updated_at = created_at, updated_at or created_at
+
+    def update_and_append(
+        self,
+        session_id: str,
+        agent: SessionAgent,
+        message: SessionMessage,
+        *,
+        write_id: UUID,
+        expected: UUID | None = None,
+    ) -> None:
+        """Store an agent's present state and its next message, both or neither, and set their times.
+
+        Args:
+            session_id: The session.
+            agent: The agent.
+            message: Its next message.
+            write_id: Of this call.
+            expected: Of the write to the agent that the caller knows to be the last one; None is any.
+
+        Raises:
+            SessionConflictError: Another write came after the expected one, or the message's index is taken by
+                another write, or is not the next.
+            SessionNotFoundError: There is no such agent.
+        """
+        doing = f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
+        row = {
+            **_agent_row(session_id, agent, write_id),
+            **message_row(session_id, agent.agent_id, message, write_id),
+            "expected": expected,
+        }
+        rows = self._database.fetch(doing, self._update_and_append, row).rows
+        if not rows:
+            raise SessionNotFoundError(f"{doing}: the agent does not exist")
+        created_at, updated_at, agent_created_at, agent_updated_at, next_index = rows[0]
+        if created_at is None and next_index == message.message_id:
+            raise _overtaken(doing, session_id, agent.agent_id, message.message_id)
+        if created_at is None:
+            raise refused(doing, session_id, agent.agent_id, message, next_index)
+        message.created_at, message.updated_at = created_at, updated_at or created_at
+        agent.created_at, agent.updated_at = agent_created_at, agent_updated_at or agent_created_at
+
+
+def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | None = None) -> SessionConflictError:
+    return SessionConflictError(
+        f"{doing}: the agent has been written by someone else since it was read here; nothing was stored. Build a "
+        "new session manager and agent to go on from what is stored, or hold a lease while you write",
+        session_id=session_id,
+        agent_id=agent_id,
+        message_id=message_id,
+    )
+
+
+def _agent_row(session_id: str, agent: SessionAgent, write_id: UUID) -> dict[str, object]:
+    """Encode an agent as the parameters of a statement."""
+    state, state_exact = encode(agent.state)
+    manager, manager_exact = encode(agent.conversation_manager_state)
+    internal, internal_exact = encode(agent._internal_state)
+    return {
+        "session_id": check_id("session_id", session_id),
+        "agent_id": check_id("agent_id", agent.agent_id),
+        "state": state,
+        "state_exact": state_exact,
+        "conversation_manager_state": manager,
+        "conversation_manager_state_exact": manager_exact,
+        "_internal_state": internal,
+        "_internal_state_exact": internal_exact,
+        "write_id": write_id,
+    }

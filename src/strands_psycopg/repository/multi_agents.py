@@ -1,0 +1,134 @@
+"""Rows of multi-agents: graphs and swarms."""
+
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from strands_psycopg.codec import decode, encode
+from strands_psycopg.database import Database
+from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
+from strands_psycopg.repository.fragments import ACTIVE
+from strands_psycopg.repository.identifiers import check_id
+
+_CREATE = (
+    "WITH"
+    + ACTIVE
+    + """
+    INSERT INTO {multi_agents} AS a (
+        session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
+    )
+    VALUES (%(session_id)s, %(multi_agent_id)s, %(state)s, %(state_exact)s, %(write_id)s, now(), now())
+    ON CONFLICT (session_id, multi_agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
+    WHERE a.write_id = EXCLUDED.write_id
+    RETURNING a.multi_agent_id
+    """
+)  # no row back: another call created it first
+
+_READ = """
+    SELECT state::text, state_exact, write_id::text FROM {multi_agents}
+    WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
+"""
+
+_UPDATE = (
+    "WITH"
+    + ACTIVE
+    + """, t AS (
+        UPDATE {multi_agents}
+        SET state = %(state)s, state_exact = %(state_exact)s, write_id = %(write_id)s, updated_at = now()
+        WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
+            AND (%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))
+        RETURNING multi_agent_id
+    )
+    SELECT t.multi_agent_id IS NOT NULL FROM {multi_agents} AS a LEFT JOIN t ON true
+    WHERE a.session_id = %(session_id)s AND a.multi_agent_id = %(multi_agent_id)s
+    """
+)  # no row back: no multi-agent; false: it has been written by someone else
+
+
+class StoredMultiAgent(NamedTuple):
+    """A multi-agent's state as a writer needs it.
+
+    Attributes:
+        state: What the multi-agent serialized.
+        write_id: Of the last write to its row.
+    """
+
+    state: dict[str, Any]
+    write_id: UUID
+
+
+class MultiAgents:
+    """The multi-agents of one database, schema and prefix."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._create = database.statement(_CREATE)
+        self._read = database.statement(_READ)
+        self._update = database.statement(_UPDATE)
+
+    def create(self, session_id: str, multi_agent_id: str, state: dict[str, Any], *, write_id: UUID) -> None:
+        """Store a new multi-agent.
+
+        Raises:
+            SessionExistsError: Another write created it.
+            SessionNotFoundError: The session does not exist.
+        """
+        doing = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
+        row = _row(session_id, multi_agent_id, state, write_id)
+        if not self._database.fetch(doing, self._create, row).rows:
+            raise SessionExistsError(f"{doing}: the multi-agent already exists; read it instead")
+
+    def read(self, session_id: str, multi_agent_id: str) -> StoredMultiAgent | None:
+        """Give a multi-agent's state, or None."""
+        doing = f"reading multi-agent {multi_agent_id!r} of session {session_id!r}"
+        rows = self._database.fetch(doing, self._read, _key(session_id, multi_agent_id)).rows
+        if not rows:
+            return None
+        state, state_exact, write_id = rows[0]
+        return StoredMultiAgent(decode(state, state_exact), UUID(write_id))
+
+    def update(
+        self,
+        session_id: str,
+        multi_agent_id: str,
+        state: dict[str, Any],
+        *,
+        write_id: UUID,
+        expected: UUID | None = None,
+    ) -> None:
+        """Store a multi-agent's present state.
+
+        Args:
+            session_id: The session.
+            multi_agent_id: The multi-agent.
+            state: What it serialized.
+            write_id: Of this call.
+            expected: Of the write that the caller knows to be the last one; None is any.
+
+        Raises:
+            SessionConflictError: Another write came after the expected one.
+            SessionNotFoundError: There is no such multi-agent.
+        """
+        doing = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
+        row = {**_row(session_id, multi_agent_id, state, write_id), "expected": expected}
+        rows = self._database.fetch(doing, self._update, row).rows
+        if not rows:
+            raise SessionNotFoundError(f"{doing}: the multi-agent does not exist")
+        if not rows[0][0]:
+            raise SessionConflictError(
+                f"{doing}: it has been written by someone else since it was read here; nothing was stored. Build a "
+                "new session manager and multi-agent to go on from what is stored, or hold a lease while you write",
+                session_id=session_id,
+                agent_id=multi_agent_id,
+            )
+
+
+def _key(session_id: str, multi_agent_id: str) -> dict[str, object]:
+    return {
+        "session_id": check_id("session_id", session_id),
+        "multi_agent_id": check_id("multi_agent_id", multi_agent_id),
+    }
+
+
+def _row(session_id: str, multi_agent_id: str, state: dict[str, Any], write_id: UUID) -> dict[str, object]:
+    text, exact = encode(state)
+    return {**_key(session_id, multi_agent_id), "state": text, "state_exact": exact, "write_id": write_id}

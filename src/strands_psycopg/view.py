@@ -1,0 +1,304 @@
+"""One manager's view of one session, between Strands' session manager and the repository.
+
+Strands' manager decides what has changed and calls a ``SessionRepository``. The view is that repository, and adds
+what only the writer of a session can know: the write ids that this manager last read or wrote, the index of the next
+message, the first write that failed, and which writes belong together.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+from strands.session.session_repository import SessionRepository
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from strands_psycopg.errors import SessionExistsError
+from strands_psycopg.repository import PostgresSessionRepository
+
+if TYPE_CHECKING:
+    from strands.multiagent.base import MultiAgentBase
+    from strands.types.agent import LocalAgent
+
+
+class LeaveLoopError(Exception):
+    """What was called on the event loop needs the database and must be called again in a worker thread."""
+
+
+@dataclass
+class _Writer:
+    """What this manager knows of an agent or multi-agent that it writes.
+
+    Attributes:
+        write_id: Of the last write to the row that this manager has seen; None if it is new to it.
+        next_message_id: The index of an agent's next message.
+        serialized: How many states of a multi-agent were given to be stored.
+        stored: The number of the newest of them that is stored.
+        lock: Held during a write, so that writes keep their order.
+    """
+
+    write_id: UUID | None
+    next_message_id: int = 0
+    serialized: int = 0
+    stored: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Thread(threading.local):
+    """What a thread is doing with the view.
+
+    Attributes:
+        on_loop: It runs an event loop, and must not wait for the database.
+        deferred: Writes that it has left for a worker thread.
+        group: Messages that wait for the write that follows them in the same event; None outside of one.
+    """
+
+    on_loop = False
+    deferred: list[Callable[[], None]]
+    group: list[tuple[str, SessionMessage]] | None = None
+
+
+class SessionView(SessionRepository):
+    """The repository of one session for one manager.
+
+    Args:
+        session_id: The session.
+        repository: Where it is stored.
+    """
+
+    def __init__(self, session_id: str, repository: PostgresSessionRepository) -> None:
+        self._session_id = session_id
+        self._repository = repository
+        self._agents: dict[str, _Writer] = {}
+        self._multi_agents: dict[str, _Writer] = {}
+        self._new_agents: dict[str, LocalAgent] = {}
+        self._new_multi_agents: dict[str, MultiAgentBase] = {}
+        self._failure: Exception | None = None
+        self._thread = _Thread()
+
+    @contextmanager
+    def initializing_agent(self, agent: "LocalAgent") -> Iterator[None]:
+        """While in this block, ``read_agent`` stores the agent, with its messages, if it is not stored yet.
+
+        So the loser of a race between two processes finds what the winner stored, as if it had come later.
+        """
+        self._new_agents[agent.agent_id] = agent
+        try:
+            yield
+        finally:
+            self._new_agents.pop(agent.agent_id, None)
+
+    @contextmanager
+    def initializing_multi_agent(self, multi_agent: "MultiAgentBase") -> Iterator[None]:
+        """While in this block, ``read_multi_agent`` stores the multi-agent if it is not stored yet."""
+        self._new_multi_agents[multi_agent.id] = multi_agent
+        try:
+            yield
+        finally:
+            self._new_multi_agents.pop(multi_agent.id, None)
+
+    @contextmanager
+    def on_loop(self) -> Iterator[list[Callable[[], None]]]:
+        """While in this block, nothing waits for the database.
+
+        Gives the list of writes that must be carried out afterwards, in a worker thread.
+        """
+        self._thread.on_loop = True
+        self._thread.deferred = []
+        try:
+            yield self._thread.deferred
+        finally:
+            self._thread.on_loop = False
+
+    def leave_loop(self) -> None:
+        """Refuse to go on in a block of ``on_loop``.
+
+        Raises:
+            LeaveLoopError: This is one.
+        """
+        if self._thread.on_loop:
+            raise LeaveLoopError
+
+    @contextmanager
+    def one_event(self) -> Iterator[None]:
+        """While in this block, a message and the agent's state that follows it are one statement."""
+        self._thread.group = []
+        try:
+            yield
+        finally:
+            self._write_group()
+            self._thread.group = None
+
+    def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
+        """Give the session, created if it does not exist."""
+        session = self._repository.read_session(session_id)
+        if session is not None:
+            return session
+        try:
+            return self._repository.create_session(Session(session_id=session_id, session_type=SessionType.AGENT))
+        except SessionExistsError:
+            return self._repository.read_session(session_id)
+
+    def create_session(self, session: Session, **kwargs: Any) -> Session:
+        """Store a new session."""
+        return self._repository.create_session(session)
+
+    def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
+        """Give a stored agent; None if it was not stored, though it may be now (see ``initializing_agent``)."""
+        stored = self._repository.agents.read(session_id, agent_id)
+        if stored is None and agent_id in self._new_agents:
+            try:
+                self._store_new_agent(self._new_agents[agent_id])
+            except SessionExistsError:
+                stored = self._repository.agents.read(session_id, agent_id)
+        if stored is None:
+            return None
+        self._agents[agent_id] = _Writer(stored.write_id, stored.next_message_id)
+        return stored.agent
+
+    def _store_new_agent(self, agent: "LocalAgent") -> None:
+        messages = [SessionMessage.from_message(message, index) for index, message in enumerate(agent.messages)]
+        write_id = uuid4()
+        self._repository.agents.create(self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id)
+        self._agents[agent.agent_id] = _Writer(write_id, len(messages))
+
+    def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """Store a new agent, unless ``read_agent`` has."""
+        if session_agent.agent_id not in self._new_agents:
+            write_id = uuid4()
+            with self._writing():
+                self._repository.agents.create(session_id, session_agent, write_id=write_id)
+            self._agents[session_agent.agent_id] = _Writer(write_id)
+
+    def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """Store an agent's state, with its message that waits for it, where nobody else has written it."""
+        group = self._thread.group
+        if group and group[-1][0] == session_agent.agent_id:
+            message: SessionMessage | None = group.pop()[1]
+        else:
+            message = None
+        self._write_group()
+        self._write_agent(session_agent.agent_id, session_agent, message)
+
+    def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
+        """Store an agent's next message, unless ``read_agent`` has; its index is set here."""
+        if agent_id in self._new_agents:
+            return
+        if self._thread.group is None:
+            self._write_agent(agent_id, None, session_message)
+        else:
+            self._thread.group.append((agent_id, session_message))
+
+    def _write_group(self) -> None:
+        group = self._thread.group
+        while group:
+            agent_id, message = group.pop(0)
+            self._write_agent(agent_id, None, message)
+
+    def _write_agent(self, agent_id: str, agent: SessionAgent | None, message: SessionMessage | None) -> None:
+        writer = self._agents[agent_id]
+        write_id = uuid4()
+        with writer.lock, self._writing():
+            if message is not None:
+                message.message_id = writer.next_message_id
+            if agent is None and message is not None:
+                self._repository.messages.append(self._session_id, agent_id, message, write_id=write_id)
+            elif agent is not None and message is None:
+                self._repository.agents.update(self._session_id, agent, write_id=write_id, expected=writer.write_id)
+            elif agent is not None and message is not None:
+                self._repository.agents.update_and_append(
+                    self._session_id, agent, message, write_id=write_id, expected=writer.write_id
+                )
+            if agent is not None:
+                writer.write_id = write_id
+            if message is not None:
+                writer.next_message_id += 1
+
+    def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
+        """Give a message, or None."""
+        return self._repository.read_message(session_id, agent_id, message_id)
+
+    def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
+        """Store a message's present content and redaction."""
+        self._write_group()
+        with self._writing():
+            self._repository.update_message(session_id, agent_id, session_message)
+
+    def list_messages(
+        self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
+    ) -> list[SessionMessage]:
+        """Give an agent's messages from index ``offset`` on."""
+        messages = self._repository.list_messages(session_id, agent_id, limit, offset)
+        if messages and agent_id in self._agents:
+            writer = self._agents[agent_id]
+            writer.next_message_id = max(writer.next_message_id, messages[-1].message_id + 1)
+        return messages
+
+    def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
+        """Give a stored multi-agent's state; None if it was not stored, though it may be now."""
+        stored = self._repository.multi_agents.read(session_id, multi_agent_id)
+        if stored is None and multi_agent_id in self._new_multi_agents:
+            try:
+                self._store_new_multi_agent(self._new_multi_agents[multi_agent_id])
+            except SessionExistsError:
+                stored = self._repository.multi_agents.read(session_id, multi_agent_id)
+        if stored is None:
+            return None
+        self._multi_agents[multi_agent_id] = _Writer(stored.write_id)
+        return stored.state
+
+    def _store_new_multi_agent(self, multi_agent: "MultiAgentBase") -> None:
+        write_id = uuid4()
+        self._repository.multi_agents.create(
+            self._session_id, multi_agent.id, multi_agent.serialize_state(), write_id=write_id
+        )
+        self._multi_agents[multi_agent.id] = _Writer(write_id)
+
+    def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
+        """Store a new multi-agent, unless ``read_multi_agent`` has."""
+        if multi_agent.id not in self._new_multi_agents:
+            with self._writing():
+                self._store_new_multi_agent(multi_agent)
+
+    def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
+        """Store a multi-agent's state where nobody else has written it.
+
+        The state is taken at once, in the caller's thread, since a graph's other nodes go on changing it; on an event
+        loop it is stored later.
+        """
+        writer = self._multi_agents[multi_agent.id]
+        writer.serialized += 1
+        write = partial(
+            self._write_multi_agent, writer, multi_agent.id, multi_agent.serialize_state(), writer.serialized
+        )
+        if self._thread.on_loop:
+            self._thread.deferred.append(write)
+        else:
+            write()
+
+    def _write_multi_agent(self, writer: _Writer, multi_agent_id: str, state: dict[str, Any], number: int) -> None:
+        write_id = uuid4()
+        with writer.lock, self._writing():
+            if number < writer.stored:
+                return
+            self._repository.multi_agents.update(
+                self._session_id, multi_agent_id, state, write_id=write_id, expected=writer.write_id
+            )
+            writer.write_id, writer.stored = write_id, number
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Remember the first write that fails, and raise its error again instead of every later write.
+
+        After it the agent in memory and the session in the database are no longer the same.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except Exception as error:
+            self._failure = error
+            raise
