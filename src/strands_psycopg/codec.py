@@ -138,11 +138,11 @@ class _Survey:
     """
 
     def __init__(self, text: str) -> None:
-        self.orders: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.bytes_count = 0
         self.altered = False
         self._text = text
         self._nulled = False
+        self._key_orders: dict[tuple[str, ...], None] = {}
         self._parsed = json.loads(
             text,
             object_pairs_hook=self._object,
@@ -150,8 +150,9 @@ class _Survey:
             parse_int=self._integer if _may_hold_huge_integer(text) else None,
             parse_constant=self._null,
         )
+        self.orders = {_jsonb_order(keys): keys for keys in self._key_orders}
         self._fits = not _is_too_large(text) and not _is_too_deep(text, self._parsed)
-        if not self._fits or _has_refused_escape(text):
+        if len(self.orders) < len(self._key_orders) or not self._fits or _has_refused_escape(text):
             self.altered = True
 
     def standin(self) -> str:
@@ -163,7 +164,7 @@ class _Survey:
 
     def unused_key(self) -> str:
         """Give a key that no object in the document has."""
-        used = set(chain.from_iterable(self.orders))
+        used = set(chain.from_iterable(self._key_orders))
         return next(key for key in map("bytes{}".format, count()) if key not in used)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -176,9 +177,7 @@ class _Survey:
         if _is_encoded_bytes(document):
             self.bytes_count += 1
         else:
-            keys = tuple(document)
-            if self.orders.setdefault(_jsonb_order(keys), keys) != keys:
-                self.altered = True
+            self._key_orders[tuple(document)] = None
         return document
 
     def _float(self, literal: str) -> float:
@@ -247,7 +246,8 @@ def _is_too_deep(text: str, parsed: Any) -> bool:
 
 def _jsonb_order(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Sort keys as JSONB stores them: by length in UTF-8, then by bytes."""
-    return _cached_jsonb_order(keys) if len(keys) <= _CACHED_KEYS else _cached_jsonb_order.__wrapped__(keys)
+    small = len(keys) <= _CACHED_KEYS and sum(map(len, keys)) <= _CACHED_TEXT
+    return _cached_jsonb_order(keys) if small else _cached_jsonb_order.__wrapped__(keys)
 
 
 @lru_cache(maxsize=1024)
