@@ -37,6 +37,34 @@ class SessionNotFoundError(StrandsPsycopgError, SessionException):
     """The session, agent, message or multi-agent to be changed or listed does not exist."""
 
 
+class SessionBusyError(StrandsPsycopgError, SessionException):
+    """Another writer holds the session, and did not free it in time.
+
+    Attributes:
+        session_id: The session.
+        since: When it was taken, in UTC by the server's clock, as ISO 8601.
+        until: Until when it is held at least; its holder may renew it.
+    """
+
+    def __init__(self, message: str, *, session_id: str, since: str, until: str) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+        self.since = since
+        self.until = until
+
+
+class LeaseLostError(StrandsPsycopgError, SessionException):
+    """Another holder has taken the session over; nothing was stored. Stop writing.
+
+    Attributes:
+        session_id: The session.
+    """
+
+    def __init__(self, message: str, *, session_id: str) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+
+
 class SchemaError(StrandsPsycopgError, SessionException):
     """The database's tables are missing, or are not those of this version of the package."""
 

