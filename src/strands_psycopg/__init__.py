@@ -3,21 +3,27 @@
 from strands_psycopg.errors import (
     DatabaseError,
     DatabaseUnavailableError,
+    LeaseLostError,
     SchemaError,
+    SessionBusyError,
     SessionConflictError,
     SessionExistsError,
     SessionNotFoundError,
     StrandsPsycopgError,
 )
+from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.repository import PostgresSessionRepository
 
 __all__ = [
     "DatabaseError",
     "DatabaseUnavailableError",
+    "Lease",
+    "LeaseLostError",
     "PostgresSessionManager",
     "PostgresSessionRepository",
     "SchemaError",
+    "SessionBusyError",
     "SessionConflictError",
     "SessionExistsError",
     "SessionNotFoundError",

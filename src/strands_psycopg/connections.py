@@ -1,18 +1,19 @@
 """The one pool of connections: built here from a DSN, or the caller's own."""
 
-import os
 import re
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import Connection, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from strands_psycopg.forks import call_in_child
 
 # libpq's own defaults would notice a dead link after two hours.
 _DEFAULTS: dict[str, str | int] = {
@@ -26,9 +27,10 @@ _DEFAULTS: dict[str, str | int] = {
 
 # A failed connect carries no SQLSTATE. Only these refusals are known not to mend by themselves.
 _PERMANENT = re.compile(
-    r"password authentication failed|no password supplied|authentication failed for user|no pg_hba\.conf entry"
+    r"authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|database \".*\" does not exist|role \".*\" does not exist|is not permitted to log in"
     r"|permission denied for database|server does not support SSL|certificate"
+    r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 
 # How long one wait for a connection lasts before the pool is asked again: a pool whose connect failed tries again
@@ -53,7 +55,6 @@ class CallersPool:
     """A pool that the caller opened and will close."""
 
     connecting = 0
-    failing = False
 
     def __init__(self, pool: ConnectionPool[Connection[Any]], pool_options: dict[str, Any]) -> None:
         if pool_options:
@@ -82,7 +83,6 @@ class OwnPool:
 
     Attributes:
         connecting: How many connects are under way.
-        failing: Whether the last connect failed.
         failures: How many connects have failed so far.
     """
 
@@ -103,18 +103,17 @@ class OwnPool:
         self._closed = False
         self._of_parents: list[ConnectionPool[Connection[Any]]] = []
         self._start()
-        _own_pools.add(self)
+        call_in_child(self._restart_in_child)
 
     def _start(self) -> None:
         self.connecting = 0
-        self.failing = False
         self.failures = 0
         self._last_error: Exception | None = None
         self._opening = threading.Lock()
         # Of a connection class the pool uses only ``connect``, which is replaced here.
         self._pool = ConnectionPool("", connection_class=cast(type[Connection[Any]], self), open=False, **self._options)
 
-    def restart_in_child(self) -> None:
+    def _restart_in_child(self) -> None:
         """Leave the parent's pool and its sockets alone and start with a pool of this process."""
         if not self._closed:
             # Kept, because collecting it would try to end threads that this process does not have.
@@ -133,34 +132,44 @@ class OwnPool:
         """Make one connection for the pool, and remember why if it fails."""
         self.connecting += 1
         try:
-            dsn = self._dsn() if callable(self._dsn) else self._dsn
+            dsn = self._current_dsn()
             given = {**_environment(), **_parse(dsn), **kwargs}
             defaults = {} if "service" in given else {key: v for key, v in _DEFAULTS.items() if key not in given}
             settings = {**defaults, **kwargs, "autocommit": True, "client_encoding": "utf8"}
             connection: Connection[Any] = self._connection_class.connect(dsn, **settings)
         except Exception as error:
             self._last_error = error
-            self.failing = True
             self.failures += 1
             raise
         finally:
             self.connecting -= 1
-        self.failing = False
         return connection
+
+    def _current_dsn(self) -> str:
+        if isinstance(self._dsn, str):
+            return self._dsn
+        try:
+            return self._dsn()
+        except Exception as error:
+            kind = type(error).__name__
+        # Neither quoted nor chained: it may quote what the credentials were read from, and the pool logs it.
+        raise UnreachableError(f"no DSN to connect with: {kind} in the callable that gives it")
 
     def unreachable(self) -> UnreachableError:
         """Say why no connect succeeds."""
         error = self._last_error
+        if isinstance(error, UnreachableError):
+            return UnreachableError(str(error))
         if not isinstance(error, psycopg.Error):
-            # Such an error may quote what the credentials were read from.
-            return UnreachableError(f"no DSN to connect with: {type(error).__name__} in the callable that gives it")
+            return UnreachableError(f"no connection can be made with the DSN: {type(error).__name__}")
         reason = " ".join(str(error).split())
         return UnreachableError(reason, permanent=_PERMANENT.search(reason) is not None)
 
     def close(self) -> None:
         """Close the pool for good."""
         self._closed = True
-        self._pool.close()
+        # Per worker thread; one that waits for a server that does not answer would hold up a Ctrl-C.
+        self._pool.close(timeout=1.0)
 
 
 class Connections:
@@ -183,6 +192,8 @@ class Connections:
             self._source = CallersPool(source, pool_options)
         else:
             self._source = OwnPool(source, pool_options)
+        self._failures_when_served = 0
+        self._first_served: WeakKeyDictionary[Connection[Any], float] = WeakKeyDictionary()
 
     @contextmanager
     def checkout(self) -> Iterator[Connection[Any]]:
@@ -193,6 +204,7 @@ class Connections:
         """
         pool = self._source.pool()
         connection = self._getconn(pool)
+        self._first_served.setdefault(connection, time.monotonic())
         autocommit = connection.autocommit
         try:
             if not autocommit:
@@ -203,16 +215,17 @@ class Connections:
                 connection.autocommit = False
             pool.putconn(connection)
 
-    def discard_lost(self, *, all_idle: bool = False) -> None:
-        """Replace idle connections, after one was found lost: those that are lost too, or all of them."""
+    def first_served(self, connection: Connection[Any]) -> float:
+        """Tell when a connection was first handed out, on the clock of ``time.monotonic``."""
+        return self._first_served[connection]
+
+    def discard_idle(self) -> None:
+        """Close idle connections, which may be as dead as one that was just lost, so that no call has to find out."""
         pool = self._source.pool()
-        if not all_idle:
-            pool.check()
-            return
         for _ in range(pool.get_stats().get("pool_available", 0)):
             try:
-                connection = pool.getconn(timeout=0.001)
-            except PoolTimeout:
+                connection = pool.getconn(timeout=0.01)
+            except (PoolTimeout, TooManyRequests, PoolClosed):
                 return
             connection.close()
             pool.putconn(connection)
@@ -225,11 +238,13 @@ class Connections:
         busy_until = time.monotonic() + pool.timeout
         while True:
             failures = self._source.failures
-            wait = _WAIT_FAILING if self._source.failing else _WAIT_BUSY
+            failing = failures > self._failures_when_served
+            wait = _WAIT_FAILING if failing else _WAIT_BUSY
             try:
-                return pool.getconn(timeout=max(min(wait, busy_until - time.monotonic()), 0.001))
+                connection = pool.getconn(timeout=max(min(wait, busy_until - time.monotonic()), 0.001))
             except PoolTimeout:
-                if self._source.failures > failures:
+                # A caller's pool may be pausing between two connects, for longer than its timeout.
+                if self._source.failures > failures or (failing and not self._source.connecting):
                     raise self._source.unreachable() from None
                 if time.monotonic() >= busy_until:
                     raise self._no_connection_in_time(pool) from None
@@ -237,6 +252,13 @@ class Connections:
                 raise UnreachableError(f"{error}; raise max_waiting or max_size", permanent=True) from None
             except PoolClosed:
                 raise UnreachableError("the pool of connections is closed; build a new one", permanent=True) from None
+            else:
+                if not _hung_up(connection):
+                    self._failures_when_served = max(self._failures_when_served, failures)
+                    return connection
+                pool.putconn(connection)
+                if time.monotonic() >= busy_until:
+                    raise UnreachableError(f"the server closes every connection for {pool.timeout:g} s now")
 
     def _no_connection_in_time(self, pool: ConnectionPool[Connection[Any]]) -> UnreachableError:
         if self._source.connecting:
@@ -253,24 +275,26 @@ def _parse(dsn: str) -> dict[str, Any]:
     authority = re.match(r"postgres(?:ql)?://([^/?#]*)", dsn)
     if authority and authority[1].count("@") > 1:
         raise ValueError("the DSN has more than one '@' before its path; percent-encode the password ('@' is %40)")
-    try:
+    with suppress(psycopg.Error):
         return conninfo_to_dict(dsn)
-    except psycopg.Error:
-        raise ValueError(
-            "the DSN cannot be parsed; give postgresql://user:password@host:port/database, with reserved "
-            "characters percent-encoded, or key=value pairs"
-        ) from None
+    # Not chained to the driver's error, which quotes the DSN.
+    raise ValueError(
+        "the DSN cannot be parsed; give postgresql://user:password@host:port/database, with reserved "
+        "characters percent-encoded, or key=value pairs"
+    )
+
+
+def _hung_up(connection: Connection[Any]) -> bool:
+    """Tell, without a round trip, whether the server has closed an idle connection."""
+    try:
+        # Twice, since the first may find the server's last words, and only the second the end.
+        connection.pgconn.consume_input()
+        connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return False
 
 
 def _environment() -> dict[str, Any]:
     """What libpq takes from environment variables and from the service file that they name."""
     return {option.keyword.decode(): option.val for option in pq.Conninfo.get_defaults() if option.val}
-
-
-def _restart_in_child() -> None:
-    for own_pool in list(_own_pools):
-        own_pool.restart_in_child()
-
-
-_own_pools: "weakref.WeakSet[OwnPool]" = weakref.WeakSet()
-os.register_at_fork(after_in_child=_restart_in_child)

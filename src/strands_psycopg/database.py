@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import Connection, Cursor, errors, sql
@@ -18,6 +18,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import ConnectionPool
 from typing_extensions import LiteralString
 
+from strands_psycopg.clock import ServerClock
 from strands_psycopg.connections import Connections, UnreachableError
 from strands_psycopg.errors import (
     DatabaseError,
@@ -38,6 +39,17 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # failure, deadlock, lock not available.
 _RETRIED = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
 
+# What a repeated attempt gets at least, however little is left of retry_timeout.
+_SHORTEST_ANSWER_TIMEOUT = 10.0
+
+# See ``Database.write``.
+_IN_TIME = "now() <= to_timestamp(%(deadline)s)"
+_SERVER_TIME = "extract(epoch FROM now())"
+_TELL_TIME = "SELECT extract(epoch FROM now())"
+
+# Parameters for a statement of ``Database.write`` in a transaction, which cannot land late: its client must commit.
+UNTIMED = {"deadline": float("inf")}
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
@@ -53,6 +65,18 @@ class Answer:
 
     rows: list[tuple[Any, ...]]
     repeated: bool
+
+
+class _Attempt(NamedTuple):
+    """One of the times that a statement is sent.
+
+    Attributes:
+        repeated: An earlier one failed, and may have been carried out all the same.
+        given_up_at: When its connection counts as lost, on the clock of ``time.monotonic``.
+    """
+
+    repeated: bool
+    given_up_at: float
 
 
 class Database:
@@ -90,12 +114,17 @@ class Database:
         self._retry_timeout = retry_timeout
         self._answer_timeout = answer_timeout
         self._connections = Connections(source, pool_options)
+        self._clock = ServerClock()
 
     def statement(self, template: LiteralString) -> bytes:
-        """Compose a statement: each ``{name}`` becomes the table of that name, with schema and prefix."""
+        """Compose a statement: each ``{name}`` becomes the table of that name, with schema and prefix.
+
+        But for ``{in_time}`` and ``{server_time}``, which ``write`` explains.
+        """
         fields = {field for _, field, _, _ in Formatter().parse(template) if field}
         tables = {field: sql.Identifier(self.schema, self.table_prefix + field) for field in fields}
-        return sql.SQL(template).format(**tables).as_bytes(None)
+        times = {"in_time": sql.SQL(_IN_TIME), "server_time": sql.SQL(_SERVER_TIME)}
+        return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
 
     def fetch(self, doing: str, statement: bytes, parameters: Mapping[str, object]) -> Answer:
         """Run one statement, which is one round trip and one commit, and give its rows.
@@ -112,10 +141,46 @@ class Database:
             DatabaseError: The server refused the statement for another reason.
         """
 
-        def work(connection: Connection[Any], repeated: bool) -> Answer:
+        def work(connection: Connection[Any], attempt: _Attempt) -> Answer:
             with _cursor(connection) as cursor:
                 cursor.execute(statement, parameters)
-                return Answer(cursor.fetchall() if cursor.description else [], repeated)
+                return Answer(cursor.fetchall() if cursor.description else [], attempt.repeated)
+
+        return self._run(doing, work, self._answer_timeout)
+
+    def write(self, doing: str, statement: bytes, parameters: Mapping[str, object]) -> Answer:
+        """Run one statement that stores something, in time or not at all.
+
+        A server that stood still carries out what it was sent when it goes on, though that attempt was given up and
+        repeated, and newer writes have followed. So the statement must store nothing unless ``{in_time}``, and begin
+        its only row with ``{server_time}`` if it was allowed to store, with NULL if it was not. A process's first
+        write is always in time, since nothing is known of the server's clock before.
+
+        Args:
+            doing: As in ``fetch``.
+            statement: As in ``fetch``.
+            parameters: As in ``fetch``; ``deadline`` is added.
+
+        Raises:
+            StrandsPsycopgError: As in ``fetch``.
+        """
+
+        def work(connection: Connection[Any], attempt: _Attempt) -> Answer:
+            with _cursor(connection) as cursor:
+                while True:
+                    sent_at = time.monotonic()
+                    deadline = self._clock.at(attempt.given_up_at)
+                    cursor.execute(statement, {**parameters, "deadline": deadline})
+                    rows = cursor.fetchall()
+                    if rows[0][0] is not None:
+                        self._clock.learn(float(rows[0][0]), sent_at)
+                        return Answer(rows, attempt.repeated)
+                    # If it came too late, though it is waited for, somebody has set the clock.
+                    sent_at = time.monotonic()
+                    told = float(cursor.execute(_TELL_TIME).fetchall()[0][0])
+                    self._clock.learn(told, sent_at)
+                    if told <= deadline:
+                        return Answer(rows, attempt.repeated)
 
         return self._run(doing, work, self._answer_timeout)
 
@@ -133,7 +198,7 @@ class Database:
             StrandsPsycopgError: As in ``fetch``.
         """
 
-        def transaction(connection: Connection[Any], _repeated: bool) -> _T:
+        def transaction(connection: Connection[Any], _attempt: _Attempt) -> _T:
             with connection.transaction(), _cursor(connection) as cursor:
                 return work(cursor)
 
@@ -143,27 +208,34 @@ class Database:
         """Close the pool, unless it is the caller's."""
         self._connections.close()
 
-    def _run(self, doing: str, work: Callable[[Connection[Any], bool], _T], answer_timeout: float) -> _T:
+    def _run(self, doing: str, work: Callable[[Connection[Any], "_Attempt"], _T], answer_timeout: float) -> _T:
         give_up_at = time.monotonic() + self._retry_timeout
         sent = False
-        seen_read_only = False
+        read_only_since = float("inf")
         for attempt, pause in enumerate(_pauses(), start=1):
             failure: Exception
+            started = time.monotonic()
+            if attempt > 1 and answer_timeout < float("inf"):
+                answer_timeout = min(answer_timeout, max(give_up_at - started, _SHORTEST_ANSWER_TIMEOUT))
             try:
                 with self._connections.checkout() as connection:
                     try:
+                        this = _Attempt(sent, time.monotonic() + answer_timeout)
                         with watchdog.watch(connection, answer_timeout):
-                            return work(connection, sent)
+                            return work(connection, this)
                     except psycopg.Error as error:
                         failure, reason = error, _reason(error)
                         may_mend = _may_mend(error, connection)
                         if isinstance(error, errors.ReadOnlySqlTransaction):
                             # After a failover the pool may still be connected to the old primary.
-                            may_mend, seen_read_only = not seen_read_only, True
+                            may_mend = self._connections.first_served(connection) < read_only_since
+                            read_only_since = min(read_only_since, time.monotonic())
                             connection.close()
-                        sent, lost = True, connection.closed
+                        sent = True
+                        # A server that ends a connection says why. Otherwise nobody can tell what the others are worth.
+                        suspicious = connection.closed and error.sqlstate in (None, "25006")
             except UnreachableError as error:
-                failure, reason, may_mend, lost = error, str(error), not error.permanent, False
+                failure, reason, may_mend, suspicious = error, str(error), not error.permanent, False
             # A traceback prints its causes, and what the server adds to its message holds row values.
             failure.args = (reason,)
             if not may_mend:
@@ -175,15 +247,16 @@ class Database:
             logger.warning(
                 "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", attempt, pause, reason, doing
             )
-            if lost:
-                self._connections.discard_lost(all_idle=seen_read_only)
+            if suspicious:
+                self._connections.discard_idle()
             time.sleep(pause)
         raise AssertionError("the pauses never end")
 
 
 def _name(argument: str, value: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(f"{argument} must match [a-z_][a-z0-9_]{{0,39}}, not {value!r}")
+        # Not quoted, since what was given by mistake may be a DSN.
+        raise ValueError(f"{argument} must match [a-z_][a-z0-9_]{{0,39}}")
     return value
 
 

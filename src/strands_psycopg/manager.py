@@ -1,6 +1,8 @@
 """Strands' session manager on PostgreSQL, with its hooks off the event loop."""
 
+import asyncio
 import inspect
+import sys
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
@@ -100,18 +102,28 @@ class PostgresSessionManager(RepositorySessionManager):
 
     def _off_loop(self, callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
         async def dispatch(event: BaseHookEvent) -> None:
-            """Leave the loop only if there is something to write, and then once."""
+            ending = sys.exc_info()[1]
             try:
-                with self._view.on_loop() as deferred:
-                    for callback in callbacks:
-                        callback(event)
-            except LeaveLoopError:
-                await worker.run(partial(self._call_all, callbacks, event))
-            else:
-                for write in deferred:
-                    await worker.run(write)
+                await self._dispatch(callbacks, event)
+            except Exception as failure:
+                # A cancelled turn has its last sync all the same; if that fails, the turn still was cancelled.
+                if isinstance(ending, asyncio.CancelledError):
+                    raise ending from failure
+                raise
 
         return dispatch
+
+    async def _dispatch(self, callbacks: Sequence[HookCallback[Any]], event: BaseHookEvent) -> None:
+        """Leave the loop only if there is something to write, and then once."""
+        try:
+            with self._view.on_loop() as deferred:
+                for callback in callbacks:
+                    callback(event)
+        except LeaveLoopError:
+            await worker.run(partial(self._call_all, callbacks, event))
+        else:
+            for write in deferred:
+                await worker.run(write)
 
     def _call_all(self, callbacks: Sequence[HookCallback[Any]], event: BaseHookEvent) -> None:
         with self._view.one_event():

@@ -23,7 +23,13 @@ _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _DEFAULT_PREFIX = re.compile(r"\bstrands_(?=\w)")
 _COMMENT = re.compile(r"--[^\n]*")
 
-_FIND = "SELECT to_regnamespace(%s) IS NOT NULL, to_regclass(%s) IS NOT NULL, to_regclass(%s) IS NOT NULL"
+# Not to_regclass and its kin, which after the wait for a lock may answer as of before.
+_FIND = """
+SELECT count(*) > 0, coalesce(bool_or(relname = %(ledger)s), false), coalesce(bool_or(relname = %(sessions)s), false)
+FROM pg_catalog.pg_namespace AS n
+LEFT JOIN pg_catalog.pg_class AS c ON relnamespace = n.oid AND relname IN (%(ledger)s, %(sessions)s)
+WHERE nspname = %(schema)s
+"""
 
 _CREATE_LEDGER = """
 CREATE TABLE {migrations} (
@@ -106,6 +112,15 @@ class Migrator:
         self._read_ledger = database.statement(_READ_LEDGER)
         self._record = database.statement(_RECORD)
 
+    @property
+    def latest(self) -> int:
+        """The version that a database has after ``apply``."""
+        return len(self._migrations)
+
+    def version(self) -> int:
+        """Give the version of the database's newest migration, whichever package applied it; 0 if there is none."""
+        return self._database.transact("looking at the schema", self._version)
+
     def pending(self) -> list[Migration]:
         """Give the migrations that the database lacks; takes no lock and needs no right but SELECT.
 
@@ -144,15 +159,19 @@ class Migrator:
         """
         migrations = self._migrations if migrations is None else migrations
         statements = self._preamble()
-        if self._database.schema != "public":
-            statements.append(f"CREATE SCHEMA IF NOT EXISTS {self._schema}")
         if migrations and migrations[0].version == 1:
+            if self._database.schema != "public":
+                statements += [_lock(self._database.schema), f"CREATE SCHEMA IF NOT EXISTS {self._schema}"]
             statements.append(self._create_ledger.decode().strip())
         for migration in migrations:
             statements += migration.statements(self._database.table_prefix)
             values = f"{migration.version}, '{migration.name}', '{migration.checksum}', now()"
             statements.append(f"INSERT INTO {self._ledger} (version, name, checksum, applied_at) VALUES ({values})")
         return "BEGIN;\n\n" + ";\n\n".join(statements) + ";\n\nCOMMIT;\n"
+
+    def _version(self, cursor: Cursor[TupleRow]) -> int:
+        _, has_ledger, _ = self._find(cursor)
+        return max((row[0] for row in cursor.execute(self._read_ledger).fetchall()), default=0) if has_ledger else 0
 
     def _pending(self, cursor: Cursor[TupleRow]) -> list[Migration]:
         _, has_ledger, has_tables = self._find(cursor)
@@ -167,7 +186,9 @@ class Migrator:
         return self._migrations
 
     def _find(self, cursor: Cursor[TupleRow]) -> TupleRow:
-        cursor.execute(_FIND, [self._schema, self._ledger, self._sessions])
+        prefix = self._database.table_prefix
+        names = {"ledger": f"{prefix}migrations", "sessions": f"{prefix}sessions", "schema": self._database.schema}
+        cursor.execute(_FIND, names)
         return cursor.fetchall()[0]
 
     def _compare(self, ledger: list[TupleRow]) -> list[Migration]:
@@ -197,6 +218,9 @@ class Migrator:
         if encoding != "UTF8":
             raise SchemaError(f"the database's encoding is {encoding}, which cannot hold every text; create it as UTF8")
         # "IF NOT EXISTS" would need the right to create even where the schema exists.
+        if not self._find(cursor)[0]:
+            # Migrators of other prefixes may be creating it too, and do not wait for this one's lock.
+            cursor.execute(_lock(self._database.schema).encode())
         has_schema, has_ledger, _ = self._find(cursor)
         if not has_schema:
             cursor.execute(f"CREATE SCHEMA {self._schema}".encode())
@@ -209,6 +233,14 @@ class Migrator:
         return migrations
 
     def _preamble(self) -> list[str]:
-        key = f"strands-psycopg {self._database.schema}.{self._database.table_prefix}"
-        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True)
-        return [f"SELECT pg_advisory_xact_lock({number})", f"SET LOCAL search_path = {self._schema}"]
+        return [
+            # Others would read the ledger as it was before the lock was waited for.
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            _lock(f"{self._database.schema}.{self._database.table_prefix}"),
+            f"SET LOCAL search_path = {self._schema}",
+        ]
+
+
+def _lock(name: str) -> str:
+    number = int.from_bytes(hashlib.sha256(f"strands-psycopg {name}".encode()).digest()[:8], "big", signed=True)
+    return f"SELECT pg_advisory_xact_lock({number})"

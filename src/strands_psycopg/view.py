@@ -54,11 +54,16 @@ class _Thread(threading.local):
         on_loop: It runs an event loop, and must not wait for the database.
         deferred: Writes that it has left for a worker thread.
         group: Messages that wait for the write that follows them in the same event; None outside of one.
+        new_agents: Agents that it is initializing. Other threads may be writing to one of the same id.
+        new_multi_agents: Multi-agents that it is initializing.
     """
 
-    on_loop = False
-    deferred: list[Callable[[], None]]
-    group: list[tuple[str, SessionMessage]] | None = None
+    def __init__(self) -> None:
+        self.on_loop = False
+        self.deferred: list[Callable[[], None]] = []
+        self.group: list[tuple[str, SessionMessage]] | None = None
+        self.new_agents: dict[str, LocalAgent] = {}
+        self.new_multi_agents: dict[str, MultiAgentBase] = {}
 
 
 class SessionView(SessionRepository):
@@ -74,9 +79,8 @@ class SessionView(SessionRepository):
         self._repository = repository
         self._agents: dict[str, _Writer] = {}
         self._multi_agents: dict[str, _Writer] = {}
-        self._new_agents: dict[str, LocalAgent] = {}
-        self._new_multi_agents: dict[str, MultiAgentBase] = {}
         self._failure: Exception | None = None
+        self._lease = repository.leases.current(session_id)
         self._thread = _Thread()
 
     @contextmanager
@@ -85,20 +89,20 @@ class SessionView(SessionRepository):
 
         So the loser of a race between two processes finds what the winner stored, as if it had come later.
         """
-        self._new_agents[agent.agent_id] = agent
+        self._thread.new_agents[agent.agent_id] = agent
         try:
             yield
         finally:
-            self._new_agents.pop(agent.agent_id, None)
+            self._thread.new_agents.pop(agent.agent_id, None)
 
     @contextmanager
     def initializing_multi_agent(self, multi_agent: "MultiAgentBase") -> Iterator[None]:
         """While in this block, ``read_multi_agent`` stores the multi-agent if it is not stored yet."""
-        self._new_multi_agents[multi_agent.id] = multi_agent
+        self._thread.new_multi_agents[multi_agent.id] = multi_agent
         try:
             yield
         finally:
-            self._new_multi_agents.pop(multi_agent.id, None)
+            self._thread.new_multi_agents.pop(multi_agent.id, None)
 
     @contextmanager
     def on_loop(self) -> Iterator[list[Callable[[], None]]]:
@@ -149,11 +153,12 @@ class SessionView(SessionRepository):
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Give a stored agent; None if it was not stored, though it may be now (see ``initializing_agent``)."""
         stored = self._repository.agents.read(session_id, agent_id)
-        if stored is None and agent_id in self._new_agents:
-            try:
-                self._store_new_agent(self._new_agents[agent_id])
-            except SessionExistsError:
-                stored = self._repository.agents.read(session_id, agent_id)
+        if stored is None and agent_id in self._thread.new_agents:
+            with self._writing():
+                try:
+                    self._store_new_agent(self._thread.new_agents[agent_id])
+                except SessionExistsError:
+                    stored = self._repository.agents.read(session_id, agent_id)
         if stored is None:
             return None
         self._agents[agent_id] = _Writer(stored.write_id, stored.next_message_id)
@@ -162,15 +167,17 @@ class SessionView(SessionRepository):
     def _store_new_agent(self, agent: "LocalAgent") -> None:
         messages = [SessionMessage.from_message(message, index) for index, message in enumerate(agent.messages)]
         write_id = uuid4()
-        self._repository.agents.create(self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id)
+        self._repository.agents.create(
+            self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._term
+        )
         self._agents[agent.agent_id] = _Writer(write_id, len(messages))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent, unless ``read_agent`` has."""
-        if session_agent.agent_id not in self._new_agents:
+        if session_agent.agent_id not in self._thread.new_agents:
             write_id = uuid4()
             with self._writing():
-                self._repository.agents.create(session_id, session_agent, write_id=write_id)
+                self._repository.agents.create(session_id, session_agent, write_id=write_id, term=self._term)
             self._agents[session_agent.agent_id] = _Writer(write_id)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
@@ -185,7 +192,7 @@ class SessionView(SessionRepository):
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store an agent's next message, unless ``read_agent`` has; its index is set here."""
-        if agent_id in self._new_agents:
+        if agent_id in self._thread.new_agents:
             return
         if self._thread.group is None:
             self._write_agent(agent_id, None, session_message)
@@ -205,12 +212,16 @@ class SessionView(SessionRepository):
             if message is not None:
                 message.message_id = writer.next_message_id
             if agent is None and message is not None:
-                self._repository.messages.append(self._session_id, agent_id, message, write_id=write_id)
+                self._repository.messages.append(
+                    self._session_id, agent_id, message, write_id=write_id, term=self._term
+                )
             elif agent is not None and message is None:
-                self._repository.agents.update(self._session_id, agent, write_id=write_id, expected=writer.write_id)
+                self._repository.agents.update(
+                    self._session_id, agent, write_id=write_id, expected=writer.write_id, term=self._term
+                )
             elif agent is not None and message is not None:
                 self._repository.agents.update_and_append(
-                    self._session_id, agent, message, write_id=write_id, expected=writer.write_id
+                    self._session_id, agent, message, write_id=write_id, expected=writer.write_id, term=self._term
                 )
             if agent is not None:
                 writer.write_id = write_id
@@ -225,7 +236,7 @@ class SessionView(SessionRepository):
         """Store a message's present content and redaction."""
         self._write_group()
         with self._writing():
-            self._repository.update_message(session_id, agent_id, session_message)
+            self._repository.messages.update(session_id, agent_id, session_message, write_id=uuid4(), term=self._term)
 
     def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
@@ -240,11 +251,12 @@ class SessionView(SessionRepository):
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Give a stored multi-agent's state; None if it was not stored, though it may be now."""
         stored = self._repository.multi_agents.read(session_id, multi_agent_id)
-        if stored is None and multi_agent_id in self._new_multi_agents:
-            try:
-                self._store_new_multi_agent(self._new_multi_agents[multi_agent_id])
-            except SessionExistsError:
-                stored = self._repository.multi_agents.read(session_id, multi_agent_id)
+        if stored is None and multi_agent_id in self._thread.new_multi_agents:
+            with self._writing():
+                try:
+                    self._store_new_multi_agent(self._thread.new_multi_agents[multi_agent_id])
+                except SessionExistsError:
+                    stored = self._repository.multi_agents.read(session_id, multi_agent_id)
         if stored is None:
             return None
         self._multi_agents[multi_agent_id] = _Writer(stored.write_id)
@@ -253,13 +265,13 @@ class SessionView(SessionRepository):
     def _store_new_multi_agent(self, multi_agent: "MultiAgentBase") -> None:
         write_id = uuid4()
         self._repository.multi_agents.create(
-            self._session_id, multi_agent.id, multi_agent.serialize_state(), write_id=write_id
+            self._session_id, multi_agent.id, multi_agent.serialize_state(), write_id=write_id, term=self._term
         )
         self._multi_agents[multi_agent.id] = _Writer(write_id)
 
     def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
         """Store a new multi-agent, unless ``read_multi_agent`` has."""
-        if multi_agent.id not in self._new_multi_agents:
+        if multi_agent.id not in self._thread.new_multi_agents:
             with self._writing():
                 self._store_new_multi_agent(multi_agent)
 
@@ -285,9 +297,17 @@ class SessionView(SessionRepository):
             if number < writer.stored:
                 return
             self._repository.multi_agents.update(
-                self._session_id, multi_agent_id, state, write_id=write_id, expected=writer.write_id
+                self._session_id, multi_agent_id, state, write_id=write_id, expected=writer.write_id, term=self._term
             )
             writer.write_id, writer.stored = write_id, number
+
+    @property
+    def _term(self) -> UUID | None:
+        """The term that writes carry: of the lease in whose block the manager was built, or of a later one."""
+        leases = self._repository.leases
+        if self._lease is not None and leases.holds(self._lease):
+            return self._lease.term
+        return leases.term(self._session_id)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

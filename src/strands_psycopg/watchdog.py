@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from psycopg import Connection
+from psycopg import Connection, OperationalError
+
+from strands_psycopg.forks import call_in_child
 
 
 class Watchdog:
@@ -23,7 +25,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._reset()
-        os.register_at_fork(after_in_child=self._reset)
+        call_in_child(self._reset)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -33,7 +35,11 @@ class Watchdog:
 
     @contextmanager
     def watch(self, connection: Connection[Any], seconds: float) -> Iterator[None]:
-        """Shut the connection's socket down if the block has not ended after ``seconds``."""
+        """Shut the connection's socket down if the block has not ended after ``seconds``.
+
+        Raises:
+            OperationalError: It was; instead of the one that makes it look as if the server had hung up.
+        """
         # A duplicate, because libpq closes its own descriptor when it finds the connection lost, and the number
         # could be another socket's by the time the watchdog looks at it.
         line = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(connection.fileno()))
@@ -48,6 +54,13 @@ class Watchdog:
                 self._changed.notify()
         try:
             yield
+        except OperationalError as error:
+            with self._changed:
+                in_time = key in self._watched
+            # An error of the server's own has come before.
+            if in_time or error.sqlstate is not None:
+                raise
+            raise OperationalError(f"the server gave no answer for {seconds:g} s") from error
         finally:
             with self._changed:
                 self._watched.pop(key, None)

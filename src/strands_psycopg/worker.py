@@ -7,10 +7,11 @@ joining a default executor with each of them costs more than the work.
 import asyncio
 import contextvars
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from strands_psycopg.forks import call_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def _start() -> None:
 
 _executor: ThreadPoolExecutor
 _start()
-os.register_at_fork(after_in_child=_start)
+call_in_child(_start)
 
 
 async def run(work: Callable[[], _T]) -> _T:

@@ -16,14 +16,19 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 from typing_extensions import Self
 
 from strands_psycopg.database import Database
+from strands_psycopg.lease import Lease, Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.repository.agents import Agents
+from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages
 from strands_psycopg.repository.multi_agents import MultiAgents
 from strands_psycopg.repository.sessions import Sessions
+from strands_psycopg.repository.status import Status, read_status
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
+
+_LONGEST_TTL = 86_400.0
 
 
 class PostgresSessionRepository(SessionRepository):
@@ -52,6 +57,7 @@ class PostgresSessionRepository(SessionRepository):
 
     Attributes:
         database: What the statements run on; for other objects that share the pool.
+        leases: The leases that this process holds.
         sessions: The rows of sessions, as are ``agents``, ``messages`` and ``multi_agents`` theirs: for writers
             that keep write ids, such as ``PostgresSessionManager``.
     """
@@ -74,6 +80,7 @@ class PostgresSessionRepository(SessionRepository):
             answer_timeout=answer_timeout,
             pool_options=pool_options,
         )
+        self.leases = Leases(self.database)
         self.sessions = Sessions(self.database)
         self.messages = Messages(self.database)
         self.agents = Agents(self.database)
@@ -90,8 +97,16 @@ class PostgresSessionRepository(SessionRepository):
         """
         Migrator(self.database).apply()
 
+    def status(self) -> Status:
+        """Tell which server this is, which version its tables have and how much is in them.
+
+        Tables that are missing, or not this package's, are no error here: the answer says so.
+        """
+        return read_status(self.database)
+
     def close(self) -> None:
-        """Close the pool, unless it is the caller's."""
+        """Free the sessions that are held, and close the pool unless it is the caller's."""
+        self.leases.close()
         self.database.close()
 
     def __enter__(self) -> Self:
@@ -102,13 +117,35 @@ class PostgresSessionRepository(SessionRepository):
     ) -> None:
         self.close()
 
+    def lease(self, session_id: str, *, wait: float = 30.0, ttl: float = 60.0) -> Lease:
+        """Give a context manager, for ``with`` or ``async with``, in which no one else holds a session.
+
+        While it is held, this repository's writes to the session carry its term; if another holder has taken over,
+        they raise ``LeaseLostError`` and store nothing. Build the session's manager inside the block. A writer that
+        takes no lease is not stopped by one.
+
+        Args:
+            session_id: The session; it need not exist.
+            wait: For how many seconds to wait until it is free; 0 is not at all.
+            ttl: After how many seconds it is free if its holder dies. It is renewed a third of that time apart.
+
+        Raises:
+            ValueError: ``wait`` is negative, or ``ttl`` is not positive.
+        """
+        check_id("session_id", session_id)
+        if not wait >= 0:
+            raise ValueError(f"wait must be 0 or more seconds, not {wait}")
+        if not 0 < ttl <= _LONGEST_TTL:
+            raise ValueError(f"ttl must be more than 0 and at most {_LONGEST_TTL} seconds, not {ttl}")
+        return Lease(self.leases, session_id, wait=wait, ttl=ttl)
+
     def create_session(self, session: Session, **kwargs: Any) -> Session:
         """Store a new session; set its times and give it back.
 
         Raises:
             SessionExistsError: It already exists.
         """
-        self.sessions.create(session, write_id=uuid4())
+        self.sessions.create(session, write_id=uuid4(), term=self.leases.term(session.session_id))
         return session
 
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
@@ -121,7 +158,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.sessions.delete(session_id)
+        self.sessions.delete(session_id, term=self.leases.term(session_id))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent and set its times.
@@ -130,7 +167,7 @@ class PostgresSessionRepository(SessionRepository):
             SessionExistsError: It already exists.
             SessionNotFoundError: The session does not exist.
         """
-        self.agents.create(session_id, session_agent, write_id=uuid4())
+        self.agents.create(session_id, session_agent, write_id=uuid4(), term=self.leases.term(session_id))
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Give an agent, or None if it does not exist."""
@@ -143,7 +180,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.agents.update(session_id, session_agent, write_id=uuid4())
+        self.agents.update(session_id, session_agent, write_id=uuid4(), term=self.leases.term(session_id))
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store the next message of an agent and set its times.
@@ -152,7 +189,7 @@ class PostgresSessionRepository(SessionRepository):
             SessionConflictError: A message with its index already exists, or its index is not the next.
             SessionNotFoundError: The agent does not exist.
         """
-        self.messages.append(session_id, agent_id, session_message, write_id=uuid4())
+        self.messages.append(session_id, agent_id, session_message, write_id=uuid4(), term=self.leases.term(session_id))
 
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
         """Give a message, or None if it does not exist."""
@@ -164,7 +201,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.messages.update(session_id, agent_id, session_message, write_id=uuid4())
+        self.messages.update(session_id, agent_id, session_message, write_id=uuid4(), term=self.leases.term(session_id))
 
     def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
@@ -191,7 +228,13 @@ class PostgresSessionRepository(SessionRepository):
             SessionExistsError: It already exists.
             SessionNotFoundError: The session does not exist.
         """
-        self.multi_agents.create(session_id, multi_agent.id, multi_agent.serialize_state(), write_id=uuid4())
+        self.multi_agents.create(
+            session_id,
+            multi_agent.id,
+            multi_agent.serialize_state(),
+            write_id=uuid4(),
+            term=self.leases.term(session_id),
+        )
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Give a multi-agent's state, or None if it does not exist."""
@@ -204,4 +247,10 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.multi_agents.update(session_id, multi_agent.id, multi_agent.serialize_state(), write_id=uuid4())
+        self.multi_agents.update(
+            session_id,
+            multi_agent.id,
+            multi_agent.serialize_state(),
+            write_id=uuid4(),
+            term=self.leases.term(session_id),
+        )

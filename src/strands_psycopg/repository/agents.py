@@ -9,108 +9,59 @@ from psycopg.rows import TupleRow
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import decode, encode
-from strands_psycopg.database import Database
+from strands_psycopg.database import UNTIMED, Database
 from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
-from strands_psycopg.repository.fragments import ACTIVE, times
+from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.repository.messages import (
-    INSERT,
-    IS_NEXT,
-    NEXT_IF_REFUSED,
-    UNLESS_TAKEN,
-    Messages,
-    message_row,
-    refused,
-)
+from strands_psycopg.repository.messages import Messages, message_row, refused
 
-_CREATE = (
-    "WITH"
-    + ACTIVE
-    + """, t AS (
+_CREATE = """
+    WITH {lease}, {active}, t AS (
         INSERT INTO {agents} AS a (
             session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
             _internal_state, _internal_state_exact, write_id, created_at, updated_at
         )
-        VALUES (
-            %(session_id)s, %(agent_id)s, %(state)s, %(state_exact)s, %(conversation_manager_state)s,
-            %(conversation_manager_state_exact)s, %(_internal_state)s, %(_internal_state_exact)s, %(write_id)s,
-            now(), now()
-        )
+        SELECT %(session_id)s::text, %(agent_id)s::text, %(state)s::jsonb, %(state_exact)s::text,
+            %(conversation_manager_state)s::jsonb, %(conversation_manager_state_exact)s::text,
+            %(_internal_state)s::jsonb, %(_internal_state_exact)s::text, %(write_id)s::uuid, now(), now()
+        WHERE {fenced}
         ON CONFLICT (session_id, agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
         RETURNING a.created_at, a.updated_at
     )
-    SELECT"""
-    + times("t")
-    + "FROM t"
-)
+    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""  # without times: another call created it first
 
-_READ = (
-    """
+_READ = """
     SELECT t.state::text, t.state_exact, t.conversation_manager_state::text, t.conversation_manager_state_exact,
-        t._internal_state::text, t._internal_state_exact, t.write_id::text,
-        (
-            SELECT m.message_id + 1 FROM {messages} AS m
-            WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s
-            ORDER BY m.message_id DESC LIMIT 1
-        ),
-    """
-    + times("t")
-    + "FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s"
-)
-
-_SET = """
-        UPDATE {agents} SET
-            state = %(state)s, state_exact = %(state_exact)s,
-            conversation_manager_state = %(conversation_manager_state)s,
-            conversation_manager_state_exact = %(conversation_manager_state_exact)s,
-            _internal_state = %(_internal_state)s, _internal_state_exact = %(_internal_state_exact)s,
-            write_id = %(write_id)s, updated_at = now()
-        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-            AND (%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))
+        t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0),
+        {times_of_t}
+    FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
 """
 
-_UPDATE = (
-    "WITH"
-    + ACTIVE
-    + ", t AS ("
-    + _SET
-    + """RETURNING created_at, updated_at
+_UPDATE = """
+    WITH {lease}, {active}, t AS (
+        {update_agent} AND {expected} AND {fenced} RETURNING created_at, updated_at
     )
-    SELECT"""
-    + times("t")
-    + """FROM {agents} AS a LEFT JOIN t ON true
-    WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-    """
-)  # no row back: no agent; a row without times: the agent has been written by someone else
+    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+"""  # without times: someone else has written the agent
 
-
-_UPDATE_AND_APPEND = (
-    "WITH"
-    + ACTIVE
-    + """, seen AS (
+_UPDATE_AND_APPEND = """
+    WITH {lease}, {active}, seen AS (
         SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
         FOR NO KEY UPDATE
-    ), t AS ("""
-    + INSERT
-    + "FROM seen WHERE (%(expected)s::uuid IS NULL OR seen.write_id IN (%(expected)s, %(write_id)s)) AND"
-    + IS_NEXT
-    + UNLESS_TAKEN
-    + "), u AS ("
-    + _SET
-    + """AND EXISTS (SELECT FROM t)
-        RETURNING created_at, updated_at
+    ), t AS (
+        {insert_message} FROM seen WHERE {fenced} AND {expected} AND {is_next} {unless_taken}
+    ), u AS (
+        {update_agent} AND EXISTS (SELECT FROM t) RETURNING created_at, updated_at
     )
-    SELECT"""
-    + times("t")
-    + ","
-    + times("u")
-    + ","
-    + NEXT_IF_REFUSED
-    + """FROM {agents} AS a LEFT JOIN t ON true LEFT JOIN u ON true
-    WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-    """
-)  # both are stored or neither; no row back: no agent; a row without times: someone else has written
+    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
+        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END
+    FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
+    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+"""  # both are stored or neither; without times: someone else has written
 
 
 class StoredAgent(NamedTuple):
@@ -133,40 +84,56 @@ class Agents:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._messages = Messages(database)
-        self._create = database.statement(_CREATE)
-        self._read = database.statement(_READ)
-        self._update = database.statement(_UPDATE)
-        self._update_and_append = database.statement(_UPDATE_AND_APPEND)
+        self._create = compose(database, _CREATE)
+        self._read = compose(database, _READ)
+        self._update = compose(database, _UPDATE)
+        self._update_and_append = compose(database, _UPDATE_AND_APPEND)
 
     def create(
-        self, session_id: str, agent: SessionAgent, messages: Sequence[SessionMessage] = (), *, write_id: UUID
+        self,
+        session_id: str,
+        agent: SessionAgent,
+        messages: Sequence[SessionMessage] = (),
+        *,
+        write_id: UUID,
+        term: UUID | None = None,
     ) -> None:
         """Store a new agent, and its first messages with it or not at all, and set their times.
 
+        Args:
+            session_id: The session.
+            agent: The agent.
+            messages: Its first messages, numbered from 0.
+            write_id: Of this call.
+            term: Of the lease under which it is made, if any.
+
         Raises:
+            LeaseLostError: ``term`` is not in force.
             SessionExistsError: Another write created it.
             SessionNotFoundError: The session does not exist.
         """
-        row = _agent_row(session_id, agent, write_id)
+        row = _agent_row(session_id, agent, write_id, term)
         doing = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
-            message_rows = [message_row(session_id, agent.agent_id, message, write_id) for message in messages]
+            message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
 
             def store(cursor: Cursor[TupleRow]) -> list[TupleRow]:
-                cursor.execute(self._create, row)
+                cursor.execute(self._create, {**row, **UNTIMED})
                 created = cursor.fetchall()
-                if created:
+                if created[0][1] is not None:
                     self._messages.append_many(cursor, message_rows)
                 return created
 
             rows = self._database.transact(doing, store)
         else:
-            rows = self._database.fetch(doing, self._create, row).rows
-        if not rows:
+            rows = self._database.write(doing, self._create, row).rows
+        allowed_at, created_at, _ = rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if created_at is None:
             raise SessionExistsError(f"{doing}: the agent already exists; read it instead")
-        agent.created_at = agent.updated_at = rows[0][0]
+        agent.created_at = agent.updated_at = created_at
         for message in messages:
-            message.created_at = message.updated_at = rows[0][0]
+            message.created_at = message.updated_at = created_at
 
     def read(self, session_id: str, agent_id: str) -> StoredAgent | None:
         """Give an agent, or None."""
@@ -185,9 +152,17 @@ class Agents:
             created,
             updated or created,
         )
-        return StoredAgent(agent, UUID(write_id), index or 0)
+        return StoredAgent(agent, UUID(write_id), index)
 
-    def update(self, session_id: str, agent: SessionAgent, *, write_id: UUID, expected: UUID | None = None) -> None:
+    def update(
+        self,
+        session_id: str,
+        agent: SessionAgent,
+        *,
+        write_id: UUID,
+        expected: UUID | None = None,
+        term: UUID | None = None,
+    ) -> None:
         """Store an agent's present state and set its times.
 
         Args:
@@ -195,17 +170,19 @@ class Agents:
             agent: The agent.
             write_id: Of this call.
             expected: Of the write that the caller knows to be the last one; None is any.
+            term: Of the lease under which it is made, if any.
 
         Raises:
+            LeaseLostError: ``term`` is not in force.
             SessionConflictError: Another write came after the expected one.
             SessionNotFoundError: There is no such agent.
         """
         doing = f"updating agent {agent.agent_id!r} of session {session_id!r}"
-        row = {**_agent_row(session_id, agent, write_id), "expected": expected}
-        rows = self._database.fetch(doing, self._update, row).rows
-        if not rows:
+        row = {**_agent_row(session_id, agent, write_id, term), "expected": expected}
+        allowed_at, exists, created_at, updated_at = self._database.write(doing, self._update, row).rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if not exists:
             raise SessionNotFoundError(f"{doing}: the agent does not exist")
-        created_at, updated_at = rows[0]
         if created_at is None:
             raise _overtaken(doing, session_id, agent.agent_id)
         agent.created_at, agent.updated_at = created_at, updated_at or created_at
@@ -218,6 +195,7 @@ class Agents:
         *,
         write_id: UUID,
         expected: UUID | None = None,
+        term: UUID | None = None,
     ) -> None:
         """Store an agent's present state and its next message, both or neither, and set their times.
 
@@ -227,22 +205,25 @@ class Agents:
             message: Its next message.
             write_id: Of this call.
             expected: Of the write to the agent that the caller knows to be the last one; None is any.
+            term: Of the lease under which it is made, if any.
 
         Raises:
+            LeaseLostError: ``term`` is not in force.
             SessionConflictError: Another write came after the expected one, or the message's index is taken by
                 another write, or is not the next.
             SessionNotFoundError: There is no such agent.
         """
         doing = f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
         row = {
-            **_agent_row(session_id, agent, write_id),
-            **message_row(session_id, agent.agent_id, message, write_id),
+            **_agent_row(session_id, agent, write_id, term),
+            **message_row(session_id, agent.agent_id, message, write_id, term),
             "expected": expected,
         }
-        rows = self._database.fetch(doing, self._update_and_append, row).rows
-        if not rows:
+        answer = self._database.write(doing, self._update_and_append, row)
+        allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index = answer.rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if not exists:
             raise SessionNotFoundError(f"{doing}: the agent does not exist")
-        created_at, updated_at, agent_created_at, agent_updated_at, next_index = rows[0]
         if created_at is None and next_index == message.message_id:
             raise _overtaken(doing, session_id, agent.agent_id, message.message_id)
         if created_at is None:
@@ -261,7 +242,7 @@ def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | Non
     )
 
 
-def _agent_row(session_id: str, agent: SessionAgent, write_id: UUID) -> dict[str, object]:
+def _agent_row(session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None) -> dict[str, object]:
     """Encode an agent as the parameters of a statement."""
     state, state_exact = encode(agent.state)
     manager, manager_exact = encode(agent.conversation_manager_state)
@@ -276,4 +257,5 @@ def _agent_row(session_id: str, agent: SessionAgent, write_id: UUID) -> dict[str
         "_internal_state": internal,
         "_internal_state_exact": internal_exact,
         "write_id": write_id,
+        "term": term,
     }

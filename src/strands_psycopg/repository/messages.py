@@ -1,6 +1,8 @@
 """Rows of messages."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from uuid import UUID
 
@@ -10,77 +12,27 @@ from psycopg.types.numeric import Int8
 from strands.types.session import SessionMessage
 
 from strands_psycopg.codec import decode, encode
-from strands_psycopg.database import Database
+from strands_psycopg.database import UNTIMED, Database
 from strands_psycopg.errors import SessionConflictError, SessionNotFoundError
-from strands_psycopg.repository.fragments import ACTIVE, times
+from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id, check_index
 
-INSERT = """
-    INSERT INTO {messages} AS m (
-        session_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact, write_id,
-        created_at, updated_at
-    )
-    SELECT %(session_id)s::text, %(agent_id)s::text, %(message_id)s, %(message)s::jsonb, %(message_exact)s::text,
-        %(redact_message)s::jsonb, %(redact_message_exact)s::text, %(write_id)s::uuid, now(), now()
-"""
+_APPEND = """
+    WITH {lease}, {active}, t AS ({insert_message} WHERE {fenced} AND {is_next} {unless_taken})
+    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
+        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+"""  # without times: the index is taken or not the next, which is looked up for the error
 
-IS_NEXT = """
-    (%(message_id)s = 0 OR EXISTS (
-        SELECT FROM {messages}
-        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s - 1
-    ))
-"""
-
-UNLESS_TAKEN = """
-    ON CONFLICT (session_id, agent_id, message_id) DO UPDATE SET write_id = EXCLUDED.write_id
-    WHERE m.write_id = EXCLUDED.write_id
-    RETURNING m.created_at, m.updated_at
-"""
-
-# Looked up only for the text of an error.
-NEXT_IF_REFUSED = """
-    CASE WHEN t.created_at IS NULL THEN coalesce((
-        SELECT m.message_id + 1 FROM {messages} AS m
-        WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s
-        ORDER BY m.message_id DESC LIMIT 1
-    ), 0) END
-"""
-
-_APPEND = (
-    "WITH"
-    + ACTIVE
-    + ", t AS ("
-    + INSERT
-    + "WHERE"
-    + IS_NEXT
-    + UNLESS_TAKEN
-    + ") SELECT"
-    + times("t")
-    + ","
-    + NEXT_IF_REFUSED
-    + """
-    FROM {agents} AS a LEFT JOIN t ON true
-    WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-    """
-)  # no row back: no agent; a row without times: the index is taken, or not the next
-
-_COLUMNS = " t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact," + times(
-    "t"
-)
-
-_READ = (
-    "SELECT"
-    + _COLUMNS
-    + """
+_READ = """
+    SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact, {times_of_t}
     FROM {messages} AS t
     WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s AND t.message_id = %(message_id)s
-    """
-)
+"""
 
-_LIST = (
-    "SELECT"
-    + _COLUMNS
-    + """
+_LIST = """
+    SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact, {times_of_t}
     FROM {agents} AS a LEFT JOIN LATERAL (
         SELECT m.message_id, m.message, m.message_exact, m.redact_message, m.redact_message_exact, m.created_at,
             m.updated_at
@@ -89,23 +41,18 @@ _LIST = (
         ORDER BY m.message_id LIMIT %(limit)s
     ) AS t ON true
     WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-    """
-)  # no row back: no agent; one row without an index: no message
+"""  # no row: no agent; one row without an index: no message
 
-_UPDATE = (
-    "WITH"
-    + ACTIVE
-    + """, t AS (
+_UPDATE = """
+    WITH {lease}, {active}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
             redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = now()
-        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
         RETURNING created_at, updated_at
     )
-    SELECT"""
-    + times("t")
-    + "FROM t"
-)
+    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""  # without times: no such message
 
 
 class Messages:
@@ -113,31 +60,48 @@ class Messages:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._append = database.statement(_APPEND)
-        self._read = database.statement(_READ)
-        self._list = database.statement(_LIST)
-        self._update = database.statement(_UPDATE)
+        self._append = compose(database, _APPEND)
+        self._read = compose(database, _READ)
+        self._list = compose(database, _LIST)
+        self._update = compose(database, _UPDATE)
 
-    def append(self, session_id: str, agent_id: str, message: SessionMessage, *, write_id: UUID) -> None:
+    def append(
+        self,
+        session_id: str,
+        agent_id: str,
+        message: SessionMessage,
+        *,
+        write_id: UUID,
+        term: UUID | None = None,
+    ) -> None:
         """Store the next message of an agent and set its times.
 
+        Args:
+            session_id: The session.
+            agent_id: The agent.
+            message: The message.
+            write_id: Of this call.
+            term: Of the lease under which it is made, if any.
+
         Raises:
+            LeaseLostError: ``term`` is not in force.
             SessionConflictError: Its index is taken by another write, or is not the next.
             SessionNotFoundError: The agent does not exist.
         """
         doing = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        row = message_row(session_id, agent_id, message, write_id)
-        rows = self._database.fetch(doing, self._append, row).rows
-        if not rows:
+        row = message_row(session_id, agent_id, message, write_id, term)
+        answer = self._database.write(doing, self._append, row)
+        allowed_at, exists, created_at, updated_at, next_index = answer.rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if not exists:
             raise SessionNotFoundError(f"{doing}: the agent does not exist")
-        created_at, updated_at, next_index = rows[0]
         if created_at is None:
             raise refused(doing, session_id, agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]]) -> None:
         """Store the first messages of an agent that the same transaction creates."""
-        cursor.executemany(self._append, rows)
+        cursor.executemany(self._append, [{**row, **UNTIMED} for row in rows])
 
     def read(self, session_id: str, agent_id: str, message_id: int) -> SessionMessage | None:
         """Give a message, or None."""
@@ -172,23 +136,43 @@ class Messages:
             return []
         # They arrive in order; no ORDER BY over the join promises it without sorting the documents.
         rows.sort(key=itemgetter(0))
-        return [_message(row) for row in rows]
+        with _collector_paused():
+            return [_message(row) for row in rows]
 
-    def update(self, session_id: str, agent_id: str, message: SessionMessage, *, write_id: UUID) -> None:
+    def update(
+        self,
+        session_id: str,
+        agent_id: str,
+        message: SessionMessage,
+        *,
+        write_id: UUID,
+        term: UUID | None = None,
+    ) -> None:
         """Store a message's present content, and what it is redacted to, and set its times.
 
+        Args:
+            session_id: The session.
+            agent_id: The agent.
+            message: The message.
+            write_id: Of this call.
+            term: Of the lease under which it is made, if any.
+
         Raises:
+            LeaseLostError: ``term`` is not in force.
             SessionNotFoundError: There is no such message.
         """
         doing = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        row = message_row(session_id, agent_id, message, write_id)
-        rows = self._database.fetch(doing, self._update, row).rows
-        if not rows:
+        row = message_row(session_id, agent_id, message, write_id, term)
+        allowed_at, created_at, updated_at = self._database.write(doing, self._update, row).rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if created_at is None:
             raise SessionNotFoundError(f"{doing}: the message does not exist")
-        message.created_at, message.updated_at = rows[0][0], rows[0][1] or rows[0][0]
+        message.created_at, message.updated_at = created_at, updated_at or created_at
 
 
-def message_row(session_id: str, agent_id: str, message: SessionMessage, write_id: UUID) -> dict[str, object]:
+def message_row(
+    session_id: str, agent_id: str, message: SessionMessage, write_id: UUID, term: UUID | None
+) -> dict[str, object]:
     """Encode a message as the parameters of a statement."""
     content, content_exact = encode(message.message)
     redaction, redaction_exact = (None, None) if message.redact_message is None else encode(message.redact_message)
@@ -202,6 +186,7 @@ def message_row(session_id: str, agent_id: str, message: SessionMessage, write_i
         "redact_message": redaction,
         "redact_message_exact": redaction_exact,
         "write_id": write_id,
+        "term": term,
     }
 
 
@@ -220,6 +205,21 @@ def refused(
         agent_id=agent_id,
         message_id=message.message_id,
     )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from looking again and again through what is being built, none of which is garbage.
+
+    Otherwise it takes longer than the decoding.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _message(row: TupleRow) -> SessionMessage:

@@ -6,42 +6,40 @@ from uuid import UUID
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
-from strands_psycopg.repository.fragments import ACTIVE
+from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
 
-_CREATE = (
-    "WITH"
-    + ACTIVE
-    + """
-    INSERT INTO {multi_agents} AS a (
-        session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
+_CREATE = """
+    WITH {lease}, {active}, t AS (
+        INSERT INTO {multi_agents} AS a (
+            session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
+        )
+        SELECT %(session_id)s::text, %(multi_agent_id)s::text, %(state)s::jsonb, %(state_exact)s::text,
+            %(write_id)s::uuid, now(), now()
+        WHERE {fenced}
+        ON CONFLICT (session_id, multi_agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
+        WHERE a.write_id = EXCLUDED.write_id
+        RETURNING a.multi_agent_id
     )
-    VALUES (%(session_id)s, %(multi_agent_id)s, %(state)s, %(state_exact)s, %(write_id)s, now(), now())
-    ON CONFLICT (session_id, multi_agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
-    WHERE a.write_id = EXCLUDED.write_id
-    RETURNING a.multi_agent_id
-    """
-)  # no row back: another call created it first
+    SELECT {allowed_at}, t.multi_agent_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""
 
 _READ = """
     SELECT state::text, state_exact, write_id::text FROM {multi_agents}
     WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
 """
 
-_UPDATE = (
-    "WITH"
-    + ACTIVE
-    + """, t AS (
+_UPDATE = """
+    WITH {lease}, {active}, t AS (
         UPDATE {multi_agents}
         SET state = %(state)s, state_exact = %(state_exact)s, write_id = %(write_id)s, updated_at = now()
-        WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
-            AND (%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))
+        WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {expected} AND {fenced}
         RETURNING multi_agent_id
     )
-    SELECT t.multi_agent_id IS NOT NULL FROM {multi_agents} AS a LEFT JOIN t ON true
-    WHERE a.session_id = %(session_id)s AND a.multi_agent_id = %(multi_agent_id)s
-    """
-)  # no row back: no multi-agent; false: it has been written by someone else
+    SELECT {allowed_at}, a.multi_agent_id IS NOT NULL, t.multi_agent_id IS NOT NULL
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    LEFT JOIN {multi_agents} AS a ON a.session_id = %(session_id)s AND a.multi_agent_id = %(multi_agent_id)s
+"""
 
 
 class StoredMultiAgent(NamedTuple):
@@ -61,20 +59,38 @@ class MultiAgents:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._create = database.statement(_CREATE)
-        self._read = database.statement(_READ)
-        self._update = database.statement(_UPDATE)
+        self._create = compose(database, _CREATE)
+        self._read = compose(database, _READ)
+        self._update = compose(database, _UPDATE)
 
-    def create(self, session_id: str, multi_agent_id: str, state: dict[str, Any], *, write_id: UUID) -> None:
+    def create(
+        self,
+        session_id: str,
+        multi_agent_id: str,
+        state: dict[str, Any],
+        *,
+        write_id: UUID,
+        term: UUID | None = None,
+    ) -> None:
         """Store a new multi-agent.
 
+        Args:
+            session_id: The session.
+            multi_agent_id: The multi-agent.
+            state: What it serialized.
+            write_id: Of this call.
+            term: Of the lease under which it is made, if any.
+
         Raises:
+            LeaseLostError: ``term`` is not in force.
             SessionExistsError: Another write created it.
             SessionNotFoundError: The session does not exist.
         """
         doing = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
-        row = _row(session_id, multi_agent_id, state, write_id)
-        if not self._database.fetch(doing, self._create, row).rows:
+        row = _row(session_id, multi_agent_id, state, write_id, term)
+        allowed_at, created = self._database.write(doing, self._create, row).rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if not created:
             raise SessionExistsError(f"{doing}: the multi-agent already exists; read it instead")
 
     def read(self, session_id: str, multi_agent_id: str) -> StoredMultiAgent | None:
@@ -94,6 +110,7 @@ class MultiAgents:
         *,
         write_id: UUID,
         expected: UUID | None = None,
+        term: UUID | None = None,
     ) -> None:
         """Store a multi-agent's present state.
 
@@ -103,17 +120,20 @@ class MultiAgents:
             state: What it serialized.
             write_id: Of this call.
             expected: Of the write that the caller knows to be the last one; None is any.
+            term: Of the lease under which it is made, if any.
 
         Raises:
+            LeaseLostError: ``term`` is not in force.
             SessionConflictError: Another write came after the expected one.
             SessionNotFoundError: There is no such multi-agent.
         """
         doing = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
-        row = {**_row(session_id, multi_agent_id, state, write_id), "expected": expected}
-        rows = self._database.fetch(doing, self._update, row).rows
-        if not rows:
+        row = {**_row(session_id, multi_agent_id, state, write_id, term), "expected": expected}
+        allowed_at, exists, updated = self._database.write(doing, self._update, row).rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if not exists:
             raise SessionNotFoundError(f"{doing}: the multi-agent does not exist")
-        if not rows[0][0]:
+        if not updated:
             raise SessionConflictError(
                 f"{doing}: it has been written by someone else since it was read here; nothing was stored. Build a "
                 "new session manager and multi-agent to go on from what is stored, or hold a lease while you write",
@@ -129,6 +149,14 @@ def _key(session_id: str, multi_agent_id: str) -> dict[str, object]:
     }
 
 
-def _row(session_id: str, multi_agent_id: str, state: dict[str, Any], write_id: UUID) -> dict[str, object]:
+def _row(
+    session_id: str, multi_agent_id: str, state: dict[str, Any], write_id: UUID, term: UUID | None
+) -> dict[str, object]:
     text, exact = encode(state)
-    return {**_key(session_id, multi_agent_id), "state": text, "state_exact": exact, "write_id": write_id}
+    return {
+        **_key(session_id, multi_agent_id),
+        "state": text,
+        "state_exact": exact,
+        "write_id": write_id,
+        "term": term,
+    }

@@ -6,26 +6,28 @@ from strands.types.session import Session, SessionType
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
-from strands_psycopg.repository.fragments import times
+from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
 
-_CREATE = (
-    """
-    WITH t AS (
+_CREATE = """
+    WITH {lease}, t AS (
         INSERT INTO {sessions} AS s (session_id, session_type, write_id, created_at, updated_at)
-        VALUES (%(session_id)s, %(session_type)s, %(write_id)s, now(), now())
+        SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, now(), now() WHERE {fenced}
         ON CONFLICT (session_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE s.write_id = EXCLUDED.write_id
         RETURNING s.created_at, s.updated_at
     )
-    SELECT"""
-    + times("t")
-    + "FROM t"
-)
+    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""  # without times: another call created it first
 
-_READ = "SELECT t.session_type," + times("t") + "FROM {sessions} AS t WHERE t.session_id = %(session_id)s"
+_READ = "SELECT t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.session_id = %(session_id)s"
 
-_DELETE = "DELETE FROM {sessions} WHERE session_id = %(session_id)s RETURNING session_id"
+_DELETE = """
+    WITH {lease}, t AS (
+        DELETE FROM {sessions} WHERE session_id = %(session_id)s AND {fenced} RETURNING session_id
+    )
+    SELECT {allowed_at}, t.session_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""
 
 
 class Sessions:
@@ -33,15 +35,21 @@ class Sessions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._create = database.statement(_CREATE)
-        self._read = database.statement(_READ)
-        self._delete = database.statement(_DELETE)
+        self._create = compose(database, _CREATE)
+        self._read = compose(database, _READ)
+        self._delete = compose(database, _DELETE)
 
-    def create(self, session: Session, *, write_id: UUID) -> None:
+    def create(self, session: Session, *, write_id: UUID, term: UUID | None = None) -> None:
         """Store a new session and set its times.
+
+        Args:
+            session: The session.
+            write_id: Of this call.
+            term: Of the lease under which it is made, if any.
 
         Raises:
             SessionExistsError: Another write created it.
+            LeaseLostError: ``term`` is not in force.
         """
         session_id = check_id("session_id", session.session_id)
         doing = f"creating session {session_id!r}"
@@ -49,11 +57,13 @@ class Sessions:
             "session_id": session_id,
             "session_type": SessionType(session.session_type).value,
             "write_id": write_id,
+            "term": term,
         }
-        rows = self._database.fetch(doing, self._create, row).rows
-        if not rows:
+        allowed_at, created_at, updated_at = self._database.write(doing, self._create, row).rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if created_at is None:
             raise SessionExistsError(f"{doing}: the session already exists; read it instead")
-        session.created_at, session.updated_at = rows[0][0], rows[0][1] or rows[0][0]
+        session.created_at, session.updated_at = created_at, updated_at or created_at
 
     def read(self, session_id: str) -> Session | None:
         """Give a session, or None."""
@@ -64,14 +74,17 @@ class Sessions:
         session_type, created_at, updated_at = rows[0]
         return Session(session_id, SessionType(session_type), created_at, updated_at or created_at)
 
-    def delete(self, session_id: str) -> None:
+    def delete(self, session_id: str, *, term: UUID | None = None) -> None:
         """Delete a session and all that is in it.
 
         Raises:
             SessionNotFoundError: There is none; unless this call was repeated, and so may have deleted it.
+            LeaseLostError: ``term`` is not in force.
         """
-        key = {"session_id": check_id("session_id", session_id)}
+        key = {"session_id": check_id("session_id", session_id), "term": term}
         doing = f"deleting session {session_id!r}"
-        answer = self._database.fetch(doing, self._delete, key)
-        if not answer.rows and not answer.repeated:
+        answer = self._database.write(doing, self._delete, key)
+        allowed_at, deleted = answer.rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if not deleted and not answer.repeated:
             raise SessionNotFoundError(f"{doing}: the session does not exist")
