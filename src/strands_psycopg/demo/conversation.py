@@ -1,0 +1,155 @@
+"""The conversation of the demo, in a process that can be killed.
+
+The process runs ``main``. It takes its task as a line of JSON on standard input, and reports its agent's messages as
+lines of JSON on standard output.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from strands import Agent, tool
+from strands.types.content import Messages
+from strands.types.streaming import StreamEvent
+from typing_extensions import Self
+
+from strands_psycopg.errors import StrandsPsycopgError
+from strands_psycopg.manager import PostgresSessionManager
+from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.scripted_model import ScriptedModel
+
+# Cheap devices pad what they send with NUL bytes.
+_THERMOMETERS = {"greenhouse": "31.50\0\0"}
+HALF_REPLY = "Yes, at 31.5 C it bolts. Open the ro"
+_QUESTIONS = ("How warm is it in the greenhouse?", "Is that too warm for lettuce?")
+_FIRST_REPLIES: list[list[str | dict[str, Any]]] = [
+    ["Let me look.", {"name": "read_thermometer", "input": {"place": "greenhouse"}}],
+    ["It is 31.5 C in the greenhouse."],
+    [HALF_REPLY],
+]
+_LAST_REPLIES = [["Yes, at 31.5 C it bolts. Open the roof."]]
+
+
+@tool
+def read_thermometer(place: str) -> dict[str, Any]:
+    """Read the thermometer of a place.
+
+    Args:
+        place: Where it hangs.
+    """
+    raw = _THERMOMETERS[place]
+    reading = {"unit": "C", "celsius": float(raw.rstrip("\0")), "raw": raw}
+    return {"status": "success", "content": [{"json": reading}]}
+
+
+class _CutOffModel(ScriptedModel):
+    """Stops in the middle of its last reply.
+
+    Args:
+        replies: As for ``ScriptedModel``.
+        cut_off: Called there, and not expected to return.
+    """
+
+    def __init__(self, replies: Sequence[Sequence[str | dict[str, Any]]], cut_off: Callable[[], object]) -> None:
+        super().__init__(replies)
+        self._cut_off = cut_off
+
+    async def stream(self, messages: Messages, *args: Any, **kwargs: Any) -> AsyncIterable[StreamEvent]:
+        """Stream the script's next reply, the last one up to its text."""
+        is_last = len(self.calls) == len(self.replies) - 1
+        async for event in super().stream(messages, *args, **kwargs):
+            yield event
+            if is_last and "contentBlockDelta" in event:
+                self._cut_off()
+
+
+def main() -> None:
+    """Be one of the two processes: begin the conversation and never end it, or restore it and go on."""
+    line = sys.stdin.readline()
+    if not line:
+        # The parent was interrupted before it could say more.
+        return
+    task = json.loads(line)
+    with PostgresSessionRepository(task["dsn"], schema=task["schema"]) as repository:
+
+        def build(model: ScriptedModel) -> Agent:
+            manager = PostgresSessionManager(task["session_id"], repository)
+            return Agent(model=model, tools=[read_thermometer], session_manager=manager, callback_handler=None)
+
+        def wait_to_be_killed() -> None:
+            _report(agent)
+            # Ends if the parent is gone.
+            sys.stdin.read()
+            os._exit(1)
+
+        if task["restores"]:
+            agent = build(ScriptedModel(_LAST_REPLIES))
+            _report(agent)
+            agent()
+            _report(agent)
+        else:
+            agent = build(_CutOffModel(_FIRST_REPLIES, wait_to_be_killed))
+            for question in _QUESTIONS:
+                agent(question)
+
+
+def _report(agent: Agent) -> None:
+    # The text of the messages travels as one JSON string, so that not a byte of it can change on the way.
+    print(json.dumps(json.dumps(agent.messages)), flush=True)
+
+
+class AgentProcess:
+    """A process in which an agent lives, at the latest until the end of the block.
+
+    Args:
+        dsn: The database; not on the command line, where others could read its password.
+        schema: Of the tables.
+        session_id: The session.
+        restores: It goes on with the session, instead of beginning it.
+    """
+
+    def __init__(self, dsn: str, schema: str | None, session_id: str, *, restores: bool) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"import {__name__} as conversation; conversation.main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            # Ctrl-C is the parent's to handle.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._reports = self._process.stdout
+        task = {"dsn": dsn, "schema": schema, "session_id": session_id, "restores": restores}
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(task) + "\n")
+            self._process.stdin.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._process.communicate()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def messages(self) -> str:
+        """Wait until it reports its agent's messages, and give their JSON text as it was there."""
+        line = self._reports.readline()
+        if not line:
+            raise StrandsPsycopgError("a process of the demo ended too early; what it printed above says why")
+        text: str = json.loads(line)
+        return text
+
+    def kill(self) -> None:
+        """Kill it, without a chance to tidy up."""
+        self._process.kill()
+        self._process.wait()

