@@ -1,0 +1,279 @@
+"""How many statements, round trips and commits things cost, as libpq's own trace of the connection tells."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.pq import Trace
+from psycopg_pool import ConnectionPool
+from strands import Agent, tool
+from strands.agent.conversation_manager import SlidingWindowConversationManager
+from strands.types.content import Message
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, SessionConflictError
+from strands_psycopg.scripted_model import ScriptedModel
+from support.multi_agents import Team
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="psycopg gives access to libpq's trace on Linux only")
+
+Connection = psycopg.Connection[Any]
+
+
+class Exchange(NamedTuple):
+    """What went over a connection.
+
+    Attributes:
+        sent: The texts of the statements, where the driver sent them; it does not for a prepared one.
+        completed: How many statements the server has completed.
+        states: The state in which the server waited after each round trip: "I" is idle, so all that was done is
+            committed; "T" is inside a transaction.
+    """
+
+    sent: list[str]
+    completed: int
+    states: list[str]
+
+    @property
+    def changes(self) -> list[list[str]]:
+        """What each statement writes, such as "INSERT messages"; that the session is active left out."""
+        changes = (
+            re.findall(r'(INSERT|UPDATE|DELETE)(?: INTO| FROM)? "public"."strands_(\w+)"', text) for text in self.sent
+        )
+        return [[" ".join(change) for change in each if change != ("UPDATE", "sessions")] for each in changes]
+
+
+ONE = (1, ["I"])  # statement completed, and one round trip, at whose end it was committed
+
+
+class Wire:
+    """The only connection of a pool."""
+
+    def __init__(self) -> None:
+        self._connections: list[Connection] = []
+
+    def configure(self, connection: Connection) -> None:
+        """Take the connection; for the pool to call."""
+        self._connections.append(connection)
+
+    def during(self, call: Callable[[], object]) -> Exchange:
+        """Tell what goes over the connection during a call."""
+        (connection,) = self._connections
+        with tempfile.TemporaryFile() as file:
+            connection.pgconn.trace(file.fileno())
+            connection.pgconn.set_trace_flags(Trace.SUPPRESS_TIMESTAMPS)
+            try:
+                call()
+            finally:
+                connection.pgconn.untrace()
+            file.seek(0)
+            trace = file.read().decode()
+        messages = re.findall(r"^([BF])\t\d+\t(\w+)\t ?(.*?)\n(?=[BF]\t\d|\Z)", trace, re.MULTILINE | re.DOTALL)
+        return Exchange(
+            [content for side, kind, content in messages if side == "F" and kind in ("Parse", "Query")],
+            sum(kind == "CommandComplete" for side, kind, _ in messages if side == "B"),
+            [content for side, kind, content in messages if side == "B" and kind == "ReadyForQuery"],
+        )
+
+
+def saying(text: str) -> Message:
+    return {"role": "user", "content": [{"text": text}]}
+
+
+def new_agent(agent_id: str) -> SessionAgent:
+    return SessionAgent(agent_id, {"z": 1, "a": 2}, {})
+
+
+def new_message(index: int) -> SessionMessage:
+    return SessionMessage(saying("hello\0"), index)
+
+
+METHODS: dict[str, Callable[[PostgresSessionRepository], object]] = {
+    "create_session": lambda repository: repository.create_session(Session("new", SessionType.AGENT)),
+    "read_session": lambda repository: repository.read_session("s"),
+    "delete_session": lambda repository: repository.delete_session("s"),
+    "create_agent": lambda repository: repository.create_agent("s", new_agent("new")),
+    "read_agent": lambda repository: repository.read_agent("s", "a"),
+    "update_agent": lambda repository: repository.update_agent("s", new_agent("a")),
+    "create_message": lambda repository: repository.create_message("s", "a", new_message(2)),
+    "read_message": lambda repository: repository.read_message("s", "a", 1),
+    "update_message": lambda repository: repository.update_message("s", "a", new_message(1)),
+    "list_messages": lambda repository: repository.list_messages("s", "a"),
+    "create_multi_agent": lambda repository: repository.create_multi_agent("s", Team("new", {"a": 1})),
+    "read_multi_agent": lambda repository: repository.read_multi_agent("s", "t"),
+    "update_multi_agent": lambda repository: repository.update_multi_agent("s", Team("t", {"a": 1})),
+}
+
+
+def fill(repository: PostgresSessionRepository) -> None:
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.create_agent("s", new_agent("a"))
+    for index in range(2):
+        repository.create_message("s", "a", new_message(index))
+    repository.create_multi_agent("s", Team("t", {"a": 1}))
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture(params=["own pool", "caller's pool"])
+def repository_of_any_pool(
+    request: pytest.FixtureRequest, dsn: str, wire: Wire, kwargs: dict[str, Any]
+) -> Iterator[PostgresSessionRepository]:
+    """A repository on a session; a caller's pool is as psycopg makes it, out of autocommit."""
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "kwargs": kwargs, "configure": wire.configure}
+    if request.param == "own pool":
+        with PostgresSessionRepository(dsn, **options) as repository:
+            fill(repository)
+            yield repository
+    else:
+        with ConnectionPool(dsn, connection_class=Connection, **options) as pool:
+            repository = PostgresSessionRepository(pool)
+            fill(repository)
+            yield repository
+
+
+@pytest.fixture
+def kwargs() -> dict[str, Any]:
+    return {}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_is_one_statement_one_round_trip_and_one_commit(
+    repository_of_any_pool: PostgresSessionRepository, wire: Wire, method: str
+) -> None:
+    exchange = wire.during(lambda: METHODS[method](repository_of_any_pool))
+    assert exchange[1:] == ONE
+
+
+@pytest.mark.parametrize("kwargs", [{"prepare_threshold": 0}], ids=["prepared at once"])
+@pytest.mark.parametrize("method", METHODS)
+def test_method_sends_the_same_statement_every_time(
+    repository_of_any_pool: PostgresSessionRepository, wire: Wire, method: str
+) -> None:
+    for other in METHODS.values():
+        if other is not METHODS["delete_session"]:
+            other(repository_of_any_pool)
+    for session_id in ("s", "new"):
+        repository_of_any_pool.delete_session(session_id)
+    fill(repository_of_any_pool)
+    exchange = wire.during(lambda: METHODS[method](repository_of_any_pool))
+    assert exchange == ([], *ONE)
+
+
+def test_refused_write_is_one_statement_too(repository_of_any_pool: PostgresSessionRepository, wire: Wire) -> None:
+    def conflict() -> None:
+        with pytest.raises(SessionConflictError):
+            repository_of_any_pool.create_message("s", "a", new_message(0))
+
+    assert wire.during(conflict)[1:] == ONE
+
+
+def test_agent_with_its_first_messages_is_one_transaction(
+    repository_of_any_pool: PostgresSessionRepository, wire: Wire
+) -> None:
+    messages = [new_message(index) for index in range(20)]
+    exchange = wire.during(
+        lambda: repository_of_any_pool.agents.create("s", new_agent("new"), messages, write_id=uuid4())
+    )
+    assert exchange.completed == len(["BEGIN", "agent", *messages, "COMMIT"])
+    assert exchange.states[-1] == "I"
+    assert set(exchange.states[:-1]) == {"T"}
+    # The messages go together.
+    assert len(exchange.states) <= 6
+
+
+# A live agent. Statements are not prepared, so that their texts are seen.
+
+
+@pytest.fixture
+def repository(dsn: str, wire: Wire) -> Iterator[PostgresSessionRepository]:
+    with PostgresSessionRepository(
+        dsn, min_size=1, max_size=1, kwargs={"prepare_threshold": None}, configure=wire.configure
+    ) as repository:
+        repository.read_session("s")
+        yield repository
+
+
+def build(repository: PostgresSessionRepository, *replies: list[str | dict[str, Any]], **options: Any) -> Agent:
+    return Agent(
+        model=ScriptedModel(replies or [["ok"]]),
+        session_manager=PostgresSessionManager("s", repository),
+        callback_handler=None,
+        **options,
+    )
+
+
+def test_new_session_is_two_statements_for_itself_and_two_for_its_agent(
+    repository: PostgresSessionRepository, wire: Wire
+) -> None:
+    exchange = wire.during(lambda: build(repository))
+    assert exchange.changes == [[], ["INSERT sessions"], [], ["INSERT agents"]]
+    assert exchange[1:] == (4, ["I"] * 4)
+
+
+def test_restore_is_three_statements(repository: PostgresSessionRepository, wire: Wire) -> None:
+    build(repository)("hello")
+    exchange = wire.during(lambda: build(repository))
+    assert exchange.changes == [[], [], []]
+    assert exchange[1:] == (3, ["I"] * 3)
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["new agent", "restored agent"])
+def test_first_turn_is_two_statements(repository: PostgresSessionRepository, wire: Wire, restored: bool) -> None:
+    agent = build(repository)
+    if restored:
+        agent("hello")
+        agent = build(repository)
+    exchange = wire.during(lambda: agent("hello"))
+    assert exchange.changes == [["INSERT messages", "UPDATE agents"], ["INSERT messages"]]
+    assert exchange[1:] == (2, ["I"] * 2)
+
+
+def test_further_turn_is_two_inserts(repository: PostgresSessionRepository, wire: Wire) -> None:
+    agent = build(repository)
+    agent("hello")
+    exchange = wire.during(lambda: agent("hello"))
+    assert exchange.changes == [["INSERT messages"], ["INSERT messages"]]
+    assert exchange[1:] == (2, ["I"] * 2)
+
+
+def test_turn_with_a_tool_call_is_one_statement_for_each_message(
+    repository: PostgresSessionRepository, wire: Wire
+) -> None:
+    @tool
+    def look() -> str:
+        """Look."""
+        return "seen"
+
+    agent = build(repository, ["ok"], [{"name": "look", "input": {}}], ["done"], tools=[look])
+    agent("hello")
+    exchange = wire.during(lambda: agent("hello"))
+    assert len(agent.messages) == 6
+    # Strands counts a call of tools as a change of the agent's state, which is stored with the tools' results.
+    assert [changes[:1] for changes in exchange.changes] == [["INSERT messages"]] * 4
+    assert exchange[1:] == (4, ["I"] * 4)
+
+
+def test_changed_state_is_stored_with_the_next_message(repository: PostgresSessionRepository, wire: Wire) -> None:
+    agent = build(repository)
+    agent("hello")
+    agent.state.set("a", 1)
+    exchange = wire.during(lambda: agent("hello"))
+    assert exchange.changes == [["INSERT messages", "UPDATE agents"], ["INSERT messages"]]
+    assert exchange[1:] == (2, ["I"] * 2)
+
+
+def test_turn_with_a_full_sliding_window_is_one_update_more(repository: PostgresSessionRepository, wire: Wire) -> None:
+    agent = build(repository, conversation_manager=SlidingWindowConversationManager(window_size=2))
+    agent("hello")
+    exchange = wire.during(lambda: agent("hello"))
+    assert exchange.changes == [["INSERT messages"], ["INSERT messages"], ["UPDATE agents"]]
+    assert exchange[1:] == (3, ["I"] * 3)

@@ -1,0 +1,105 @@
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+from strands.types.session import Session, SessionType
+
+from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.migrator import packaged_migrations
+from support import agents, catalog
+
+LONGEST = "a_" + "0123456789" * 3 + "_bcdefgh"
+
+NEIGHBOURS: list[dict[str, Any]] = [
+    {},
+    {"schema": "office"},
+    {"table_prefix": "crm_"},
+    {"schema": "office", "table_prefix": "crm_"},
+    {"schema": "office", "table_prefix": "_"},
+]
+
+
+@pytest.fixture
+def neighbours(empty_dsn: str) -> Iterator[list[PostgresSessionRepository]]:
+    """Repositories in one database, each of which has called ``ensure_schema``."""
+    with ExitStack() as stack:
+        repositories = [stack.enter_context(PostgresSessionRepository(empty_dsn, **options)) for options in NEIGHBOURS]
+        for repository in repositories:
+            repository.ensure_schema()
+        yield repositories
+
+
+def test_each_schema_and_prefix_has_tables_of_its_own(
+    neighbours: list[PostgresSessionRepository], empty_dsn: str
+) -> None:
+    assert catalog.tables(empty_dsn) == sorted(
+        prefix + name for prefix in ("strands_", "crm_") for name in catalog.TABLES
+    )
+    assert catalog.tables(empty_dsn, "office") == sorted(
+        prefix + name for prefix in ("strands_", "crm_", "_") for name in catalog.TABLES
+    )
+    with psycopg.connect(empty_dsn) as connection:
+        for schema, prefix in [("public", "crm_"), ("office", "strands_"), ("office", "_")]:
+            ledger = connection.execute(f"SELECT version FROM {schema}.{prefix}migrations".encode()).fetchall()
+            assert ledger == [(each.version,) for each in packaged_migrations()]
+
+
+def test_neighbours_do_not_see_each_other(neighbours: list[PostgresSessionRepository]) -> None:
+    sessions = {}
+    for number, repository in enumerate(neighbours):
+        assert repository.read_session("s") is None
+        agent = agents.build(repository, replies=[[f"reply {number}"]])
+        agent(f"prompt {number}")
+        sessions[repository] = agents.dump(agent)
+
+    assert len(set(sessions.values())) == len(NEIGHBOURS)
+    for repository, dump in sessions.items():
+        assert agents.dump(agents.build(repository)) == dump
+
+    neighbours[1].delete_session("s")
+    assert [repository.read_session("s") is None for repository in neighbours] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("argument", ["schema", "table_prefix"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "A", "Office", "1a", "a-b", "a b", "a.b", 'a"b', "a;b", "a%s", "a$", "é", "\uff41", "a\n", "\0", " a"),
+        *(LONGEST + "i", 7, b"a"),
+    ],
+)
+def test_another_name_is_refused_before_any_connection(argument: str, name: Any) -> None:
+    def dsn() -> str:
+        raise AssertionError("no connection is made")
+
+    with pytest.raises(ValueError, match=f"^{argument} must match"):
+        PostgresSessionRepository(dsn, **{argument: name})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"schema": name} for name in ("user", "select", "table", "all", "default", "_", "a", "true")),
+        *({"table_prefix": name} for name in ("user", "select", "_", "a", "strands_strands_", "to_strands_")),
+        {"schema": LONGEST},
+        {"table_prefix": LONGEST},
+        {"schema": LONGEST, "table_prefix": LONGEST},
+    ],
+    ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()),
+)
+def test_reserved_words_and_the_longest_names_work(empty_dsn: str, options: dict[str, Any]) -> None:
+    assert len(LONGEST) == 40
+    with PostgresSessionRepository(empty_dsn, **options) as repository:
+        repository.ensure_schema()
+        repository.ensure_schema()
+
+        assert repository.read_session("s") is None
+        session = Session(session_id="s", session_type=SessionType.AGENT)
+        assert repository.create_session(session) == repository.read_session("s")
+
+    schema, prefix = options.get("schema", "public"), options.get("table_prefix", "strands_")
+    assert catalog.tables(empty_dsn, schema) == [prefix + name for name in catalog.TABLES]
+    # The server shortens what it names itself, such as constraints.
+    assert [name for name in catalog.objects(empty_dsn, schema) if not name.startswith(prefix[:20])] == []

@@ -1,0 +1,31 @@
+"""The retries of this process, read from the log."""
+
+import logging
+from typing import NamedTuple
+
+import pytest
+
+
+class Retry(NamedTuple):
+    """What a WARNING says of a retry."""
+
+    attempt: int
+    pause: float
+    error: str
+    doing: str
+
+
+class Retries:
+    """Gives the retries of a test up to now, in order."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    def __call__(self) -> list[Retry]:
+        return [
+            Retry(*record.args)  # type: ignore[misc]
+            for record in self._caplog.records
+            if record.levelno == logging.WARNING
+            and record.name == "strands_psycopg.database"
+            and record.getMessage().endswith("retrying")
+        ]

@@ -1,0 +1,167 @@
+"""Every kind of write that a repository makes, each with what must be there before it and a newer write after it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from strands_psycopg import PostgresSessionRepository
+from support.tables import TABLES
+
+_Step = Callable[[PostgresSessionRepository, str], object]
+
+
+class Write(NamedTuple):
+    """A kind of write, to the session whose id its steps are given.
+
+    Attributes:
+        name: What it is called.
+        prepare: Stores what it needs.
+        act: Writes.
+        follow: Makes another write to the same place, later.
+    """
+
+    name: str
+    prepare: _Step
+    act: _Step
+    follow: _Step
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def message(index: int, text: str) -> SessionMessage:
+    """Build a user's message."""
+    return SessionMessage({"role": "user", "content": [{"text": text}]}, index)
+
+
+def agent(mood: str) -> SessionAgent:
+    """Build an agent ``a``."""
+    return SessionAgent("a", {"mood": mood}, {"removed_message_count": 0})
+
+
+def _nothing(repository: PostgresSessionRepository, session_id: str) -> None:
+    repository.read_session(session_id)
+
+
+def _create_session(repository: PostgresSessionRepository, session_id: str) -> None:
+    repository.create_session(Session(session_id, SessionType.AGENT))
+
+
+def _create_agent(repository: PostgresSessionRepository, session_id: str) -> None:
+    _create_session(repository, session_id)
+    repository.create_agent(session_id, agent("new"))
+
+
+def _create_message(repository: PostgresSessionRepository, session_id: str) -> None:
+    _create_agent(repository, session_id)
+    repository.create_message(session_id, "a", message(0, "first"))
+
+
+def _create_multi_agent(repository: PostgresSessionRepository, session_id: str) -> None:
+    _create_session(repository, session_id)
+    repository.multi_agents.create(session_id, "m", {"step": 0}, write_id=uuid4())
+
+
+def _update_and_append(repository: PostgresSessionRepository, session_id: str, index: int, mood: str) -> None:
+    seen = repository.agents.read(session_id, "a")
+    assert seen is not None
+    repository.agents.update_and_append(
+        session_id, agent(mood), message(index, mood), write_id=uuid4(), expected=seen.write_id
+    )
+
+
+def _update_multi_agent(repository: PostgresSessionRepository, session_id: str, step: int) -> None:
+    repository.multi_agents.update(session_id, "m", {"step": step}, write_id=uuid4())
+
+
+def _leave(repository: PostgresSessionRepository, session_id: str) -> None:
+    lease = repository.leases.current(session_id)
+    assert lease is not None
+    repository.leases.leave(lease)
+
+
+def _enter(repository: PostgresSessionRepository, session_id: str) -> None:
+    repository.lease(session_id).__enter__()
+
+
+WRITES = [
+    Write(
+        "create_session",
+        _nothing,
+        _create_session,
+        lambda repository, session_id: repository.create_agent(session_id, agent("next")),
+    ),
+    Write(
+        "create_agent",
+        _create_session,
+        lambda repository, session_id: repository.create_agent(session_id, agent("now")),
+        lambda repository, session_id: repository.update_agent(session_id, agent("next")),
+    ),
+    Write(
+        "create_message",
+        _create_message,
+        lambda repository, session_id: repository.create_message(session_id, "a", message(1, "now")),
+        lambda repository, session_id: repository.create_message(session_id, "a", message(2, "next")),
+    ),
+    Write(
+        "update_and_append",
+        _create_message,
+        lambda repository, session_id: _update_and_append(repository, session_id, 1, "now"),
+        lambda repository, session_id: _update_and_append(repository, session_id, 2, "next"),
+    ),
+    Write(
+        "update_agent",
+        _create_agent,
+        lambda repository, session_id: repository.update_agent(session_id, agent("now")),
+        lambda repository, session_id: repository.update_agent(session_id, agent("next")),
+    ),
+    Write(
+        "update_message",
+        _create_message,
+        lambda repository, session_id: repository.update_message(session_id, "a", message(0, "now")),
+        lambda repository, session_id: repository.update_message(session_id, "a", message(0, "next")),
+    ),
+    Write(
+        "create_multi_agent",
+        _create_session,
+        lambda repository, session_id: repository.multi_agents.create(session_id, "m", {"step": 1}, write_id=uuid4()),
+        lambda repository, session_id: _update_multi_agent(repository, session_id, 2),
+    ),
+    Write(
+        "update_multi_agent",
+        _create_multi_agent,
+        lambda repository, session_id: _update_multi_agent(repository, session_id, 1),
+        lambda repository, session_id: _update_multi_agent(repository, session_id, 2),
+    ),
+    Write(
+        "delete_session",
+        _create_message,
+        lambda repository, session_id: repository.delete_session(session_id),
+        _create_session,
+    ),
+    Write("take_lease", _create_session, _enter, _leave),
+    Write(
+        "release_lease",
+        _enter,
+        _leave,
+        _enter,
+    ),
+]
+
+_IGNORED = ["session_id", "write_id", "term", "created_at", "updated_at", "acquired_at", "expires_at"]
+
+
+def rows(connection: psycopg.Connection[Any], session_id: str) -> dict[str, list[Any]]:
+    """Give a session's rows in every table, without what differs between two sessions that were written alike."""
+    query = sql.SQL(
+        "SELECT to_jsonb(t) - %s::text[] #- '{{message,tracking_id}}' #- '{{message,metadata}}' FROM {} AS t "
+        "WHERE session_id = %s ORDER BY 1"
+    )
+    return {
+        table: [row for (row,) in connection.execute(query.format(sql.Identifier(table)), [_IGNORED, session_id])]
+        for table in TABLES
+    }
