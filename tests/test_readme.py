@@ -1,0 +1,175 @@
+"""The README's code blocks run as they stand, and its versions are those of pyproject.toml."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+import nox
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+DSN = "postgresql://localhost/agents"
+
+# An agent that is built without a model gets one that needs no network.
+RUN = """
+import sys
+import strands.agent.agent
+from strands_psycopg.scripted_model import ScriptedModel
+strands.agent.agent.BedrockModel = lambda **_: ScriptedModel([["Hello!"]])
+exec(compile(sys.stdin.read(), sys.argv[1], "exec"), {"__name__": "__main__"})
+"""
+
+_BLOCK = re.compile(
+    r"^(?:<!--\s*not run:(?P<reason>.*?)-->\s*?\n\s*)?^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Block(NamedTuple):
+    """A block of Python in a Markdown file; if not run, then for that reason."""
+
+    line: int
+    code: str
+    reason: str | None
+
+
+def blocks(file: Path) -> list[Block]:
+    text = file.read_text("utf-8")
+    found = []
+    for match in _BLOCK.finditer(text):
+        code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
+        reason = match["reason"]
+        found.append(Block(text.count("\n", 0, match.start("code")) + 1, code, reason and reason.strip()))
+    return found
+
+
+def run(file: Path, block: Block, dsn: str) -> "subprocess.CompletedProcess[str]":
+    """Run a block in a process of its own, with its DSN replaced; errors tell the line in the file."""
+    # A URL, since the other form may hold quotation marks.
+    code = block.code.replace(DSN, "postgresql://?" + urlencode(conninfo_to_dict(dsn)))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN, str(file)],
+        input="\n" * (block.line - 1) + code,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("block", [pytest.param(each, id=f"line-{each.line}") for each in blocks(README)])
+def test_blocks_of_the_readme_run(block: Block, dsn: str) -> None:
+    if block.reason is not None:
+        pytest.skip(block.reason)
+    done = run(README, block, dsn)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_readme_has_blocks_to_run() -> None:
+    assert [each for each in blocks(README) if each.reason is None]
+
+
+def test_the_checks_run_the_readmes_test_command() -> None:
+    commands = re.findall(r"^(.*pytest)$", README.read_text("utf-8"), re.MULTILINE)
+    assert len(commands) == 1
+    assert f"({commands[0]})" in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
+PAGE = f'''\
+Text with ```python in it.
+
+```python
+from strands import Agent
+from strands_psycopg import PostgresSessionManager, PostgresSessionRepository
+
+with PostgresSessionRepository("{DSN}") as repository:
+    print(Agent(session_manager=PostgresSessionManager("s", repository), callback_handler=None)("Hi"))
+```
+
+```sh
+python
+```
+
+1. In a list:
+
+   ```python
+   if __name__ == "__main__":
+       print("{DSN}")
+   ```
+
+<!-- not run: it has no end -->
+```python
+while True: ...
+```
+
+<!-- a comment -->
+```python
+print("first")
+raise ValueError("second")
+```
+'''
+
+
+def test_blocks_are_found_and_run(tmp_path: Path, dsn: str) -> None:
+    page = tmp_path / "PAGE.md"
+    page.write_text(PAGE)
+
+    agent, in_list, endless, failing = blocks(page)
+    assert [agent.line, in_list.line, endless.line, failing.line] == [4, 18, 24, 29]
+    assert [each.reason for each in (agent, in_list, endless, failing)] == [None, None, "it has no end", None]
+
+    assert run(page, agent, dsn).stdout == "Hello!\n\n"
+    assert run(page, in_list, dsn).stdout.startswith("postgresql://?")
+    done = run(page, failing, dsn)
+    assert (done.returncode, done.stdout) == (1, "first\n")
+    assert f'File "{page}", line 30' in done.stderr
+    assert "ValueError: second" in done.stderr
+
+
+def stated(name: str, text: str) -> set[str]:
+    """Every lowest version that a text states for a name: ``Python >= 3.10``, ``| Python | 3.10 and up |``, ..."""
+    before = rf"\b{re.escape(name)}`?(?:\[[\w,]+\])?`?(?: version)?"
+    version = r"(\d+(?:\.\d+)*)"
+    patterns = [
+        rf"{before}[\s|`]*(?:>=|≥|from)\s*{version}",
+        rf"{before}[\s|`]*{version}(?=\+|,? (?:and|or) (?:up|newer|later|above)| to )",
+    ]
+    return {found for pattern in patterns for found in re.findall(pattern, text)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("needs Example >= 1.2.", "needs Example>=1.2,<2", "`Example>=1.2`", "`Example` ≥ 1.2", "Example 1.2 and up"),
+        *("Example 1.2+", "| Example | 1.2 and up |", "| `Example` | `>=1.2,<2` |", "| Example[a,b] | >=1.2 |"),
+        *("Example 1.2 or newer", "| Example | 1.2 to 1.9 |"),
+    ],
+)
+def test_stated_versions_are_found(text: str) -> None:
+    assert stated("Example", text) == {"1.2"}
+    assert stated("Other", text) == set()
+
+
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+LOWEST = {
+    "Python": PROJECT["project"]["requires-python"],
+    "PostgreSQL": PROJECT["tool"]["strands-psycopg"]["postgresql"],
+    "strands-agents": PROJECT["project"]["dependencies"][0],
+    "psycopg": PROJECT["project"]["dependencies"][1],
+}
+
+
+@pytest.mark.parametrize("name", LOWEST)
+def test_the_readme_states_the_versions_of_the_project(name: str) -> None:
+    expected = re.search(r">=([\d.]+)", LOWEST[name])
+    assert expected
+    assert stated(name, README.read_text("utf-8")) == {expected[1]}
+
+
+def test_the_classifiers_begin_with_the_lowest_python() -> None:
+    assert f">={nox.project.python_versions(PROJECT)[0]}" == PROJECT["project"]["requires-python"]
