@@ -46,8 +46,8 @@ def test_a_dsn_in_a_wrong_place_is_not_quoted(capsys: pytest.CaptureFixture[str]
     [
         (["--dsn", "postgresql://app:se@same@db/agents"], "the DSN has more than one '@'"),
         (["--dsn", "postgresql+psycopg://app:sesame@db/agents"], "the DSN cannot be parsed"),
-        (["--schema", "Office"], "schema must match [a-z_][a-z0-9_]{0,39}, not 'Office'"),
-        (["--table-prefix", "crm-"], "table_prefix must match [a-z_][a-z0-9_]{0,39}, not 'crm-'"),
+        (["--schema", "Office"], "schema must match [a-z_][a-z0-9_]{0,39}"),
+        (["--table-prefix", "crm-"], "table_prefix must match [a-z_][a-z0-9_]{0,39}"),
     ],
     ids=str,
 )
