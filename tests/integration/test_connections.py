@@ -60,7 +60,10 @@ def terminate(connection: Connection) -> None:
 
 
 def test_nothing_connects_before_the_first_statement(proxy: Proxy) -> None:
+    threads = set(threading.enumerate())
     with PostgresSessionRepository(proxy.dsn, min_size=2) as repository:
+        # Connects are made by the pool's threads, at some time.
+        assert set(threading.enumerate()) <= threads
         assert proxy.connections == 0
 
         repository.read_session("s")
