@@ -4,6 +4,7 @@ A template database is migrated once; each test gets a fresh copy of it. With ``
 repositories reach it through a PgBouncer in transaction mode.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,12 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import postgres
 from support.crew import Crew
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt processes: a shell's background jobs ignore Ctrl-C, and so would their children."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
