@@ -4,6 +4,7 @@ from strands_psycopg.errors import (
     DatabaseError,
     DatabaseUnavailableError,
     LeaseLostError,
+    PostgresStorageError,
     SchemaError,
     SessionBusyError,
     SessionConflictError,
@@ -14,6 +15,7 @@ from strands_psycopg.errors import (
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.storage import PostgresStorage
 
 __all__ = [
     "DatabaseError",
@@ -22,6 +24,8 @@ __all__ = [
     "LeaseLostError",
     "PostgresSessionManager",
     "PostgresSessionRepository",
+    "PostgresStorage",
+    "PostgresStorageError",
     "SchemaError",
     "SessionBusyError",
     "SessionConflictError",

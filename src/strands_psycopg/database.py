@@ -126,13 +126,14 @@ class Database:
         times = {"in_time": sql.SQL(_IN_TIME), "server_time": sql.SQL(_SERVER_TIME)}
         return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
 
-    def fetch(self, doing: str, statement: bytes, parameters: Mapping[str, object]) -> Answer:
+    def fetch(self, doing: str, statement: bytes, parameters: Mapping[str, object], *, binary: bool = False) -> Answer:
         """Run one statement, which is one round trip and one commit, and give its rows.
 
         Args:
             doing: What is being done, for errors and log lines; never a message's content.
             statement: What ``statement`` composed.
             parameters: Its named parameters.
+            binary: Whether values are to be sent in PostgreSQL's binary form, which halves a ``bytea``.
 
         Raises:
             DatabaseUnavailableError: The database could not be reached within ``retry_timeout``.
@@ -143,7 +144,7 @@ class Database:
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Answer:
             with _cursor(connection) as cursor:
-                cursor.execute(statement, parameters)
+                cursor.execute(statement, parameters, binary=binary)
                 return Answer(cursor.fetchall() if cursor.description else [], attempt.repeated)
 
         return self._run(doing, work, self._answer_timeout)

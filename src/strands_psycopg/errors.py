@@ -1,10 +1,15 @@
 """Every error that this library raises on purpose.
 
-Each inherits what a host already catches: Strands' ``SessionException`` for sessions. No message holds a
-password, a row's values or a message's content.
+Each inherits what a host already catches: Strands' ``SessionException`` for sessions, its ``StorageError`` for storage.
+No message holds a password, a row's values or a message's content.
 """
 
 from strands.types.exceptions import SessionException
+
+try:
+    from strands.types.exceptions import StorageError
+except ImportError:  # before strands-agents 1.48
+    StorageError = Exception  # type: ignore[assignment, misc]
 
 
 class StrandsPsycopgError(Exception):
@@ -87,6 +92,10 @@ class DatabaseError(StrandsPsycopgError, SessionException):
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class PostgresStorageError(StrandsPsycopgError, StorageError):
+    """A storage's call was refused, or failed in the database; then the error that says how is the cause."""
 
 
 class EmbeddedPostgresError(StrandsPsycopgError):

@@ -1,0 +1,296 @@
+"""Rows of values, and of the pieces that large ones are made of."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from uuid import UUID
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+from strands_psycopg.database import Database
+from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
+from strands_psycopg.storage.pieces import cut, name
+
+logger = logging.getLogger(__name__)
+
+# In bytes. Up to here one row takes no more than a list of pieces would.
+_LARGEST_WHOLE = 8192
+
+# In bytes; PostgreSQL sends up to a gigabyte.
+LARGEST_VALUE = 256 * 2**20
+
+# In bytes of UTF-8. PostgreSQL's index takes keys of up to 2,700.
+LONGEST_KEY = 2048
+
+# Greater than every key, so behind a prefix greater than every key that begins with it.
+_LAST = "\U0010ffff" * (LONGEST_KEY // 4 + 1)
+
+# How many released pieces are removed in one transaction.
+_COLLECTED = 1000
+
+# What was committed while a statement waited for a lock must be seen by the next one.
+_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
+_PUT_WHOLE = """
+    WITH put AS (
+        INSERT INTO {storage} AS s (key, data, size, words, updated_at)
+        SELECT %(key)s, %(data)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(words)s), now() WHERE {in_time}
+        ON CONFLICT (key) DO UPDATE
+        SET data = EXCLUDED.data, size = EXCLUDED.size, words = EXCLUDED.words, updated_at = EXCLUDED.updated_at
+        WHERE s.pieces IS NULL
+        RETURNING true AS done
+    )
+    SELECT CASE WHEN {in_time} THEN {server_time} END, put.done FROM (SELECT 1) AS one LEFT JOIN put ON true
+"""  # not done: the value that is there is made of pieces
+
+_LOCK = "SELECT pieces FROM {storage} WHERE key = %(key)s FOR UPDATE"
+
+# In order, so that no two transactions wait for each other.
+_KEEP = """
+    SELECT piece_id FROM {pieces} WHERE piece_id = ANY(%(piece_ids)s) ORDER BY piece_id FOR KEY SHARE
+"""
+
+_ADD = """
+    INSERT INTO {pieces} (piece_id, data)
+    SELECT piece_id, data FROM unnest(%(piece_ids)s::uuid[], %(data)s::bytea[]) AS new (piece_id, data)
+    ON CONFLICT (piece_id) DO UPDATE SET released = false
+"""
+
+_PUT = """
+    INSERT INTO {storage} AS s (key, data, pieces, size, words, updated_at)
+    VALUES (
+        %(key)s, %(data)s, %(pieces)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(words)s::text), now()
+    )
+    ON CONFLICT (key) DO UPDATE
+    SET data = EXCLUDED.data, pieces = EXCLUDED.pieces, size = EXCLUDED.size, words = EXCLUDED.words,
+        updated_at = EXCLUDED.updated_at
+    WHERE %(locked)s OR s.pieces IS NULL
+"""  # no row: somebody else has just stored one that is made of pieces
+
+_DELETE_WHOLE = """
+    WITH gone AS (DELETE FROM {storage} WHERE key = %(key)s AND pieces IS NULL AND {in_time})
+    SELECT CASE WHEN {in_time} THEN {server_time} END,
+        EXISTS (SELECT FROM {storage} WHERE key = %(key)s AND pieces IS NOT NULL)
+"""
+
+_DELETE = "DELETE FROM {storage} WHERE key = %(key)s RETURNING pieces"
+
+# Of two transactions that cease to use a piece at once, the later one waits here, and sees then that nobody does.
+_LEAVE = """
+    SELECT piece_id FROM {pieces} WHERE piece_id = ANY(%(piece_ids)s) ORDER BY piece_id FOR NO KEY UPDATE
+"""
+
+_RELEASE = """
+    UPDATE {pieces} AS p SET released = true
+    WHERE piece_id = ANY(%(piece_ids)s) AND NOT EXISTS (
+        SELECT FROM {storage} AS s WHERE s.pieces @> ARRAY[p.piece_id]
+    )
+"""
+
+# Those that are locked are being used again, or removed.
+_TAKE_RELEASED = """
+    SELECT piece_id FROM {pieces} WHERE released ORDER BY piece_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+"""
+
+_DISCARD = """
+    DELETE FROM {pieces} AS p
+    WHERE piece_id = ANY(%(piece_ids)s) AND NOT EXISTS (
+        SELECT FROM {storage} AS s WHERE s.pieces @> ARRAY[p.piece_id]
+    )
+"""
+
+_RETAIN = "UPDATE {pieces} SET released = false WHERE piece_id = ANY(%(piece_ids)s)"
+
+_VALUE = """
+    coalesce(s.data, (
+        SELECT string_agg(p.data, ''::bytea ORDER BY part.number)
+        FROM unnest(s.pieces) WITH ORDINALITY AS part (piece_id, number) JOIN {pieces} AS p USING (piece_id)
+    ))
+"""
+
+_READ = """
+    SELECT s.size, {value} FROM {storage} AS s WHERE s.key = %(key)s
+""".replace("{value}", _VALUE)
+
+_LIST = "SELECT key FROM {storage} WHERE key >= %(prefix)s AND key < %(end)s ORDER BY key"
+
+_SEARCH = """
+    SELECT s.key, s.score, s.size, {value} FROM (
+        SELECT s.key, s.data, s.pieces, s.size, ts_rank(s.words, query) AS score
+        FROM {storage} AS s, to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
+        WHERE s.words @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
+        ORDER BY score DESC, s.key LIMIT %(limit)s
+    ) AS s
+    ORDER BY s.score DESC, s.key
+""".replace("{value}", _VALUE)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A value that a search found.
+
+    Attributes:
+        key: Its whole key.
+        score: Its rank by PostgreSQL's ``ts_rank``; higher is better.
+        data: Its bytes.
+    """
+
+    key: str
+    score: float
+    data: bytes
+
+
+class Values:
+    """The values of one database, schema and prefix of tables.
+
+    Args:
+        database: Where they are.
+        scope: Pieces are shared by the values that are stored under the same one.
+        text_search_config: PostgreSQL's text search configuration for words and queries.
+    """
+
+    def __init__(self, database: Database, *, scope: str, text_search_config: str) -> None:
+        self._database = database
+        self._scope = blake2b(scope.encode()).digest()
+        self._configuration = text_search_config
+        self._put_whole = database.statement(_PUT_WHOLE)
+        self._lock = database.statement(_LOCK)
+        self._keep = database.statement(_KEEP)
+        self._add = database.statement(_ADD)
+        self._put = database.statement(_PUT)
+        self._delete_whole = database.statement(_DELETE_WHOLE)
+        self._delete = database.statement(_DELETE)
+        self._leave = database.statement(_LEAVE)
+        self._release = database.statement(_RELEASE)
+        self._take_released = database.statement(_TAKE_RELEASED)
+        self._discard = database.statement(_DISCARD)
+        self._retain = database.statement(_RETAIN)
+        self._read = database.statement(_READ)
+        self._list = database.statement(_LIST)
+        self._search = database.statement(_SEARCH)
+
+    def write(self, key: str, data: bytes, words: str | None) -> None:
+        """Store a value, whatever was there.
+
+        Args:
+            key: The whole key.
+            data: The value.
+            words: By which it is found; None if it is not.
+
+        Raises:
+            StrandsPsycopgError: As ``Database.transact``.
+        """
+        doing = f"writing {key!r}"
+        row = {"key": key, "size": len(data), "words": words, "configuration": self._configuration}
+        if len(data) > _LARGEST_WHOLE:
+            pieces = cut(data)
+            names = [name(piece, self._scope) for piece in pieces]
+            row |= {"data": None, "pieces": names}
+            self._change(doing, partial(self._replace, row, dict(zip(names, pieces, strict=True))))
+        elif not self._database.write(doing, self._put_whole, row | {"data": data}).rows[0][1]:
+            row |= {"data": data, "pieces": None}
+            self._change(doing, partial(self._replace, row, {}))
+
+    def _replace(self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow]) -> int:
+        """Store a value in a transaction; give the number of pieces that were released."""
+        while True:
+            locked = cursor.execute(self._lock, row).fetchall()
+            kept = cursor.execute(self._keep, {"piece_ids": list(pieces)}).fetchall()
+            added = sorted(pieces.keys() - {piece_id for (piece_id,) in kept})
+            if added:
+                cursor.execute(self._add, {"piece_ids": added, "data": [pieces[each] for each in added]})
+            if cursor.execute(self._put, row | {"locked": bool(locked)}).rowcount:
+                return self._leave_pieces(set(locked[0][0] or ()) - pieces.keys() if locked else set(), cursor)
+
+    def delete(self, key: str) -> None:
+        """Delete a value, if there is one.
+
+        Raises:
+            StrandsPsycopgError: As ``Database.transact``.
+        """
+        doing = f"deleting {key!r}"
+        row: dict[str, object] = {"key": key}
+        if self._database.write(doing, self._delete_whole, row).rows[0][1]:
+            self._change(doing, partial(self._remove, row))
+
+    def _remove(self, row: dict[str, object], cursor: Cursor[TupleRow]) -> int:
+        """Delete a value in a transaction; give the number of pieces that were released."""
+        deleted = cursor.execute(self._delete, row).fetchall()
+        return self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
+
+    def _leave_pieces(self, piece_ids: set[UUID], cursor: Cursor[TupleRow]) -> int:
+        if not piece_ids:
+            return 0
+        left = {"piece_ids": list(piece_ids)}
+        cursor.execute(self._leave, left)
+        return cursor.execute(self._release, left).rowcount
+
+    def _change(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> None:
+        """Store or delete a value, and then remove the pieces that nothing uses any more."""
+        if self._transact(doing, work):
+            try:
+                while self._transact("removing unused pieces", self._collect) == _COLLECTED:
+                    pass
+            except StrandsPsycopgError as error:
+                # The value is stored. What is left here is removed after the next change.
+                logger.warning("error=<%s> | unused pieces were not removed", error)
+
+    def _collect(self, cursor: Cursor[TupleRow]) -> int:
+        """Remove released pieces that no value uses; give the number of those that were looked at."""
+        released = [piece_id for (piece_id,) in cursor.execute(self._take_released, {"limit": _COLLECTED})]
+        if released:
+            cursor.execute(self._discard, {"piece_ids": released})
+            cursor.execute(self._retain, {"piece_ids": released})
+        return len(released)
+
+    def _transact(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> int:
+        def transaction(cursor: Cursor[TupleRow]) -> int:
+            cursor.execute(_READ_COMMITTED)
+            return work(cursor)
+
+        return self._database.transact(doing, transaction)
+
+    def read(self, key: str) -> bytes | None:
+        """Give a value, or None.
+
+        Raises:
+            DatabaseError: Pieces of it are missing.
+            StrandsPsycopgError: As ``Database.fetch``.
+        """
+        doing = f"reading {key!r}"
+        rows = self._database.fetch(doing, self._read, {"key": key}, binary=True).rows
+        return _whole(doing, *rows[0]) if rows else None
+
+    def keys(self, prefix: str) -> list[str]:
+        """Give the keys that begin with a prefix, sorted.
+
+        Raises:
+            StrandsPsycopgError: As ``Database.fetch``.
+        """
+        rows = self._database.fetch(f"listing {prefix!r}", self._list, _range(prefix)).rows
+        return [key for (key,) in rows]
+
+    def search(self, prefix: str, query: str, limit: int) -> list[Hit]:
+        """Give the values whose key begins with a prefix and whose words match a ``tsquery``, best first.
+
+        Raises:
+            DatabaseError: Pieces of one are missing.
+            StrandsPsycopgError: As ``Database.fetch``.
+        """
+        doing = f"searching {prefix!r}"
+        row = _range(prefix) | {"query": query, "configuration": self._configuration, "limit": limit}
+        rows = self._database.fetch(doing, self._search, row, binary=True).rows
+        return [Hit(key, score, _whole(doing, size, data)) for key, score, size, data in rows]
+
+
+def _range(prefix: str) -> dict[str, object]:
+    return {"prefix": prefix, "end": prefix + _LAST}
+
+
+def _whole(doing: str, size: int, data: bytes | None) -> bytes:
+    if data is None or len(data) != size:
+        raise DatabaseError(f"{doing}: pieces of the value are missing; restore the pieces' table from a backup")
+    return data
