@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from itertools import accumulate
 from uuid import UUID
 
 from psycopg import Cursor
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
@@ -34,6 +35,9 @@ _COLLECTED = 1000
 # What was committed while a statement waited for a lock must be seen by the next one.
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
+# A crash of the server may undo it, which leaves pieces marked as released.
+_SOMETIME = "SET LOCAL synchronous_commit = off"
+
 _PUT_WHOLE = """
     WITH put AS (
         INSERT INTO {storage} AS s (key, data, size, words, updated_at)
@@ -53,9 +57,11 @@ _KEEP = """
     SELECT piece_id FROM {pieces} WHERE piece_id = ANY(%(piece_ids)s) ORDER BY piece_id FOR KEY SHARE
 """
 
+# One string of bytes is sent much faster than an array of them.
 _ADD = """
     INSERT INTO {pieces} (piece_id, data)
-    SELECT piece_id, data FROM unnest(%(piece_ids)s::uuid[], %(data)s::bytea[]) AS new (piece_id, data)
+    SELECT new.piece_id, substring(%(data)s FROM new.start + 1 FOR new.size)
+    FROM unnest(%(piece_ids)s::uuid[], %(starts)s::integer[], %(sizes)s::integer[]) AS new (piece_id, start, size)
     ON CONFLICT (piece_id) DO UPDATE SET released = false
 """
 
@@ -104,28 +110,31 @@ _DISCARD = """
 
 _RETAIN = "UPDATE {pieces} SET released = false WHERE piece_id = ANY(%(piece_ids)s)"
 
-_VALUE = """
-    coalesce(s.data, (
-        SELECT string_agg(p.data, ''::bytea ORDER BY part.number)
-        FROM unnest(s.pieces) WITH ORDINALITY AS part (piece_id, number) JOIN {pieces} AS p USING (piece_id)
-    ))
-"""
-
+# A row for each piece: putting them together here is faster than there.
 _READ = """
-    SELECT s.size, {value} FROM {storage} AS s WHERE s.key = %(key)s
-""".replace("{value}", _VALUE)
+    SELECT s.size, coalesce(s.data, p.data)
+    FROM {storage} AS s
+    LEFT JOIN LATERAL unnest(s.pieces) WITH ORDINALITY AS part (piece_id, number) ON true
+    LEFT JOIN {pieces} AS p USING (piece_id)
+    WHERE s.key = %(key)s
+    ORDER BY part.number
+"""
 
 _LIST = "SELECT key FROM {storage} WHERE key >= %(prefix)s AND key < %(end)s ORDER BY key"
 
 _SEARCH = """
-    SELECT s.key, s.score, s.size, {value} FROM (
+    SELECT s.key, s.score, s.size, coalesce(s.data, (
+        SELECT string_agg(p.data, ''::bytea ORDER BY part.number)
+        FROM unnest(s.pieces) WITH ORDINALITY AS part (piece_id, number) JOIN {pieces} AS p USING (piece_id)
+    ))
+    FROM (
         SELECT s.key, s.data, s.pieces, s.size, ts_rank(s.words, query) AS score
         FROM {storage} AS s, to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
         WHERE s.words @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
         ORDER BY score DESC, s.key LIMIT %(limit)s
     ) AS s
     ORDER BY s.score DESC, s.key
-""".replace("{value}", _VALUE)
+"""
 
 
 @dataclass(frozen=True)
@@ -197,13 +206,19 @@ class Values:
     def _replace(self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow]) -> int:
         """Store a value in a transaction; give the number of pieces that were released."""
         while True:
-            locked = cursor.execute(self._lock, row).fetchall()
-            kept = cursor.execute(self._keep, {"piece_ids": list(pieces)}).fetchall()
-            added = sorted(pieces.keys() - {piece_id for (piece_id,) in kept})
-            if added:
-                cursor.execute(self._add, {"piece_ids": added, "data": [pieces[each] for each in added]})
-            if cursor.execute(self._put, row | {"locked": bool(locked)}).rowcount:
-                return self._leave_pieces(set(locked[0][0] or ()) - pieces.keys() if locked else set(), cursor)
+            with cursor.connection.pipeline():
+                lock = _another(cursor).execute(self._lock, row)
+                keep = _another(cursor).execute(self._keep, {"piece_ids": list(pieces)})
+            locked = lock.fetchall()
+            added = sorted(pieces.keys() - {piece_id for (piece_id,) in keep})
+            left = set(locked[0][0] or ()) - pieces.keys() if locked else set()
+            with cursor.connection.pipeline():
+                if added:
+                    cursor.execute(self._add, _joined(added, [pieces[piece_id] for piece_id in added]))
+                put = _another(cursor).execute(self._put, row | {"locked": bool(locked)})
+                release = self._leave_pieces(left, cursor)
+            if put.rowcount:
+                return release.rowcount
 
     def delete(self, key: str) -> None:
         """Delete a value, if there is one.
@@ -219,14 +234,15 @@ class Values:
     def _remove(self, row: dict[str, object], cursor: Cursor[TupleRow]) -> int:
         """Delete a value in a transaction; give the number of pieces that were released."""
         deleted = cursor.execute(self._delete, row).fetchall()
-        return self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
+        with cursor.connection.pipeline():
+            release = self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
+        return release.rowcount
 
-    def _leave_pieces(self, piece_ids: set[UUID], cursor: Cursor[TupleRow]) -> int:
-        if not piece_ids:
-            return 0
+    def _leave_pieces(self, piece_ids: set[UUID], cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
+        """Mark those of the pieces that nothing uses any more, in a pipeline; the cursor tells their number."""
         left = {"piece_ids": list(piece_ids)}
-        cursor.execute(self._leave, left)
-        return cursor.execute(self._release, left).rowcount
+        _another(cursor).execute(self._leave, left)
+        return _another(cursor).execute(self._release, left)
 
     def _change(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> None:
         """Store or delete a value, and then remove the pieces that nothing uses any more."""
@@ -240,11 +256,15 @@ class Values:
 
     def _collect(self, cursor: Cursor[TupleRow]) -> int:
         """Remove released pieces that no value uses; give the number of those that were looked at."""
-        released = [piece_id for (piece_id,) in cursor.execute(self._take_released, {"limit": _COLLECTED})]
-        if released:
-            cursor.execute(self._discard, {"piece_ids": released})
-            cursor.execute(self._retain, {"piece_ids": released})
-        return len(released)
+        with cursor.connection.pipeline():
+            cursor.execute(_SOMETIME)
+            take = _another(cursor).execute(self._take_released, {"limit": _COLLECTED})
+        taken = {"piece_ids": [piece_id for (piece_id,) in take]}
+        if taken["piece_ids"]:
+            with cursor.connection.pipeline():
+                cursor.execute(self._discard, taken)
+                cursor.execute(self._retain, taken)
+        return len(taken["piece_ids"])
 
     def _transact(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> int:
         def transaction(cursor: Cursor[TupleRow]) -> int:
@@ -262,7 +282,7 @@ class Values:
         """
         doing = f"reading {key!r}"
         rows = self._database.fetch(doing, self._read, {"key": key}, binary=True).rows
-        return _whole(doing, *rows[0]) if rows else None
+        return _whole(doing, rows[0][0], b"".join(part or b"" for _, part in rows)) if rows else None
 
     def keys(self, prefix: str) -> list[str]:
         """Give the keys that begin with a prefix, sorted.
@@ -284,6 +304,17 @@ class Values:
         row = _range(prefix) | {"query": query, "configuration": self._configuration, "limit": limit}
         rows = self._database.fetch(doing, self._search, row, binary=True).rows
         return [Hit(key, score, _whole(doing, size, data)) for key, score, size, data in rows]
+
+
+def _another(cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
+    """Give a cursor like this one, for a further result of a pipeline."""
+    return Cursor(cursor.connection, row_factory=tuple_row)
+
+
+def _joined(piece_ids: list[UUID], pieces: list[memoryview]) -> dict[str, object]:
+    sizes = [len(piece) for piece in pieces]
+    starts = list(accumulate(sizes, initial=0))[:-1]
+    return {"piece_ids": piece_ids, "data": b"".join(pieces), "starts": starts, "sizes": sizes}
 
 
 def _range(prefix: str) -> dict[str, object]:
