@@ -7,46 +7,41 @@ a conversation shares nearly all its pieces with the one before.
 Nothing but the sharing depends on where the cuts are, so their rule may change between releases.
 """
 
-import re
-from collections.abc import Callable
 from hashlib import blake2b
 from uuid import UUID
 from zlib import crc32
 
-# In bytes; the mean is 2,000 to 4,500.
+# In bytes; the mean is 3,000 to 5,000.
 _SMALLEST = 1024
 _LARGEST = 16_384
 
-# A cut stands after one in 32 of the places that a regular expression finds quickly, about every hundredth byte of
-# texts, numbers, base64 and other scripts alike: the one where the bytes before it have this checksum.
+# A cut may stand wherever the lowest bits of eight bytes are these: quick to find, and about every 256th byte, whatever
+# the alphabet. It stands at one in eight of those places, where the bytes before it have a certain checksum.
+_LOWEST_BIT = bytes(byte & 1 for byte in range(256))
+_PLACE = b"\1\0\0\1\0\1\1\0"
 _WINDOW = 32
-_MASK = 31
-
-
-def _one_of(chosen: Callable[[int], bool]) -> bytes:
-    return b"[%b]" % b"".join(re.escape(bytes([byte])) for byte in range(256) if chosen(byte))
-
-
-_PLACE = re.compile(_one_of(lambda byte: byte % 16 == 6) + _one_of(lambda byte: byte % 4 == 1))
+_MASK = 7
 
 
 def cut(data: bytes) -> list[memoryview]:
     """Cut a value into pieces, in order; an empty one has none."""
     view = memoryview(data)
+    lowest_bits = data.translate(_LOWEST_BIT)
     pieces = []
     start = 0
     while start < len(data):
-        end = _end(data, start)
+        end = _end(view, lowest_bits, start)
         pieces.append(view[start:end])
         start = end
     return pieces
 
 
-def _end(data: bytes, start: int) -> int:
-    limit = min(start + _LARGEST, len(data))
-    for place in _PLACE.finditer(data, start + _SMALLEST, limit):
-        end = place.end()
-        if not crc32(data[end - _WINDOW : end]) & _MASK:
+def _end(view: memoryview, lowest_bits: bytes, start: int) -> int:
+    limit = min(start + _LARGEST, len(view))
+    end = start + _SMALLEST
+    while (place := lowest_bits.find(_PLACE, end, limit)) >= 0:
+        end = place + len(_PLACE)
+        if not crc32(view[end - _WINDOW : end]) & _MASK:
             return end
     return limit
 

@@ -1,0 +1,73 @@
+import base64
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strands_psycopg.storage.pieces import cut, name
+
+KINDS: dict[str, Callable[[random.Random], bytes]] = {
+    "conversation": lambda rng: json.dumps(
+        [{"role": "user", "content": [{"text": "".join(rng.choices("etaoin shrdlu", k=900))}]} for _ in range(300)]
+    ).encode(),
+    "numbers": lambda rng: json.dumps([rng.random() for _ in range(15_000)]).encode(),
+    "hexadecimal": lambda rng: rng.randbytes(150_000).hex().encode(),
+    "base64": lambda rng: base64.b64encode(rng.randbytes(200_000)),
+    "chinese": lambda rng: "".join(chr(rng.randrange(0x4E00, 0x9FFF)) for _ in range(100_000)).encode(),
+    "bases": lambda rng: "".join(rng.choices("ACGT", k=300_000)).encode(),
+    "binary": lambda rng: rng.randbytes(300_000),
+}
+
+
+@pytest.fixture(params=KINDS)
+def data(request: pytest.FixtureRequest) -> bytes:
+    return KINDS[request.param](random.Random(7))
+
+
+@given(st.binary(), st.integers(0, 3000), st.binary(max_size=40))
+def test_pieces_make_up_the_value(head: bytes, times: int, unit: bytes) -> None:
+    value = head + unit * times + head
+    pieces = cut(value)
+    assert b"".join(pieces) == value
+    assert all(1 <= len(piece) <= 16_384 for piece in pieces)
+    assert all(len(piece) >= 1024 for piece in pieces[:-1])
+
+
+def test_pieces_of_every_kind_of_content_are_a_few_kilobytes(data: bytes) -> None:
+    assert 2000 <= len(data) / len(cut(data)) <= 8000
+
+
+def test_content_without_places_to_cut_is_cut_at_the_longest() -> None:
+    assert [len(piece) for piece in cut(bytes(40_000))] == [16_384, 16_384, 7232]
+    assert max(len(piece) for piece in cut(b"f" * 40_000)) <= 16_384
+
+
+def new_bytes(before: bytes, after: bytes) -> int:
+    known = set(cut(before))
+    return sum(len(piece) for piece in cut(after) if piece not in known)
+
+
+# What may differ: the rest of the piece at the change, and as many after it as it takes until two cuts agree again.
+FEW = 60_000
+
+
+@pytest.mark.parametrize("dropped", [1, 700, 30_011])
+def test_what_is_dropped_at_the_front_leaves_the_rest_alone(data: bytes, dropped: int) -> None:
+    assert new_bytes(data, data[dropped:]) < FEW
+
+
+def test_what_is_added_at_the_end_leaves_the_rest_alone(data: bytes) -> None:
+    assert new_bytes(data, data + b"and one more" * 50) < FEW
+
+
+def test_what_is_changed_in_the_middle_leaves_both_sides_alone(data: bytes) -> None:
+    assert new_bytes(data, data[:100_001] + b"changed" + data[100_500:]) < FEW
+
+
+def test_a_name_tells_content_and_scope_apart() -> None:
+    piece, other = memoryview(b"piece"), memoryview(b"other")
+    assert name(piece, b"scope") == name(memoryview(b"a piece")[2:], b"scope")
+    assert len({name(piece, b"scope"), name(other, b"scope"), name(piece, b"another scope")}) == 3

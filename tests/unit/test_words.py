@@ -1,0 +1,32 @@
+import pytest
+
+from strands_psycopg.storage.words import query_of, words_of
+
+
+@pytest.mark.parametrize(
+    ("key", "data", "words"),
+    [
+        ("memory/a/dark-mode.md", b"Use dark mode!", "dark mode use dark mode "),
+        ("notes", "Größe: 3.10 (ЖУК), a_b@c.de".encode(), "notes größe 3 10 жук a b c de"),
+        (".hidden", b"", " hidden "),
+        ("a.tar.gz", b"x", "a tar x"),
+        ("k", b"NUL\0inside", None),
+        ("k", b"\xff\xfe", None),
+        ("k", b"x" * 65_536, "k " + "x" * 65_536),
+        ("k", b"x" * 65_537, None),
+    ],
+)
+def test_words_of_a_value(key: str, data: bytes, words: str | None) -> None:
+    assert words_of(key, data) == words
+
+
+def test_a_query_finds_any_of_its_words() -> None:
+    assert (
+        query_of("What is the Dark-Mode, dark or not?", frozenset({"what", "is", "the", "or", "not"})) == "dark | mode"
+    )
+    assert query_of("?! \0 &|:*'\\", frozenset()) == ""
+    assert query_of("the", frozenset({"the"})) == ""
+
+
+def test_the_first_words_of_a_long_query_count() -> None:
+    assert query_of(" ".join(map(str, range(100))), frozenset()) == " | ".join(map(str, range(64)))
