@@ -1,15 +1,12 @@
 """How many statements, round trips and commits things cost, as libpq's own trace of the connection tells."""
 
-import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg.pq import Trace
 from psycopg_pool import ConnectionPool
 from strands import Agent, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
@@ -19,66 +16,9 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, SessionConflictError
 from strands_psycopg.scripted_model import ScriptedModel
 from support.multi_agents import Team
+from support.wire import ONE, Wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="psycopg gives access to libpq's trace on Linux only")
-
-Connection = psycopg.Connection[Any]
-
-
-class Exchange(NamedTuple):
-    """What went over a connection.
-
-    Attributes:
-        sent: The texts of the statements, where the driver sent them; it does not for a prepared one.
-        completed: How many statements the server has completed.
-        states: The state in which the server waited after each round trip: "I" is idle, so all that was done is
-            committed; "T" is inside a transaction.
-    """
-
-    sent: list[str]
-    completed: int
-    states: list[str]
-
-    @property
-    def changes(self) -> list[list[str]]:
-        """What each statement writes, such as "INSERT messages"; that the session is active left out."""
-        changes = (
-            re.findall(r'(INSERT|UPDATE|DELETE)(?: INTO| FROM)? "public"."strands_(\w+)"', text) for text in self.sent
-        )
-        return [[" ".join(change) for change in each if change != ("UPDATE", "sessions")] for each in changes]
-
-
-ONE = (1, ["I"])  # statement completed, and one round trip, at whose end it was committed
-
-
-class Wire:
-    """The only connection of a pool."""
-
-    def __init__(self) -> None:
-        self._connections: list[Connection] = []
-
-    def configure(self, connection: Connection) -> None:
-        """Take the connection; for the pool to call."""
-        self._connections.append(connection)
-
-    def during(self, call: Callable[[], object]) -> Exchange:
-        """Tell what goes over the connection during a call."""
-        (connection,) = self._connections
-        with tempfile.TemporaryFile() as file:
-            connection.pgconn.trace(file.fileno())
-            connection.pgconn.set_trace_flags(Trace.SUPPRESS_TIMESTAMPS)
-            try:
-                call()
-            finally:
-                connection.pgconn.untrace()
-            file.seek(0)
-            trace = file.read().decode()
-        messages = re.findall(r"^([BF])\t\d+\t(\w+)\t ?(.*?)\n(?=[BF]\t\d|\Z)", trace, re.MULTILINE | re.DOTALL)
-        return Exchange(
-            [content for side, kind, content in messages if side == "F" and kind in ("Parse", "Query")],
-            sum(kind == "CommandComplete" for side, kind, _ in messages if side == "B"),
-            [content for side, kind, content in messages if side == "B" and kind == "ReadyForQuery"],
-        )
 
 
 def saying(text: str) -> Message:
@@ -134,7 +74,7 @@ def repository_of_any_pool(
             fill(repository)
             yield repository
     else:
-        with ConnectionPool(dsn, connection_class=Connection, **options) as pool:
+        with ConnectionPool(dsn, connection_class=psycopg.Connection, **options) as pool:
             repository = PostgresSessionRepository(pool)
             fill(repository)
             yield repository

@@ -1,0 +1,252 @@
+"""What any of Strands' storages must do, run on ours and on Strands' own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from strands_psycopg import PostgresSessionRepository, PostgresStorage
+
+storages = pytest.importorskip("strands.storage", reason="strands-agents before 1.48 has no storage")
+pytest.importorskip("strands.storage.search", reason="strands-agents before 1.54 has no search")
+
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from strands.types.exceptions import StorageError  # noqa: E402
+
+T = TypeVar("T")
+
+
+def run(awaitable: Awaitable[T]) -> T:
+    """Run to the end in a loop of its own, as each ``agent()`` call does."""
+
+    async def wait() -> T:
+        return await awaitable
+
+    return asyncio.run(wait())
+
+
+@pytest.fixture(params=["postgres", "postgres with a prefix", "a view of it", "memory", "files"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    kind: str = request.param
+    if kind == "memory":
+        yield storages.InMemoryStorage()
+    elif kind == "files":
+        yield storages.LocalFileStorage(str(tmp_path))
+    else:
+        repository: PostgresSessionRepository = request.getfixturevalue("repository")
+        storage = PostgresStorage(repository, prefix="a/prefix/" if kind == "postgres with a prefix" else "")
+        yield storage.namespace("a view") if kind == "a view of it" else storage
+
+
+def test_what_is_written_is_read(storage: Any) -> None:
+    run(storage.write("session/1/state.json", b'{"b": 1, "a": 2}'))
+    assert run(storage.read("session/1/state.json")) == b'{"b": 1, "a": 2}'
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xfe\0", bytes(range(256)) * 5000, b"x" * 8192, b"x" * 8193])
+def test_bytes_come_back_as_they_were(storage: Any, data: bytes) -> None:
+    run(storage.write("k", data))
+    assert run(storage.read("k")) == data
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 400), st.binary(max_size=200))
+def test_any_bytes_come_back_as_they_were(storage: Any, head: bytes, times: int, tail: bytes) -> None:
+    data = head * times + tail
+    run(storage.write("k", data))
+    assert run(storage.read("k")) == data
+
+
+def test_a_value_that_changes_after_the_write_began_is_stored_as_it_was(storage: Any) -> None:
+    data = bytearray(b"first")
+    run(storage.write("k", data))
+    data[0] = 0
+    assert run(storage.read("k")) == b"first"
+
+
+def test_missing_values_are_none_and_deleting_them_is_fine(storage: Any) -> None:
+    assert run(storage.read("missing")) is None
+    run(storage.delete("missing"))
+    assert run(storage.list("missing")) == []
+
+
+SIZES = [3, 9000, 300_000]
+
+
+@pytest.mark.parametrize("before", SIZES)
+@pytest.mark.parametrize("after", SIZES)
+def test_the_last_write_wins_whatever_the_sizes(storage: Any, before: int, after: int) -> None:
+    run(storage.write("k", bytes(before)))
+    run(storage.write("k", b"\1" * after))
+    assert run(storage.read("k")) == b"\1" * after
+    assert run(storage.list("")) == ["k"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_deleted_is_gone(storage: Any, size: int) -> None:
+    run(storage.write("k", bytes(size)))
+    run(storage.write("other", bytes(size)))
+    run(storage.delete("k"))
+    assert run(storage.read("k")) is None
+    assert run(storage.list("")) == ["other"]
+    assert run(storage.read("other")) == bytes(size)
+
+
+@pytest.mark.parametrize("key", ["//foo///bar//", "/foo/bar", "foo/bar/"])
+def test_slashes_are_normalised(storage: Any, key: str) -> None:
+    run(storage.write(key, b"1"))
+    assert run(storage.list("")) == ["foo/bar"]
+    assert run(storage.read("foo/bar")) == b"1"
+    run(storage.delete(key + "/"))
+    assert run(storage.list("")) == []
+
+
+@pytest.mark.parametrize("key", ["", "/", "//", "../etc/passwd", "a/../b", "a/..", "a\\b", "..\\a"])
+def test_bad_keys_are_refused_by_every_method(storage: Any, key: str) -> None:
+    methods: list[Callable[[], Awaitable[Any]]] = [
+        lambda: storage.write(key, b"1"),
+        lambda: storage.read(key),
+        lambda: storage.delete(key),
+    ]
+    for method in methods:
+        with pytest.raises(StorageError):
+            run(method())
+    assert run(storage.list("")) == []
+
+
+@pytest.mark.parametrize("prefix", ["..", "a/../b", "a\\"])
+def test_bad_prefixes_are_refused(storage: Any, prefix: str) -> None:
+    with pytest.raises(StorageError):
+        run(storage.list(prefix))
+
+
+def test_dots_that_are_no_parent_are_part_of_a_key(storage: Any) -> None:
+    for key in ["a..b", "...", ".hidden", "a/.b"]:
+        run(storage.write(key, b"1"))
+    assert run(storage.list("")) == ["...", ".hidden", "a..b", "a/.b"]
+
+
+# The same characters in every order that a locale might have them in.
+KEYS = [
+    "B",
+    "Z",
+    "_",
+    "a",
+    "a b",
+    "a%",
+    "a-b",
+    "a.b",
+    "a/b",
+    "a/b/c",
+    "a0",
+    "aB",
+    "a_b",
+    "b",
+    "ä",
+    "ab",
+    "é",
+    "中",
+    "𝄞",
+    "\uffff",
+]
+
+
+def test_listing_is_sorted_as_python_sorts(storage: Any) -> None:
+    # A file and a folder of the same name cannot both exist.
+    keys = [key for key in KEYS if key not in ("a", "a/b")]
+    for key in keys:
+        run(storage.write(key, b"1"))
+    assert run(storage.list("")) == sorted(keys)
+
+
+@pytest.mark.parametrize("prefix", ["a", "a/", "a/b", "/a/", "//a", "a%", "a_", "é", "\uffff", "𝄞", "x", ""])
+def test_a_prefix_is_taken_literally(storage: Any, prefix: str) -> None:
+    keys = [key for key in KEYS if key not in ("a", "a/b")]
+    for key in keys:
+        run(storage.write(key, b"1"))
+    normalised = "/".join(part for part in prefix.split("/") if part) + ("/" if prefix.endswith("a/") else "")
+    assert run(storage.list(prefix)) == sorted(key for key in keys if key.startswith(normalised))
+
+
+def test_a_namespace_is_a_view_of_the_keys_below(storage: Any) -> None:
+    view = storage.namespace("memory//agent/")
+    run(view.write("notes.md", b"1"))
+    run(storage.write("memory/agent2", b"2"))
+    assert run(storage.read("memory/agent/notes.md")) == b"1"
+    assert run(view.list("")) == ["notes.md"]
+    assert run(view.list("no")) == ["notes.md"]
+    assert run(view.namespace("deep").list("")) == []
+    run(view.namespace("deep").write("k", b"3"))
+    assert run(view.list("")) == ["deep/k", "notes.md"]
+    run(view.delete("deep/k"))
+    run(view.delete("notes.md"))
+    assert run(storage.list("")) == ["memory/agent2"]
+
+
+def test_an_empty_namespace_is_the_storage_itself(storage: Any) -> None:
+    run(storage.namespace("").write("k", b"1"))
+    assert run(storage.list("")) == ["k"]
+
+
+def test_a_bad_namespace_is_refused(storage: Any) -> None:
+    with pytest.raises(StorageError):
+        storage.namespace("../other")
+
+
+def found(storage: Any, query: str) -> list[str]:
+    return [result.key for result in run(storage.search(query))]
+
+
+def test_search_finds_values_by_the_words_of_text_and_key(storage: Any) -> None:
+    run(storage.write("dark-mode.md", b"Enable it in the settings."))
+    run(storage.write("deploy.md", "Blue/green, to PRODUCTION: Größe 3.10".encode()))
+    run(storage.write("empty.md", b""))
+    assert found(storage, "Dark, please") == ["dark-mode.md"]
+    assert found(storage, "production") == ["deploy.md"]
+    assert found(storage, "GRÖSSE größe") == ["deploy.md"]
+    assert found(storage, "10") == ["deploy.md"]
+    assert found(storage, "what is the settings") == ["dark-mode.md"]
+    assert found(storage, "the in it") == []
+    assert found(storage, "prod") == []
+    assert found(storage, "md") == []
+    assert found(storage, "") == []
+    assert found(storage, "?!") == []
+
+
+def test_search_ranks_what_has_more_of_the_words_first(storage: Any) -> None:
+    run(storage.write("one", b"apple tree"))
+    run(storage.write("two", b"apple pear tree"))
+    run(storage.write("three", b"plum tree"))
+    results = run(storage.search("apple pear"))
+    assert [result.key for result in results] == ["two", "one"]
+    assert results[0].score > results[1].score > 0
+    assert [result.data for result in results] == [b"apple pear tree", b"apple tree"]
+
+
+def test_search_finds_what_is_there_now(storage: Any) -> None:
+    run(storage.write("k", b"apple"))
+    run(storage.write("k", b"pear"))
+    assert found(storage, "apple") == []
+    assert found(storage, "pear") == ["k"]
+    run(storage.delete("k"))
+    assert found(storage, "pear") == []
+
+
+def test_a_namespace_searches_its_own_values_only(storage: Any) -> None:
+    view = storage.namespace("memory/agent")
+    run(storage.write("other/memory-agent-notes.md", b"blue"))
+    run(view.write("deploy.md", b"blue green deploys"))
+    run(view.write("theme.md", b"dark mode"))
+    assert found(view, "memory agent deploy") == ["deploy.md"]
+    assert found(view, "blue") == ["deploy.md"]
+
+
+def test_many_at_once(storage: Any) -> None:
+    async def work() -> Any:
+        await asyncio.gather(*(storage.write(f"k/{number}", b"%d" % number * 5000) for number in range(30)))
+        return await asyncio.gather(*(storage.read(f"k/{number}") for number in range(30)))
+
+    assert run(work()) == [b"%d" % number * 5000 for number in range(30)]

@@ -1,0 +1,68 @@
+"""How many statements, round trips and commits a storage's calls cost, as libpq's own trace of the connection tells."""
+
+import asyncio
+import random
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from strands_psycopg import PostgresStorage
+from support.storage import needs_storage
+from support.wire import ONE, Exchange, Wire
+
+pytestmark = [
+    needs_storage,
+    pytest.mark.skipif(sys.platform != "linux", reason="psycopg gives access to libpq's trace on Linux only"),
+]
+
+LARGE = random.Random(1).randbytes(200_000)
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def storage(dsn: str, wire: Wire) -> Iterator[PostgresStorage]:
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "configure": wire.configure}
+    with PostgresStorage(dsn, kwargs={"prepare_threshold": None}, **options) as storage:
+        asyncio.run(storage.write("small", b"one apple"))
+        asyncio.run(storage.write("large", LARGE))
+        yield storage
+
+
+def during(wire: Wire, call: Callable[[], Coroutine[Any, Any, object]]) -> Exchange:
+    return wire.during(lambda: asyncio.run(call()))
+
+
+METHODS: dict[str, Callable[[PostgresStorage], Coroutine[Any, Any, object]]] = {
+    "write": lambda storage: storage.write("new", b"x" * 8192),
+    "overwrite": lambda storage: storage.write("small", b"x" * 8192),
+    "read": lambda storage: storage.read("small"),
+    "read large": lambda storage: storage.read("large"),
+    "delete": lambda storage: storage.delete("small"),
+    "list": lambda storage: storage.list(""),
+    "search": lambda storage: storage.search("apple"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_is_one_statement_one_round_trip_and_one_commit(
+    storage: PostgresStorage, wire: Wire, method: str
+) -> None:
+    assert during(wire, lambda: METHODS[method](storage))[1:] == ONE
+
+
+def test_saving_a_large_value_is_one_transaction(storage: PostgresStorage, wire: Wire) -> None:
+    exchange = during(wire, lambda: storage.write("next", LARGE + b"more"))
+    assert exchange.states == ["T"] * (len(exchange.states) - 1) + ["I"]
+    assert len(exchange.states) == len(["BEGIN", "SET", "lock and keep", "add and put", "COMMIT"])
+
+
+def test_replacing_one_is_one_more_for_the_pieces_that_nothing_uses(storage: PostgresStorage, wire: Wire) -> None:
+    exchange = during(wire, lambda: storage.write("large", LARGE + b"more"))
+    assert exchange.states.count("I") == 2
+    assert len(exchange.states) == 5 + len(["BEGIN", "SET", "take", "discard and retain", "COMMIT"])

@@ -1,0 +1,241 @@
+"""Large values: what is shared, what is freed, and what a growing conversation costs, by the server's own counters."""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+import pytest
+
+from strands_psycopg import DatabaseError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
+from support.storage import needs_storage
+
+pytestmark = needs_storage
+
+T = TypeVar("T")
+
+Connection = psycopg.Connection[Any]
+
+VALUE = random.Random(3).randbytes(300_000)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(coroutine)
+
+
+@pytest.fixture
+def storage(repository: PostgresSessionRepository) -> PostgresStorage:
+    return PostgresStorage(repository)
+
+
+class Pieces(NamedTuple):
+    """What is in the table of pieces.
+
+    Attributes:
+        number: How many.
+        size: How many bytes they have.
+        unused: How many of them no value uses.
+        released: How many are marked as released.
+    """
+
+    number: int
+    size: int
+    unused: int
+    released: int
+
+
+NONE = Pieces(0, 0, 0, 0)
+
+
+def pieces(connection: Connection) -> Pieces:
+    statement = """
+        SELECT count(*), coalesce(sum(length(data)), 0), count(*) FILTER (
+            WHERE NOT EXISTS (SELECT FROM strands_storage AS s WHERE p.piece_id = ANY(s.pieces))
+        ), count(*) FILTER (WHERE released)
+        FROM strands_pieces AS p
+    """
+    return Pieces(*(int(number) for number in connection.execute(statement).fetchall()[0]))
+
+
+def test_equal_values_are_stored_once_in_a_storage_and_its_namespaces(
+    storage: PostgresStorage, connection: Connection
+) -> None:
+    run(storage.write("a", VALUE))
+    once = pieces(connection)
+    assert once.size == len(VALUE)
+    run(storage.write("b", VALUE))
+    run(storage.namespace("deep").write("c", VALUE))
+    assert pieces(connection) == once
+
+
+def test_storages_of_different_prefixes_share_nothing(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    first, second = PostgresStorage(repository, prefix="1"), PostgresStorage(repository, prefix="2")
+    run(first.write("k", VALUE))
+    run(second.write("k", VALUE))
+    assert pieces(connection).size == 2 * len(VALUE)
+    run(first.delete("k"))
+    assert run(second.read("k")) == VALUE
+
+
+def test_a_storage_without_the_prefix_reads_and_frees_what_one_with_it_wrote(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    run(PostgresStorage(repository, prefix="1").write("k", VALUE))
+    whole = PostgresStorage(repository)
+    assert run(whole.read("1/k")) == VALUE
+    run(whole.delete("1/k"))
+    assert pieces(connection) == NONE
+
+
+def test_a_new_version_stores_what_is_new(storage: PostgresStorage, connection: Connection) -> None:
+    run(storage.write("1", VALUE))
+    before = pieces(connection)
+    run(storage.write("2", VALUE[20_000:] + b"one more message" * 60))
+    assert pieces(connection).size - before.size < 40_000
+    assert run(storage.read("1")) == VALUE
+    assert run(storage.read("2")) == VALUE[20_000:] + b"one more message" * 60
+
+
+def test_a_value_that_repeats_itself_is_stored_once(storage: PostgresStorage, connection: Connection) -> None:
+    run(storage.write("k", bytes(1_000_000)))
+    assert pieces(connection).size < 40_000
+    assert run(storage.read("k")) == bytes(1_000_000)
+
+
+@pytest.mark.parametrize("after", [b"small", VALUE[::-1], VALUE + b"more"], ids=["small", "another", "longer"])
+def test_replacing_a_value_frees_what_it_no_longer_uses(
+    storage: PostgresStorage, connection: Connection, after: bytes
+) -> None:
+    run(storage.write("k", VALUE))
+    run(storage.write("k", after))
+    left = pieces(connection)
+    assert (left.size, left.unused, left.released) == (len(after) if len(after) > 8192 else 0, 0, 0)
+
+
+def test_the_last_value_frees_its_pieces(storage: PostgresStorage, connection: Connection) -> None:
+    versions = [VALUE[start : start + 200_000] for start in range(0, 100_000, 10_000)]
+    for number, version in enumerate(versions):
+        run(storage.write(f"{number}", version))
+    for number, version in enumerate(versions):
+        assert run(storage.read(f"{number}")) == version
+        run(storage.delete(f"{number}"))
+        assert pieces(connection).unused == pieces(connection).released == 0
+    assert pieces(connection) == NONE
+
+
+def test_deleting_many_at_once_leaves_nothing(repository: PostgresSessionRepository, connection: Connection) -> None:
+    storage = PostgresStorage(repository)
+
+    async def work() -> None:
+        await asyncio.gather(*(storage.write(f"{number}", VALUE + b"%d" % number) for number in range(40)))
+        await asyncio.gather(*(storage.delete(f"{number}") for number in range(40)))
+
+    run(work())
+    assert pieces(connection) == NONE
+
+
+def test_more_pieces_than_are_removed_at_a_time_are_removed(storage: PostgresStorage, connection: Connection) -> None:
+    run(storage.write("k", random.Random(4).randbytes(6_000_000)))
+    assert pieces(connection).number > 1000
+    run(storage.delete("k"))
+    assert pieces(connection) == NONE
+
+
+def test_what_a_killed_process_left_marked_is_freed_by_the_next_change(
+    storage: PostgresStorage, connection: Connection
+) -> None:
+    run(storage.write("used", VALUE))
+    run(storage.write("k", VALUE[::-1]))
+    connection.execute("DELETE FROM strands_storage WHERE key = 'k'")
+    connection.execute("UPDATE strands_pieces SET released = true")
+    assert pieces(connection).unused > 0
+    run(storage.write("other", VALUE[:100_000]))
+    run(storage.delete("other"))
+    left = pieces(connection)
+    assert (left.size, left.unused, left.released) == (len(VALUE), 0, 0)
+    assert run(storage.read("used")) == VALUE
+
+
+def test_a_missing_piece_is_told_and_not_read_over(storage: PostgresStorage, connection: Connection) -> None:
+    run(storage.write("k", VALUE))
+    connection.execute("DELETE FROM strands_pieces WHERE piece_id = (SELECT pieces[3] FROM strands_storage)")
+    with pytest.raises(PostgresStorageError, match="pieces of the value are missing") as caught:
+        run(storage.read("k"))
+    assert isinstance(caught.value.__cause__, DatabaseError)
+    run(storage.write("k", VALUE))
+    assert run(storage.read("k")) == VALUE
+
+
+def snapshot(messages: list[dict[str, Any]]) -> bytes:
+    """As ``SnapshotSessionManager`` writes one: what changes each time stands before and after the messages."""
+    data = {"messages": messages, "state": {"turn": len(messages)}, "system_prompt": "Be brief."}
+    head = {"scope": "agent", "schema_version": "1.0", "created_at": f"2026-01-01T00:00:00.{len(messages):06}Z"}
+    return json.dumps({**head, "data": data, "app_data": {}}).encode()
+
+
+def conversation(turns: int) -> list[bytes]:
+    """The snapshots of a conversation of about a kilobyte each turn, of words of their own."""
+    rng = random.Random(5)
+    vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
+    messages: list[dict[str, Any]] = []
+    snapshots = []
+    for _ in range(turns):
+        for role, words in (("user", 30), ("assistant", 125)):
+            messages.append({"role": role, "content": [{"text": " ".join(rng.choices(vocabulary, k=words))}]})
+        snapshots.append(snapshot(messages))
+    return snapshots
+
+
+PLAIN = 'CREATE TABLE plain (key text COLLATE "C" PRIMARY KEY, data bytea NOT NULL, updated_at timestamptz NOT NULL)'
+PUT = """
+    INSERT INTO plain VALUES (%s, %s, now())
+    ON CONFLICT (key) DO UPDATE SET data = EXCLUDED.data, updated_at = EXCLUDED.updated_at
+"""
+
+
+def size(connection: Connection, *tables: str) -> int:
+    total = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(%s::text[]) AS name"
+    return int(connection.execute(total, [list(tables)]).fetchall()[0][0])
+
+
+def written(connection: Connection) -> int:
+    """How many bytes of WAL the server has written."""
+    return int(connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").fetchall()[0][0])
+
+
+# The share falls with the length of the conversation.
+TURNS, SHARE = (1000, 0.05) if os.environ.get("STRANDS_TORTURE") else (300, 0.15)
+
+
+def test_an_immutable_snapshot_each_turn_takes_a_fraction_of_plain_storage(
+    storage: PostgresStorage, connection: Connection
+) -> None:
+    connection.execute(PLAIN)
+    snapshots = conversation(TURNS)
+    for turn, data in enumerate(snapshots):
+        run(storage.write(f"immutable_history/snapshot_{turn:04}.json", data))
+        connection.execute(PUT, (f"immutable_history/snapshot_{turn:04}.json", data))
+    assert size(connection, "strands_storage", "strands_pieces") <= SHARE * size(connection, "plain")
+    for turn in (0, TURNS // 2, TURNS - 1):
+        assert run(storage.read(f"immutable_history/snapshot_{turn:04}.json")) == snapshots[turn]
+
+
+def test_saving_a_megabyte_with_one_new_message_writes_a_tenth_of_the_wal(
+    storage: PostgresStorage, connection: Connection
+) -> None:
+    connection.execute(PLAIN)
+    *_, before, after = conversation(1000)
+    run(storage.write("snapshot_latest.json", before))
+    connection.execute(PUT, ("snapshot_latest.json", before))
+    # Otherwise the next change of each page would write the page.
+    start = written(connection)
+    run(storage.write("snapshot_latest.json", after))
+    ours = written(connection) - start
+    start = written(connection)
+    connection.execute(PUT, ("snapshot_latest.json", after))
+    assert ours <= (written(connection) - start) / 10
