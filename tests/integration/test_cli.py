@@ -221,7 +221,7 @@ def test_libpqs_variables_name_the_database_otherwise(
 
 def test_an_unreachable_database_is_one_line(tmp_path: Path) -> None:
     # In a process of its own, where nothing but the command decides what is logged.
-    script = f"from strands_psycopg import cli; cli._RETRY_TIMEOUT = 0.2\n{MAIN}"
+    script = f"from strands_psycopg.cli import options; options._RETRY_TIMEOUT = 0.2\n{MAIN}"
     dsn = f"postgresql://app:sesame@/agents?host={tmp_path}"
     code, written, errors = processes.finish(processes.start(script, "status", "--dsn", dsn))
     assert (code, written) == (1, "")

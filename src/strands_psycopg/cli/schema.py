@@ -1,0 +1,97 @@
+"""The commands that look after the tables: ``migrate`` and ``status``."""
+
+import argparse
+import dataclasses
+import json
+
+from strands_psycopg.cli import output
+from strands_psycopg.cli.options import TABLES, Commands, dsn_of, repository_of
+from strands_psycopg.migrator import Migrator
+from strands_psycopg.repository.status import Status, TableStatus
+
+
+def add_to(commands: Commands) -> None:
+    """Add the commands."""
+    migrate = commands.add_parser(
+        "migrate",
+        parents=[TABLES],
+        allow_abbrev=False,
+        help="create or upgrade the tables",
+        description="Create or upgrade the tables. Any number of processes may do so at once.",
+    )
+    form = migrate.add_mutually_exclusive_group()
+    form.add_argument(
+        "--sql",
+        action="store_true",
+        help="print the SQL instead of running it: what is pending in the database if --dsn or DATABASE_URL is given, "
+        "otherwise, without connecting, all of it",
+    )
+    form.add_argument("--json", action="store_true", help="print what was applied as JSON")
+    migrate.set_defaults(run=_migrate)
+
+    status = commands.add_parser(
+        "status",
+        parents=[TABLES],
+        allow_abbrev=False,
+        help="show the server, the version of the tables and how much is in them",
+        description="Show the server, the version of the tables and how much is in them. The exit code is 1 if "
+        "migrations are pending or tables missing.",
+    )
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(run=_status)
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    with repository_of(arguments) as repository:
+        migrator = Migrator(repository.database)
+        if arguments.sql:
+            if dsn_of(arguments) is None:
+                print(migrator.script(), end="")
+            else:
+                pending = migrator.pending()
+                print(migrator.script(pending) if pending else "-- nothing is pending\n", end="")
+            return 0
+        applied = migrator.apply()
+    if arguments.json:
+        versions = [{"version": migration.version, "name": migration.name} for migration in applied]
+        print(json.dumps({"applied": versions}, indent=2))
+        return 0
+    for migration in applied:
+        print(f"applied {migration.version:04} {migration.name}")
+    if not applied:
+        print("nothing was pending")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    with repository_of(arguments) as repository:
+        status = repository.status()
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(status), "ready": status.ready}, indent=2))
+    else:
+        _describe(status)
+    return 0 if status.ready else 1
+
+
+def _describe(status: Status) -> None:
+    if status.problem:
+        state = status.problem
+    elif status.pending:
+        state = f"pending: {', '.join(status.pending)}; run 'strands-psycopg migrate'"
+    elif status.missing:
+        state = f"missing: {', '.join(status.missing)}; restore what was dropped from a backup"
+    else:
+        state = "up to date"
+    print(f"server    PostgreSQL {status.server_version} on {status.host}, port {status.port}")
+    print(f"database  {status.database}, as {status.user}")
+    print(f"tables    {status.table_prefix}* in schema {status.schema}")
+    print(f"version   {status.schema_version} of {status.package_version}, {state}")
+    if status.tables:
+        rows = [(table.name, _rows(table), output.size(table.bytes)) for table in status.tables]
+        total = ("total", "", output.size(sum(table.bytes for table in status.tables)))
+        print()
+        output.print_table(("table", "rows", "size"), [*rows, total], right=("rows", "size"))
+
+
+def _rows(table: TableStatus) -> str:
+    return f"{table.rows:,}" if table.exact else f"about {table.rows:,}"
