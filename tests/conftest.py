@@ -1,4 +1,5 @@
-"""Databases for the tests: an embedded server, or the one named by ``--postgresql-host`` and its kin.
+"""Databases for the tests: an embedded server, or one of other programs (``--postgresql-exec``, the path of a
+``pg_ctl``), or the one named by ``--postgresql-host`` and its kin.
 
 A template database is migrated once; each test gets a fresh copy of it. With ``--pgbouncer``, tests and their
 repositories reach it through a PgBouncer in transaction mode.
@@ -6,6 +7,7 @@ repositories reach it through a PgBouncer in transaction mode.
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,9 +17,10 @@ from pytest_postgresql import factories
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from strands_psycopg import PostgresSessionRepository
-from strands_psycopg.embedded import postgres
+from strands_psycopg.embedded import Server
 from support.crew import Crew
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
+from support.servers import InstalledServer
 
 
 def pytest_configure() -> None:
@@ -77,8 +80,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         executor = request.getfixturevalue("template")
         yield {"host": executor.host, "port": executor.port, "user": executor.user, "password": executor.password}
         return
-    with postgres() as dsn:
-        parameters = conninfo_to_dict(dsn)
+    pg_ctl = options.postgresql_exec
+    with Server() if pg_ctl is None else InstalledServer(Path(pg_ctl)) as server:
+        parameters = conninfo_to_dict(server.dsn)
         options.postgresql_host = parameters["host"]
         options.postgresql_port = parameters.get("port")
         options.postgresql_user = parameters["user"]

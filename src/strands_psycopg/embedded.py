@@ -219,11 +219,10 @@ class Server:
             self.path = Path(path).resolve()
 
     def __enter__(self) -> "Server":
-        self._package = _package()
+        self._package, self._bin = self._installation()
         self._claim()
-        self._bin = self._package / "pginstall" / "bin"
         if not _reaches(self._account, self._bin / "initdb"):
-            self._bin = self.path / "binaries" / self._package.name / "pginstall" / "bin"
+            self._bin = self.path / "binaries" / self._package.name / self._bin.relative_to(self._package)
         self._process = os.getpid()
         self._watch()
         try:
@@ -291,6 +290,11 @@ class Server:
         """Stop the server, cutting its connections, and start it at the same address."""
         self.stop()
         self.start()
+
+    def _installation(self) -> tuple[Path, Path]:
+        # All that is copied for an account that cannot reach it, and the programs' folder within.
+        package = _package()
+        return package, package / "pginstall" / "bin"
 
     def _claim(self) -> None:
         if self._temporary:
