@@ -187,7 +187,7 @@ class PostgresStorage(Storage):
         keys = await _in_worker(partial(self._values.keys, prefix))
         return [key[len(self._prefix) :] for key in keys]
 
-    async def search(self, query: str) -> builtins.list[StorageSearchResult]:
+    async def search(self, query: str) -> "builtins.list[StorageSearchResult]":
         """Find values by their words: those that have any of the query's, best first, with their data.
 
         Found are values that are UTF-8 text of up to 64 KB without NUL, by their own words and those of the last part

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from strands.session.session_repository import SessionRepository
+from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg.errors import SessionExistsError
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.view.transcript import Transcript
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -34,14 +36,14 @@ class _Writer:
 
     Attributes:
         write_id: Of the last write to the row that this manager has seen; None if it is new to it.
-        next_message_id: The index of an agent's next message.
+        transcript: An agent's messages.
         serialized: How many states of a multi-agent were given to be stored.
         stored: The number of the newest of them that is stored.
         lock: Held during a write, so that writes keep their order.
     """
 
     write_id: UUID | None
-    next_message_id: int = 0
+    transcript: Transcript = field(default_factory=Transcript)
     serialized: int = 0
     stored: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,6 +58,7 @@ class _Thread(threading.local):
         group: Messages that wait for the write that follows them in the same event; None outside of one.
         new_agents: Agents that it is initializing. Other threads may be writing to one of the same id.
         new_multi_agents: Multi-agents that it is initializing.
+        restored: The messages of the agent that it is initializing.
     """
 
     def __init__(self) -> None:
@@ -64,6 +67,7 @@ class _Thread(threading.local):
         self.group: list[tuple[str, SessionMessage]] | None = None
         self.new_agents: dict[str, LocalAgent] = {}
         self.new_multi_agents: dict[str, MultiAgentBase] = {}
+        self.restored: list[SessionMessage] = []
 
 
 class SessionView(SessionRepository):
@@ -92,8 +96,11 @@ class SessionView(SessionRepository):
         self._thread.new_agents[agent.agent_id] = agent
         try:
             yield
+            if self._thread.restored:
+                self._agents[agent.agent_id].transcript.restore(agent, self._thread.restored)
         finally:
             self._thread.new_agents.pop(agent.agent_id, None)
+            self._thread.restored = []
 
     @contextmanager
     def initializing_multi_agent(self, multi_agent: "MultiAgentBase") -> Iterator[None]:
@@ -161,7 +168,7 @@ class SessionView(SessionRepository):
                     stored = self._repository.agents.read(session_id, agent_id)
         if stored is None:
             return None
-        self._agents[agent_id] = _Writer(stored.write_id, stored.next_message_id)
+        self._agents[agent_id] = _Writer(stored.write_id, Transcript(stored.next_message_id))
         return stored.agent
 
     def _store_new_agent(self, agent: "LocalAgent") -> None:
@@ -170,7 +177,7 @@ class SessionView(SessionRepository):
         self._repository.agents.create(
             self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._term
         )
-        self._agents[agent.agent_id] = _Writer(write_id, len(messages))
+        self._agents[agent.agent_id] = _Writer(write_id, Transcript(len(messages)))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent, unless ``read_agent`` has."""
@@ -188,10 +195,16 @@ class SessionView(SessionRepository):
         else:
             message = None
         self._write_group()
+        transcript = self._agents[session_agent.agent_id].transcript
+        state = session_agent.conversation_manager_state
+        if (removed := state.get("removed_message_count")) is not None:
+            index = transcript.first_index(removed)
+            session_agent.conversation_manager_state = {**state, "removed_message_count": index}
         self._write_agent(session_agent.agent_id, session_agent, message)
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store an agent's next message, unless ``read_agent`` has; its index is set here."""
+        self._agents[agent_id].transcript.latest = session_message
         if agent_id in self._thread.new_agents:
             return
         if self._thread.group is None:
@@ -210,7 +223,7 @@ class SessionView(SessionRepository):
         write_id = uuid4()
         with writer.lock, self._writing():
             if message is not None:
-                message.message_id = writer.next_message_id
+                message.message_id = writer.transcript.next_message_id
             if agent is None and message is not None:
                 self._repository.messages.append(
                     self._session_id, agent_id, message, write_id=write_id, term=self._term
@@ -226,17 +239,41 @@ class SessionView(SessionRepository):
             if agent is not None:
                 writer.write_id = write_id
             if message is not None:
-                writer.next_message_id += 1
+                writer.transcript.next_message_id += 1
 
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
         """Give a message, or None."""
         return self._repository.read_message(session_id, agent_id, message_id)
 
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Store a message's present content and redaction."""
+        """Store a message's present content and redaction; a redaction wherever the message is stored."""
         self._write_group()
-        with self._writing():
-            self._repository.messages.update(session_id, agent_id, session_message, write_id=uuid4(), term=self._term)
+        others = self._agents[agent_id].transcript.others(session_message) if session_message.redact_message else []
+        for message in (session_message, *others):
+            message.message, message.redact_message = session_message.message, session_message.redact_message
+            with self._writing():
+                self._repository.messages.update(session_id, agent_id, message, write_id=uuid4(), term=self._term)
+
+    def continue_latest(self, agent: "LocalAgent", message: Message) -> bool:
+        """Store a message in the place of an agent's last one if it continues that one; give whether it does."""
+        transcript = self._agents[agent.agent_id].transcript
+        if transcript.latest is None or not transcript.is_latest_continued(message, agent.messages):
+            return False
+        transcript.replace_latest(message)
+        self.update_message(self._session_id, agent.agent_id, transcript.latest)
+        return True
+
+    def replace_message(self, agent_id: str, message: Message) -> None:
+        """Store a message in the place of the stored one that has its tracking id.
+
+        Raises:
+            SessionNotFoundError: None has it.
+        """
+        self._write_group()
+        writer = self._agents[agent_id]
+        with writer.lock, self._writing():
+            self._repository.messages.replace(self._session_id, agent_id, message, write_id=uuid4(), term=self._term)
+        writer.transcript.replace_latest(message)
 
     def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
@@ -244,8 +281,10 @@ class SessionView(SessionRepository):
         """Give an agent's messages from index ``offset`` on."""
         messages = self._repository.list_messages(session_id, agent_id, limit, offset)
         if messages and agent_id in self._agents:
-            writer = self._agents[agent_id]
-            writer.next_message_id = max(writer.next_message_id, messages[-1].message_id + 1)
+            transcript = self._agents[agent_id].transcript
+            transcript.next_message_id = max(transcript.next_message_id, messages[-1].message_id + 1)
+            if agent_id in self._thread.new_agents:
+                self._thread.restored = messages
         return messages
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
