@@ -17,7 +17,8 @@ from typing_extensions import Self
 
 from strands_psycopg import worker
 from strands_psycopg.repository import PostgresSessionRepository
-from strands_psycopg.view import LeaveLoopError, SessionView
+from strands_psycopg.view import SessionView
+from strands_psycopg.view.threads import LeaveLoopError
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase

@@ -5,10 +5,8 @@ what only the writer of a session can know: the write ids that this manager last
 message, the first write that failed, and which writes belong together.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -19,55 +17,13 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from strands_psycopg.errors import SessionExistsError
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.view.threads import LeaveLoopError, Thread
 from strands_psycopg.view.transcript import Transcript
+from strands_psycopg.view.writers import Writer
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
     from strands.types.agent import LocalAgent
-
-
-class LeaveLoopError(Exception):
-    """What was called on the event loop needs the database and must be called again in a worker thread."""
-
-
-@dataclass
-class _Writer:
-    """What this manager knows of an agent or multi-agent that it writes.
-
-    Attributes:
-        write_id: Of the last write to the row that this manager has seen; None if it is new to it.
-        transcript: An agent's messages.
-        serialized: How many states of a multi-agent were given to be stored.
-        stored: The number of the newest of them that is stored.
-        lock: Held during a write, so that writes keep their order.
-    """
-
-    write_id: UUID | None
-    transcript: Transcript = field(default_factory=Transcript)
-    serialized: int = 0
-    stored: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-class _Thread(threading.local):
-    """What a thread is doing with the view.
-
-    Attributes:
-        on_loop: It runs an event loop, and must not wait for the database.
-        deferred: Writes that it has left for a worker thread.
-        group: Messages that wait for the write that follows them in the same event; None outside of one.
-        new_agents: Agents that it is initializing. Other threads may be writing to one of the same id.
-        new_multi_agents: Multi-agents that it is initializing.
-        restored: The messages of the agent that it is initializing.
-    """
-
-    def __init__(self) -> None:
-        self.on_loop = False
-        self.deferred: list[Callable[[], None]] = []
-        self.group: list[tuple[str, SessionMessage]] | None = None
-        self.new_agents: dict[str, LocalAgent] = {}
-        self.new_multi_agents: dict[str, MultiAgentBase] = {}
-        self.restored: list[SessionMessage] = []
 
 
 class SessionView(SessionRepository):
@@ -81,11 +37,11 @@ class SessionView(SessionRepository):
     def __init__(self, session_id: str, repository: PostgresSessionRepository) -> None:
         self._session_id = session_id
         self._repository = repository
-        self._agents: dict[str, _Writer] = {}
-        self._multi_agents: dict[str, _Writer] = {}
+        self._agents: dict[str, Writer] = {}
+        self._multi_agents: dict[str, Writer] = {}
         self._failure: Exception | None = None
         self._lease = repository.leases.current(session_id)
-        self._thread = _Thread()
+        self._thread = Thread()
 
     @contextmanager
     def initializing_agent(self, agent: "LocalAgent") -> Iterator[None]:
@@ -168,7 +124,7 @@ class SessionView(SessionRepository):
                     stored = self._repository.agents.read(session_id, agent_id)
         if stored is None:
             return None
-        self._agents[agent_id] = _Writer(stored.write_id, Transcript(stored.next_message_id))
+        self._agents[agent_id] = Writer(stored.write_id, Transcript(stored.next_message_id))
         return stored.agent
 
     def _store_new_agent(self, agent: "LocalAgent") -> None:
@@ -177,7 +133,7 @@ class SessionView(SessionRepository):
         self._repository.agents.create(
             self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._term
         )
-        self._agents[agent.agent_id] = _Writer(write_id, Transcript(len(messages)))
+        self._agents[agent.agent_id] = Writer(write_id, Transcript(len(messages)))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent, unless ``read_agent`` has."""
@@ -185,7 +141,7 @@ class SessionView(SessionRepository):
             write_id = uuid4()
             with self._writing():
                 self._repository.agents.create(session_id, session_agent, write_id=write_id, term=self._term)
-            self._agents[session_agent.agent_id] = _Writer(write_id)
+            self._agents[session_agent.agent_id] = Writer(write_id)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store an agent's state, with its message that waits for it, where nobody else has written it."""
@@ -256,12 +212,10 @@ class SessionView(SessionRepository):
 
     def continue_latest(self, agent: "LocalAgent", message: Message) -> bool:
         """Store a message in the place of an agent's last one if it continues that one; give whether it does."""
-        transcript = self._agents[agent.agent_id].transcript
-        if transcript.latest is None or not transcript.is_latest_continued(message, agent.messages):
-            return False
-        transcript.replace_latest(message)
-        self.update_message(self._session_id, agent.agent_id, transcript.latest)
-        return True
+        latest = self._agents[agent.agent_id].transcript.continue_latest(message, agent.messages)
+        if latest is not None:
+            self.update_message(self._session_id, agent.agent_id, latest)
+        return latest is not None
 
     def replace_message(self, agent_id: str, message: Message) -> None:
         """Store a message in the place of the stored one that has its tracking id.
@@ -298,7 +252,7 @@ class SessionView(SessionRepository):
                     stored = self._repository.multi_agents.read(session_id, multi_agent_id)
         if stored is None:
             return None
-        self._multi_agents[multi_agent_id] = _Writer(stored.write_id)
+        self._multi_agents[multi_agent_id] = Writer(stored.write_id)
         return stored.state
 
     def _store_new_multi_agent(self, multi_agent: "MultiAgentBase") -> None:
@@ -306,7 +260,7 @@ class SessionView(SessionRepository):
         self._repository.multi_agents.create(
             self._session_id, multi_agent.id, multi_agent.serialize_state(), write_id=write_id, term=self._term
         )
-        self._multi_agents[multi_agent.id] = _Writer(write_id)
+        self._multi_agents[multi_agent.id] = Writer(write_id)
 
     def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
         """Store a new multi-agent, unless ``read_multi_agent`` has."""
@@ -330,7 +284,7 @@ class SessionView(SessionRepository):
         else:
             write()
 
-    def _write_multi_agent(self, writer: _Writer, multi_agent_id: str, state: dict[str, Any], number: int) -> None:
+    def _write_multi_agent(self, writer: Writer, multi_agent_id: str, state: dict[str, Any], number: int) -> None:
         write_id = uuid4()
         with writer.lock, self._writing():
             if number < writer.stored:

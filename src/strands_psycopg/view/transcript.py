@@ -45,25 +45,32 @@ class Transcript:
         same = self._restored_more_than_once.get(_tracking_id(message.message) or "", [])
         return [other for other in same if other is not message]
 
-    def is_latest_continued(self, message: Message, in_memory: Messages) -> bool:
-        """Tell whether a message that was announced as a new one has taken the last one's place in memory.
+    def continue_latest(self, message: Message, in_memory: Messages) -> SessionMessage | None:
+        """Put a message that was announced as new in the last one's place, and give that, if so it was done in memory.
 
         So Strands continues a message: one with its tracking id, its content and more stands in its place.
         """
         tracking_id = _tracking_id(message)
         if self.latest is None or tracking_id is None or _tracking_id(self.latest.to_message()) != tracking_id:
-            return False
-        return [_tracking_id(each) for each in in_memory].count(tracking_id) == 1
+            return None
+        if [_tracking_id(each) for each in in_memory].count(tracking_id) > 1:
+            return None
+        _replace(self.latest, message)
+        return self.latest
 
     def replace_latest(self, message: Message) -> None:
-        """Put a message in the last one's place, if it has its tracking id."""
+        """Put a message in the last one's place if it has its tracking id."""
         if self.latest is not None and _tracking_id(self.latest.to_message()) == _tracking_id(message):
-            self.latest.message = message
-            self.latest.redact_message = None if self.latest.redact_message is None else message
+            _replace(self.latest, message)
 
     def first_index(self, removed: int) -> int:
         """Give the index of the first stored message that the agent still has, of which so many were removed."""
         return removed if self._repairs is None else self._repairs.index_after(removed)
+
+
+def _replace(stored: SessionMessage, message: Message) -> None:
+    stored.message = message
+    stored.redact_message = None if stored.redact_message is None else message
 
 
 def _tracking_id(message: Message) -> str | None:
