@@ -8,6 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from strands.hooks import events
 from strands.hooks.registry import BaseHookEvent, HookCallback, HookRegistry
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.session.session_repository import SessionRepository
@@ -16,7 +17,8 @@ from typing_extensions import Self
 
 from strands_psycopg import worker
 from strands_psycopg.repository import PostgresSessionRepository
-from strands_psycopg.view import LeaveLoopError, SessionView
+from strands_psycopg.view import SessionView
+from strands_psycopg.view.threads import LeaveLoopError
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -97,6 +99,12 @@ class PostgresSessionManager(RepositorySessionManager):
         """Register Strands' own hooks, as coroutines that wait for the database in worker threads."""
         by_event = _CallbacksByEvent(registry)
         super().register_hooks(by_event, **kwargs)
+        message_updated = getattr(events, "MessageUpdatedEvent", None)
+        if message_updated is not None:
+            by_event.add_callback(message_updated, lambda event: self.replace_message(event.message, event.agent))
+        agent_stopped = _event_of_bidi_agents("BidiAgentStopEvent")
+        if agent_stopped is not None:
+            by_event.add_callback(agent_stopped, lambda event: self.sync_agent(event.agent))
         for event_type, callbacks in by_event.callbacks.items():
             registry.add_callback(event_type, self._off_loop(callbacks))
 
@@ -136,10 +144,20 @@ class PostgresSessionManager(RepositorySessionManager):
             super().initialize(agent, **kwargs)
 
     def append_message(self, message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
-        """Store an agent's next message."""
+        """Store an agent's next message; one that continues the last one, in its place."""
         # Strands' manager counts the message before it reads ``session_repository``.
         self._view.leave_loop()
-        super().append_message(message, agent, **kwargs)
+        if not self._view.continue_latest(agent, message):
+            super().append_message(message, agent, **kwargs)
+
+    def replace_message(self, message: Message, agent: "LocalAgent") -> None:
+        """Store what has taken a message's place, such as the transcript for which a placeholder was stored.
+
+        Raises:
+            SessionNotFoundError: No message with its tracking id is stored.
+        """
+        self._view.leave_loop()
+        self._view.replace_message(agent.agent_id, message)
 
     def initialize_multi_agent(self, source: "MultiAgentBase", **kwargs: Any) -> None:
         """Restore a multi-agent from the session, or store it if it is new."""
@@ -149,6 +167,11 @@ class PostgresSessionManager(RepositorySessionManager):
     def sync_multi_agent(self, source: "MultiAgentBase", **kwargs: Any) -> None:
         """Store a multi-agent's present state."""
         self._view.update_multi_agent(self.session_id, source)
+
+
+def _event_of_bidi_agents(name: str) -> type[BaseHookEvent] | None:
+    """Give an event of bidirectional agents; None where there can be none, since their module was not imported."""
+    return getattr(sys.modules.get("strands.bidi.hooks"), name, None)
 
 
 class _CallbacksByEvent(HookRegistry):

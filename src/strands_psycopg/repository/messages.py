@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
+from strands.types.content import Message
 from strands.types.session import SessionMessage
 
 from strands_psycopg.codec import decode, encode
@@ -54,6 +55,22 @@ _UPDATE = """
     SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # without times: no such message
 
+# From the end, where a message that is to be replaced mostly stands.
+_REPLACE = """
+    WITH {lease}, {active}, t AS (
+        UPDATE {messages} SET
+            message = %(message)s, message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = now()
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = (
+            SELECT m.message_id FROM {messages} AS m
+            WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s
+                AND m.message->>'tracking_id' = %(tracking_id)s
+            ORDER BY m.message_id DESC LIMIT 1
+        ) AND {fenced}
+        RETURNING message_id
+    )
+    SELECT {allowed_at}, t.message_id FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""  # without an index: no such message
+
 
 class Messages:
     """The messages of one database, schema and prefix."""
@@ -64,6 +81,7 @@ class Messages:
         self._read = compose(database, _READ)
         self._list = compose(database, _LIST)
         self._update = compose(database, _UPDATE)
+        self._replace = compose(database, _REPLACE)
 
     def append(
         self,
@@ -168,6 +186,39 @@ class Messages:
         if created_at is None:
             raise SessionNotFoundError(f"{doing}: the message does not exist")
         message.created_at, message.updated_at = created_at, updated_at or created_at
+
+    def replace(
+        self, session_id: str, agent_id: str, message: Message, *, write_id: UUID, term: UUID | None = None
+    ) -> None:
+        """Store a message in the place of the last one that has its tracking id; a redaction stays.
+
+        Args:
+            session_id: The session.
+            agent_id: The agent.
+            message: The message, with a ``tracking_id``.
+            write_id: Of this call.
+            term: Of the lease under which it is made, if any.
+
+        Raises:
+            LeaseLostError: ``term`` is not in force.
+            SessionNotFoundError: There is no such message.
+        """
+        tracking_id = message["tracking_id"]
+        doing = f"replacing message {tracking_id!r} of agent {agent_id!r} in session {session_id!r}"
+        content, content_exact = encode(message)
+        row = {
+            "session_id": check_id("session_id", session_id),
+            "agent_id": check_id("agent_id", agent_id),
+            "tracking_id": tracking_id,
+            "message": content,
+            "message_exact": content_exact,
+            "write_id": write_id,
+            "term": term,
+        }
+        allowed_at, message_id = self._database.write(doing, self._replace, row).rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if message_id is None:
+            raise SessionNotFoundError(f"{doing}: no stored message has this tracking id")
 
 
 def message_row(

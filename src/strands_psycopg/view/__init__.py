@@ -5,65 +5,25 @@ what only the writer of a session can know: the write ids that this manager last
 message, the first write that failed, and which writes belong together.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from strands.session.session_repository import SessionRepository
+from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg.errors import SessionExistsError
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.view.threads import LeaveLoopError, Thread
+from strands_psycopg.view.transcript import Transcript
+from strands_psycopg.view.writers import Writer
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
     from strands.types.agent import LocalAgent
-
-
-class LeaveLoopError(Exception):
-    """What was called on the event loop needs the database and must be called again in a worker thread."""
-
-
-@dataclass
-class _Writer:
-    """What this manager knows of an agent or multi-agent that it writes.
-
-    Attributes:
-        write_id: Of the last write to the row that this manager has seen; None if it is new to it.
-        next_message_id: The index of an agent's next message.
-        serialized: How many states of a multi-agent were given to be stored.
-        stored: The number of the newest of them that is stored.
-        lock: Held during a write, so that writes keep their order.
-    """
-
-    write_id: UUID | None
-    next_message_id: int = 0
-    serialized: int = 0
-    stored: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-class _Thread(threading.local):
-    """What a thread is doing with the view.
-
-    Attributes:
-        on_loop: It runs an event loop, and must not wait for the database.
-        deferred: Writes that it has left for a worker thread.
-        group: Messages that wait for the write that follows them in the same event; None outside of one.
-        new_agents: Agents that it is initializing. Other threads may be writing to one of the same id.
-        new_multi_agents: Multi-agents that it is initializing.
-    """
-
-    def __init__(self) -> None:
-        self.on_loop = False
-        self.deferred: list[Callable[[], None]] = []
-        self.group: list[tuple[str, SessionMessage]] | None = None
-        self.new_agents: dict[str, LocalAgent] = {}
-        self.new_multi_agents: dict[str, MultiAgentBase] = {}
 
 
 class SessionView(SessionRepository):
@@ -77,11 +37,11 @@ class SessionView(SessionRepository):
     def __init__(self, session_id: str, repository: PostgresSessionRepository) -> None:
         self._session_id = session_id
         self._repository = repository
-        self._agents: dict[str, _Writer] = {}
-        self._multi_agents: dict[str, _Writer] = {}
+        self._agents: dict[str, Writer] = {}
+        self._multi_agents: dict[str, Writer] = {}
         self._failure: Exception | None = None
         self._lease = repository.leases.current(session_id)
-        self._thread = _Thread()
+        self._thread = Thread()
 
     @contextmanager
     def initializing_agent(self, agent: "LocalAgent") -> Iterator[None]:
@@ -92,8 +52,11 @@ class SessionView(SessionRepository):
         self._thread.new_agents[agent.agent_id] = agent
         try:
             yield
+            if self._thread.restored:
+                self._agents[agent.agent_id].transcript.restore(agent, self._thread.restored)
         finally:
             self._thread.new_agents.pop(agent.agent_id, None)
+            self._thread.restored = []
 
     @contextmanager
     def initializing_multi_agent(self, multi_agent: "MultiAgentBase") -> Iterator[None]:
@@ -161,7 +124,7 @@ class SessionView(SessionRepository):
                     stored = self._repository.agents.read(session_id, agent_id)
         if stored is None:
             return None
-        self._agents[agent_id] = _Writer(stored.write_id, stored.next_message_id)
+        self._agents[agent_id] = Writer(stored.write_id, Transcript(stored.next_message_id))
         return stored.agent
 
     def _store_new_agent(self, agent: "LocalAgent") -> None:
@@ -170,7 +133,7 @@ class SessionView(SessionRepository):
         self._repository.agents.create(
             self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._term
         )
-        self._agents[agent.agent_id] = _Writer(write_id, len(messages))
+        self._agents[agent.agent_id] = Writer(write_id, Transcript(len(messages)))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent, unless ``read_agent`` has."""
@@ -178,7 +141,7 @@ class SessionView(SessionRepository):
             write_id = uuid4()
             with self._writing():
                 self._repository.agents.create(session_id, session_agent, write_id=write_id, term=self._term)
-            self._agents[session_agent.agent_id] = _Writer(write_id)
+            self._agents[session_agent.agent_id] = Writer(write_id)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store an agent's state, with its message that waits for it, where nobody else has written it."""
@@ -188,10 +151,16 @@ class SessionView(SessionRepository):
         else:
             message = None
         self._write_group()
+        transcript = self._agents[session_agent.agent_id].transcript
+        state = session_agent.conversation_manager_state
+        if (removed := state.get("removed_message_count")) is not None:
+            index = transcript.first_index(removed)
+            session_agent.conversation_manager_state = {**state, "removed_message_count": index}
         self._write_agent(session_agent.agent_id, session_agent, message)
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store an agent's next message, unless ``read_agent`` has; its index is set here."""
+        self._agents[agent_id].transcript.latest = session_message
         if agent_id in self._thread.new_agents:
             return
         if self._thread.group is None:
@@ -210,7 +179,7 @@ class SessionView(SessionRepository):
         write_id = uuid4()
         with writer.lock, self._writing():
             if message is not None:
-                message.message_id = writer.next_message_id
+                message.message_id = writer.transcript.next_message_id
             if agent is None and message is not None:
                 self._repository.messages.append(
                     self._session_id, agent_id, message, write_id=write_id, term=self._term
@@ -226,17 +195,39 @@ class SessionView(SessionRepository):
             if agent is not None:
                 writer.write_id = write_id
             if message is not None:
-                writer.next_message_id += 1
+                writer.transcript.next_message_id += 1
 
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
         """Give a message, or None."""
         return self._repository.read_message(session_id, agent_id, message_id)
 
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Store a message's present content and redaction."""
+        """Store a message's present content and redaction; a redaction wherever the message is stored."""
         self._write_group()
-        with self._writing():
-            self._repository.messages.update(session_id, agent_id, session_message, write_id=uuid4(), term=self._term)
+        others = self._agents[agent_id].transcript.others(session_message) if session_message.redact_message else []
+        for message in (session_message, *others):
+            message.message, message.redact_message = session_message.message, session_message.redact_message
+            with self._writing():
+                self._repository.messages.update(session_id, agent_id, message, write_id=uuid4(), term=self._term)
+
+    def continue_latest(self, agent: "LocalAgent", message: Message) -> bool:
+        """Store a message in the place of an agent's last one if it continues that one; give whether it does."""
+        latest = self._agents[agent.agent_id].transcript.continue_latest(message, agent.messages)
+        if latest is not None:
+            self.update_message(self._session_id, agent.agent_id, latest)
+        return latest is not None
+
+    def replace_message(self, agent_id: str, message: Message) -> None:
+        """Store a message in the place of the stored one that has its tracking id.
+
+        Raises:
+            SessionNotFoundError: None has it.
+        """
+        self._write_group()
+        writer = self._agents[agent_id]
+        with writer.lock, self._writing():
+            self._repository.messages.replace(self._session_id, agent_id, message, write_id=uuid4(), term=self._term)
+        writer.transcript.replace_latest(message)
 
     def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
@@ -244,8 +235,10 @@ class SessionView(SessionRepository):
         """Give an agent's messages from index ``offset`` on."""
         messages = self._repository.list_messages(session_id, agent_id, limit, offset)
         if messages and agent_id in self._agents:
-            writer = self._agents[agent_id]
-            writer.next_message_id = max(writer.next_message_id, messages[-1].message_id + 1)
+            transcript = self._agents[agent_id].transcript
+            transcript.next_message_id = max(transcript.next_message_id, messages[-1].message_id + 1)
+            if agent_id in self._thread.new_agents:
+                self._thread.restored = messages
         return messages
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
@@ -259,7 +252,7 @@ class SessionView(SessionRepository):
                     stored = self._repository.multi_agents.read(session_id, multi_agent_id)
         if stored is None:
             return None
-        self._multi_agents[multi_agent_id] = _Writer(stored.write_id)
+        self._multi_agents[multi_agent_id] = Writer(stored.write_id)
         return stored.state
 
     def _store_new_multi_agent(self, multi_agent: "MultiAgentBase") -> None:
@@ -267,7 +260,7 @@ class SessionView(SessionRepository):
         self._repository.multi_agents.create(
             self._session_id, multi_agent.id, multi_agent.serialize_state(), write_id=write_id, term=self._term
         )
-        self._multi_agents[multi_agent.id] = _Writer(write_id)
+        self._multi_agents[multi_agent.id] = Writer(write_id)
 
     def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
         """Store a new multi-agent, unless ``read_multi_agent`` has."""
@@ -291,7 +284,7 @@ class SessionView(SessionRepository):
         else:
             write()
 
-    def _write_multi_agent(self, writer: _Writer, multi_agent_id: str, state: dict[str, Any], number: int) -> None:
+    def _write_multi_agent(self, writer: Writer, multi_agent_id: str, state: dict[str, Any], number: int) -> None:
         write_id = uuid4()
         with writer.lock, self._writing():
             if number < writer.stored:

@@ -1,0 +1,36 @@
+"""What each thread is doing with a view; several may be, and one of them may run an event loop."""
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from strands.types.session import SessionMessage
+
+if TYPE_CHECKING:
+    from strands.multiagent.base import MultiAgentBase
+    from strands.types.agent import LocalAgent
+
+
+class LeaveLoopError(Exception):
+    """What was called on the event loop needs the database and must be called again in a worker thread."""
+
+
+class Thread(threading.local):
+    """What a thread is doing with the view.
+
+    Attributes:
+        on_loop: It runs an event loop, and must not wait for the database.
+        deferred: Writes that it has left for a worker thread.
+        group: Messages that wait for the write that follows them in the same event; None outside of one.
+        new_agents: Agents that it is initializing. Other threads may be writing to one of the same id.
+        new_multi_agents: Multi-agents that it is initializing.
+        restored: The messages of the agent that it is initializing.
+    """
+
+    def __init__(self) -> None:
+        self.on_loop = False
+        self.deferred: list[Callable[[], None]] = []
+        self.group: list[tuple[str, SessionMessage]] | None = None
+        self.new_agents: dict[str, LocalAgent] = {}
+        self.new_multi_agents: dict[str, MultiAgentBase] = {}
+        self.restored: list[SessionMessage] = []
