@@ -103,7 +103,7 @@ _SERVERS = {
 
 
 @nox.session
-@nox.parametrize("server", TESTED["servers"]["postgresql"])
+@nox.parametrize("server", TESTED["servers"]["PostgreSQL"])
 def servers(session: nox.Session, server: str) -> None:
     """Run the tests, those of the migrations among them, on one version of PostgreSQL after the other."""
     source = _SERVERS[server]

@@ -173,3 +173,24 @@ def test_the_readme_states_the_versions_of_the_project(name: str) -> None:
 
 def test_the_classifiers_begin_with_the_lowest_python() -> None:
     assert f">={nox.project.python_versions(PROJECT)[0]}" == PROJECT["project"]["requires-python"]
+
+
+TESTED = PROJECT["tool"]["strands-psycopg"]["tested"]
+
+
+def table(heading: str, text: str) -> list[dict[str, list[str]]]:
+    """The rows of the table below a heading, by column; a cell lists what its commas part."""
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    return [dict(zip(lines[0], [cell.split(", ") for cell in line], strict=True)) for line in lines[2:]]
+
+
+def test_the_readme_lists_the_combinations_that_were_run() -> None:
+    assert table("Which combinations were run", README.read_text("utf-8")) == list(TESTED.values())
+
+
+@pytest.mark.parametrize("name", ["Python", "PostgreSQL", "strands-agents"])
+def test_the_lowest_versions_are_among_those_that_were_run(name: str) -> None:
+    lowest = re.search(r">=([\d.]+)", LOWEST[name])
+    assert lowest
+    assert lowest[1] in {version for each in TESTED.values() for version in each[name]}
