@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import accumulate
+from typing import TypeVar
 from uuid import UUID
 
 from psycopg import Cursor
@@ -16,6 +17,8 @@ from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
 from strands_psycopg.storage.pieces import cut, name
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 # In bytes. Up to here one row takes no more than a list of pieces would.
 _LARGEST_WHOLE = 8192
@@ -35,6 +38,12 @@ _COLLECTED = 1000
 # What was committed while a statement waited for a lock must be seen by the next one.
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
+# A client that stands still, or whose machine is gone, would keep its locks; nothing is awaited for as long as that.
+_NEVER_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true)"
+
+# PostgreSQL's own.
+_LONGEST_TIMEOUT = 2**31 - 1
+
 # A crash of the server may undo it, which leaves pieces marked as released.
 _SOMETIME = "SET LOCAL synchronous_commit = off"
 
@@ -44,11 +53,11 @@ _PUT_WHOLE = """
         SELECT %(key)s, %(data)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(words)s), now() WHERE {in_time}
         ON CONFLICT (key) DO UPDATE
         SET data = EXCLUDED.data, size = EXCLUDED.size, words = EXCLUDED.words, updated_at = EXCLUDED.updated_at
-        WHERE s.pieces IS NULL
+        WHERE s.pieces IS NULL AND {still_in_time}
         RETURNING true AS done
     )
     SELECT CASE WHEN {in_time} THEN {server_time} END, put.done FROM (SELECT 1) AS one LEFT JOIN put ON true
-"""  # not done: the value that is there is made of pieces
+"""  # not done: the value that is there is made of pieces, or another was being written until it was too late
 
 _LOCK = "SELECT pieces FROM {storage} WHERE key = %(key)s FOR UPDATE"
 
@@ -76,11 +85,12 @@ _PUT = """
     WHERE %(locked)s OR s.pieces IS NULL
 """  # no row: somebody else has just stored one that is made of pieces
 
+# One that waited for a lock finds that its repeat has deleted the row, and nothing that was stored after that.
 _DELETE_WHOLE = """
     WITH gone AS (DELETE FROM {storage} WHERE key = %(key)s AND pieces IS NULL AND {in_time})
     SELECT CASE WHEN {in_time} THEN {server_time} END,
-        EXISTS (SELECT FROM {storage} WHERE key = %(key)s AND pieces IS NOT NULL)
-"""
+        NOT EXISTS (SELECT FROM {storage} WHERE key = %(key)s AND pieces IS NOT NULL)
+"""  # not done: the value that is there is made of pieces
 
 _DELETE = "DELETE FROM {storage} WHERE key = %(key)s RETURNING pieces"
 
@@ -95,6 +105,8 @@ _RELEASE = """
         SELECT FROM {storage} AS s WHERE s.pieces @> ARRAY[p.piece_id]
     )
 """
+
+_IS_ANY_RELEASED = "SELECT piece_id FROM {pieces} WHERE released ORDER BY piece_id LIMIT 1"
 
 # Those that are locked are being used again, or removed.
 _TAKE_RELEASED = """
@@ -174,6 +186,7 @@ class Values:
         self._delete = database.statement(_DELETE)
         self._leave = database.statement(_LEAVE)
         self._release = database.statement(_RELEASE)
+        self._is_any_released = database.statement(_IS_ANY_RELEASED)
         self._take_released = database.statement(_TAKE_RELEASED)
         self._discard = database.statement(_DISCARD)
         self._retain = database.statement(_RETAIN)
@@ -199,12 +212,18 @@ class Values:
             names = [name(piece, self._scope) for piece in pieces]
             row |= {"data": None, "pieces": names}
             self._change(doing, partial(self._replace, row, dict(zip(names, pieces, strict=True))))
-        elif not self._database.write(doing, self._put_whole, row | {"data": data}).rows[0][1]:
+        elif not self._write_whole(doing, self._put_whole, row | {"data": data}):
             row |= {"data": data, "pieces": None}
             self._change(doing, partial(self._replace, row, {}))
 
-    def _replace(self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow]) -> int:
-        """Store a value in a transaction; give the number of pieces that were released."""
+    def _write_whole(self, doing: str, statement: bytes, row: dict[str, object]) -> bool:
+        """Store or delete a value that is not in pieces; tell whether it was none."""
+        # Nothing in the row tells a value that lands late from a new one.
+        self._database.learn_time()
+        return bool(self._database.write(doing, statement, row).rows[0][1])
+
+    def _replace(self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow]) -> bool:
+        """Store a value in a transaction; tell whether there are released pieces."""
         while True:
             with cursor.connection.pipeline():
                 lock = _another(cursor).execute(self._lock, row)
@@ -216,9 +235,9 @@ class Values:
                 if added:
                     cursor.execute(self._add, _joined(added, [pieces[piece_id] for piece_id in added]))
                 put = _another(cursor).execute(self._put, row | {"locked": bool(locked)})
-                release = self._leave_pieces(left, cursor)
+                released = self._leave_pieces(left, cursor)
             if put.rowcount:
-                return release.rowcount
+                return released.fetchone() is not None
 
     def delete(self, key: str) -> None:
         """Delete a value, if there is one.
@@ -228,23 +247,28 @@ class Values:
         """
         doing = f"deleting {key!r}"
         row: dict[str, object] = {"key": key}
-        if self._database.write(doing, self._delete_whole, row).rows[0][1]:
+        if not self._write_whole(doing, self._delete_whole, row):
             self._change(doing, partial(self._remove, row))
 
-    def _remove(self, row: dict[str, object], cursor: Cursor[TupleRow]) -> int:
-        """Delete a value in a transaction; give the number of pieces that were released."""
+    def _remove(self, row: dict[str, object], cursor: Cursor[TupleRow]) -> bool:
+        """Delete a value in a transaction; tell whether there are released pieces."""
         deleted = cursor.execute(self._delete, row).fetchall()
         with cursor.connection.pipeline():
-            release = self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
-        return release.rowcount
+            released = self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
+        return released.fetchone() is not None
 
     def _leave_pieces(self, piece_ids: set[UUID], cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
-        """Mark those of the pieces that nothing uses any more, in a pipeline; the cursor tells their number."""
-        left = {"piece_ids": list(piece_ids)}
-        _another(cursor).execute(self._leave, left)
-        return _another(cursor).execute(self._release, left)
+        """Mark those of the pieces that nothing uses any more, in a pipeline; the cursor finds one that is marked.
 
-    def _change(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> None:
+        It may be one that another process has left so.
+        """
+        if piece_ids:
+            left = {"piece_ids": list(piece_ids)}
+            _another(cursor).execute(self._leave, left)
+            _another(cursor).execute(self._release, left)
+        return _another(cursor).execute(self._is_any_released)
+
+    def _change(self, doing: str, work: Callable[[Cursor[TupleRow]], bool]) -> None:
         """Store or delete a value, and then remove the pieces that nothing uses any more."""
         if self._transact(doing, work):
             try:
@@ -266,9 +290,13 @@ class Values:
                 cursor.execute(self._retain, taken)
         return len(taken["piece_ids"])
 
-    def _transact(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> int:
-        def transaction(cursor: Cursor[TupleRow]) -> int:
-            cursor.execute(_READ_COMMITTED)
+    def _transact(self, doing: str, work: Callable[[Cursor[TupleRow]], _T]) -> _T:
+        milliseconds = str(int(min(self._database.answer_timeout * 1000, _LONGEST_TIMEOUT)))
+
+        def transaction(cursor: Cursor[TupleRow]) -> _T:
+            with cursor.connection.pipeline():
+                cursor.execute(_READ_COMMITTED)
+                _another(cursor).execute(_NEVER_IDLE, {"milliseconds": milliseconds})
             return work(cursor)
 
         return self._database.transact(doing, transaction)
