@@ -202,11 +202,12 @@ with PostgresStorage(sys.argv[1], answer_timeout=2) as storage:
 def test_writer_that_stands_still_in_its_transaction_holds_nobody_up_for_long(
     crew: Crew, own_dsn: str, look: Connection
 ) -> None:
-    with PostgresStorage(own_dsn) as storage:
+    with PostgresStorage(own_dsn, retry_timeout=0) as storage:
         put(storage, "k", LARGE)
         with crew.of(1, STOP_HALFWAY, own_dsn, LARGE[:10_000].hex()) as [writer]:
-            put(storage, "k", LARGE[::-1])
-            assert values(look) == {"k": LARGE[::-1]}
+            with stopped(writer.pid):
+                put(storage, "k", LARGE[::-1])
+                assert values(look) == {"k": LARGE[::-1]}
             # Its transaction was ended; it goes on with another.
             writer.release()
             writer.release()

@@ -19,6 +19,7 @@ from strands_psycopg.storage.pieces import cut, name
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_Statement = tuple[bytes, dict[str, object]]
 
 # In bytes. Up to here one row takes no more than a list of pieces would.
 _LARGEST_WHOLE = 8192
@@ -38,14 +39,19 @@ _COLLECTED = 1000
 # What was committed while a statement waited for a lock must be seen by the next one.
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
-# A client that stands still, or whose machine is gone, would keep its locks; nothing is awaited for as long as that.
-_NEVER_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true)"
+# A client that stands still, or whose machine is gone, would keep its locks for hours. The first of these ends it after
+# an answer to a statement that was sent alone: psycopg ends a pipeline with a message that stops the server's timer.
+_NEVER_IDLE = """
+    SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
+        set_config('tcp_keepalives_idle', '30', true), set_config('tcp_keepalives_interval', '10', true),
+        set_config('tcp_keepalives_count', '3', true)
+"""
 
 # PostgreSQL's own.
 _LONGEST_TIMEOUT = 2**31 - 1
 
 # A crash of the server may undo it, which leaves pieces marked as released.
-_SOMETIME = "SET LOCAL synchronous_commit = off"
+_SOMETIME = b"SELECT set_config('synchronous_commit', 'off', true)"
 
 _PUT_WHOLE = """
     WITH put AS (
@@ -211,10 +217,10 @@ class Values:
             pieces = cut(data)
             names = [name(piece, self._scope) for piece in pieces]
             row |= {"data": None, "pieces": names}
-            self._change(doing, partial(self._replace, row, dict(zip(names, pieces, strict=True))))
+            self._change(doing, (self._lock, row), partial(self._replace, row, dict(zip(names, pieces, strict=True))))
         elif not self._write_whole(doing, self._put_whole, row | {"data": data}):
             row |= {"data": data, "pieces": None}
-            self._change(doing, partial(self._replace, row, {}))
+            self._change(doing, (self._lock, row), partial(self._replace, row, {}))
 
     def _write_whole(self, doing: str, statement: bytes, row: dict[str, object]) -> bool:
         """Store or delete a value that is not in pieces; tell whether it was none."""
@@ -222,14 +228,13 @@ class Values:
         self._database.learn_time()
         return bool(self._database.write(doing, statement, row).rows[0][1])
 
-    def _replace(self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow]) -> bool:
-        """Store a value in a transaction; tell whether there are released pieces."""
+    def _replace(
+        self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow], locked: list[TupleRow]
+    ) -> bool:
+        """Store a value in a transaction that has locked its row; tell whether there are released pieces."""
         while True:
-            with cursor.connection.pipeline():
-                lock = _another(cursor).execute(self._lock, row)
-                keep = _another(cursor).execute(self._keep, {"piece_ids": list(pieces)})
-            locked = lock.fetchall()
-            added = sorted(pieces.keys() - {piece_id for (piece_id,) in keep})
+            kept = cursor.execute(self._keep, {"piece_ids": list(pieces)}).fetchall()
+            added = sorted(pieces.keys() - {piece_id for (piece_id,) in kept})
             left = set(locked[0][0] or ()) - pieces.keys() if locked else set()
             with cursor.connection.pipeline():
                 if added:
@@ -238,6 +243,7 @@ class Values:
                 released = self._leave_pieces(left, cursor)
             if put.rowcount:
                 return released.fetchone() is not None
+            locked = cursor.execute(self._lock, row).fetchall()
 
     def delete(self, key: str) -> None:
         """Delete a value, if there is one.
@@ -248,11 +254,10 @@ class Values:
         doing = f"deleting {key!r}"
         row: dict[str, object] = {"key": key}
         if not self._write_whole(doing, self._delete_whole, row):
-            self._change(doing, partial(self._remove, row))
+            self._change(doing, (self._delete, row), self._remove)
 
-    def _remove(self, row: dict[str, object], cursor: Cursor[TupleRow]) -> bool:
-        """Delete a value in a transaction; tell whether there are released pieces."""
-        deleted = cursor.execute(self._delete, row).fetchall()
+    def _remove(self, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
+        """Go on in a transaction that has deleted a value; tell whether there are released pieces."""
         with cursor.connection.pipeline():
             released = self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
         return released.fetchone() is not None
@@ -268,36 +273,35 @@ class Values:
             _another(cursor).execute(self._release, left)
         return _another(cursor).execute(self._is_any_released)
 
-    def _change(self, doing: str, work: Callable[[Cursor[TupleRow]], bool]) -> None:
+    def _change(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]) -> None:
         """Store or delete a value, and then remove the pieces that nothing uses any more."""
-        if self._transact(doing, work):
+        if self._transact(doing, first, work):
             try:
-                while self._transact("removing unused pieces", self._collect) == _COLLECTED:
+                while self._transact("removing unused pieces", (_SOMETIME, {}), self._collect) == _COLLECTED:
                     pass
             except StrandsPsycopgError as error:
                 # The value is stored. What is left here is removed after the next change.
                 logger.warning("error=<%s> | unused pieces were not removed", error)
 
-    def _collect(self, cursor: Cursor[TupleRow]) -> int:
+    def _collect(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> int:
         """Remove released pieces that no value uses; give the number of those that were looked at."""
-        with cursor.connection.pipeline():
-            cursor.execute(_SOMETIME)
-            take = _another(cursor).execute(self._take_released, {"limit": _COLLECTED})
-        taken = {"piece_ids": [piece_id for (piece_id,) in take]}
+        taken = {"piece_ids": [row[0] for row in cursor.execute(self._take_released, {"limit": _COLLECTED})]}
         if taken["piece_ids"]:
             with cursor.connection.pipeline():
                 cursor.execute(self._discard, taken)
                 cursor.execute(self._retain, taken)
         return len(taken["piece_ids"])
 
-    def _transact(self, doing: str, work: Callable[[Cursor[TupleRow]], _T]) -> _T:
+    def _transact(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], _T]) -> _T:
+        """Run a statement in a transaction, and then what goes on with its rows."""
         milliseconds = str(int(min(self._database.answer_timeout * 1000, _LONGEST_TIMEOUT)))
 
         def transaction(cursor: Cursor[TupleRow]) -> _T:
             with cursor.connection.pipeline():
                 cursor.execute(_READ_COMMITTED)
                 _another(cursor).execute(_NEVER_IDLE, {"milliseconds": milliseconds})
-            return work(cursor)
+                found = _another(cursor).execute(*first)
+            return work(cursor, found.fetchall())
 
         return self._database.transact(doing, transaction)
 
