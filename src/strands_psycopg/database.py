@@ -136,7 +136,15 @@ class Database:
         }
         return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
 
-    def fetch(self, doing: str, statement: bytes, parameters: Mapping[str, object], *, binary: bool = False) -> Answer:
+    def fetch(
+        self,
+        doing: str,
+        statement: bytes,
+        parameters: Mapping[str, object],
+        *,
+        binary: bool = False,
+        prepare: bool | None = None,
+    ) -> Answer:
         """Run one statement, which is one round trip and one commit, and give its rows.
 
         Args:
@@ -144,6 +152,7 @@ class Database:
             statement: What ``statement`` composed.
             parameters: Its named parameters.
             binary: Whether values are to be sent in PostgreSQL's binary form, which halves a ``bytea``.
+            prepare: False if the server is to make a plan for these parameters; a prepared statement's is for any.
 
         Raises:
             DatabaseUnavailableError: The database could not be reached within ``retry_timeout``.
@@ -154,7 +163,7 @@ class Database:
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Answer:
             with _cursor(connection) as cursor:
-                cursor.execute(statement, parameters, binary=binary)
+                cursor.execute(statement, parameters, binary=binary, prepare=prepare)
                 return Answer(cursor.fetchall() if cursor.description else [], attempt.repeated)
 
         return self._run(doing, work, self.answer_timeout)

@@ -1,7 +1,6 @@
 """Large values: what is shared, what is freed, and what a growing conversation costs, by the server's own counters."""
 
 import asyncio
-import json
 import os
 import random
 from collections.abc import Coroutine
@@ -11,6 +10,7 @@ import psycopg
 import pytest
 
 from strands_psycopg import DatabaseError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
+from support.snapshots import PLAIN, PUT, conversation, size, written
 from support.storage import NONE, needs_storage, pieces
 
 pytestmark = needs_storage
@@ -139,43 +139,6 @@ def test_a_missing_piece_is_told_and_not_read_over(storage: PostgresStorage, con
     assert isinstance(caught.value.__cause__, DatabaseError)
     run(storage.write("k", VALUE))
     assert run(storage.read("k")) == VALUE
-
-
-def snapshot(messages: list[dict[str, Any]]) -> bytes:
-    """As ``SnapshotSessionManager`` writes one: what changes each time stands before and after the messages."""
-    data = {"messages": messages, "state": {"turn": len(messages)}, "system_prompt": "Be brief."}
-    head = {"scope": "agent", "schema_version": "1.0", "created_at": f"2026-01-01T00:00:00.{len(messages):06}Z"}
-    return json.dumps({**head, "data": data, "app_data": {}}).encode()
-
-
-def conversation(turns: int) -> list[bytes]:
-    """The snapshots of a conversation of about a kilobyte each turn, of words of their own."""
-    rng = random.Random(5)
-    vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
-    messages: list[dict[str, Any]] = []
-    snapshots = []
-    for _ in range(turns):
-        for role, words in (("user", 30), ("assistant", 125)):
-            messages.append({"role": role, "content": [{"text": " ".join(rng.choices(vocabulary, k=words))}]})
-        snapshots.append(snapshot(messages))
-    return snapshots
-
-
-PLAIN = 'CREATE TABLE plain (key text COLLATE "C" PRIMARY KEY, data bytea NOT NULL, updated_at timestamptz NOT NULL)'
-PUT = """
-    INSERT INTO plain VALUES (%s, %s, now())
-    ON CONFLICT (key) DO UPDATE SET data = EXCLUDED.data, updated_at = EXCLUDED.updated_at
-"""
-
-
-def size(connection: Connection, *tables: str) -> int:
-    total = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(%s::text[]) AS name"
-    return int(connection.execute(total, [list(tables)]).fetchall()[0][0])
-
-
-def written(connection: Connection) -> int:
-    """How many bytes of WAL the server has written."""
-    return int(connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").fetchall()[0][0])
 
 
 # The share falls with the length of the conversation.

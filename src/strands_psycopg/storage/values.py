@@ -334,7 +334,8 @@ class Values:
         """
         doing = f"searching {prefix!r}"
         row = _range(prefix) | {"query": query, "configuration": self._configuration, "limit": limit}
-        rows = self._database.fetch(doing, self._search, row, binary=True).rows
+        # Whether the keys or the words find the values sooner depends on which they are.
+        rows = self._database.fetch(doing, self._search, row, binary=True, prepare=False).rows
         return [Hit(key, score, _whole(doing, size, data)) for key, score, size, data in rows]
 
 
