@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import nox
@@ -145,3 +146,36 @@ def torture(session: nox.Session) -> None:
     """Run the fault tests with their full counts."""
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/faults", *session.posargs, env={"STRANDS_TORTURE": "1"})
+
+
+# Of those that Strands has for everything that takes a storage.
+_UPSTREAM = "1.62.0"
+_UPSTREAM_TESTS = [
+    "storage/test_storage.py",
+    "storage/test_in_memory_storage.py",
+    "storage/test_local_file_storage.py",
+    "storage/test_s3_storage.py",
+    "storage/search/test_keyword.py",
+    "session/test_snapshot_session_manager.py",
+    "agent/test_agent_storage.py",
+    "_context_manager",
+    "vended_plugins/context_offloader",
+    "vended_memory_stores/file_memory_store",
+]
+
+
+@nox.session
+def upstream(session: nox.Session) -> None:
+    """Run Strands' own tests of its storages, and of what stores in one, on ours."""
+    session.install("-e", ".[dev]", f"strands-agents=={_UPSTREAM}", "moto>=5.1,<6", "pytest-asyncio>=1,<2")
+    folder = Path(session.create_tmp())
+    of_source = ("--no-deps", "--no-binary", "strands-agents", "--dest", str(folder))
+    session.run("pip", "download", "--quiet", *of_source, f"strands-agents=={_UPSTREAM}")
+    with tarfile.open(folder / f"strands_agents-{_UPSTREAM}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    session.chdir(folder / f"strands_agents-{_UPSTREAM}")
+    tests = [f"tests/strands/{test}" for test in _UPSTREAM_TESTS]
+    session.run(
+        *("pytest", "-p", "support.upstream", "-o", "addopts=", *(session.posargs or ["-q"]), *tests),
+        env={"PYTHONPATH": str(Path(__file__).parent / "tests")},
+    )

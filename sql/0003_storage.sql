@@ -5,7 +5,7 @@
 --
 -- A piece is written before a value that uses it and removed after the last one. Who saves or deletes a value marks the
 -- pieces that it no longer uses as released; a later transaction removes those that no other value uses either. So a
--- process that is killed in between leaves only marks, which the next one to release a piece works off.
+-- process that is killed in between leaves only marks, which the next one to change a large value works off.
 --
 -- Keys are COLLATE "C": bytewise, which is the order of Python's strings, and makes a prefix a range.
 

@@ -13,6 +13,11 @@ class ServerClock:
     def __init__(self) -> None:
         self._bounds: tuple[float, float] | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether any answer has told the time."""
+        return self._bounds is not None
+
     def learn(self, told: float, sent_at: float) -> None:
         """Take in the time that an answer tells, which has just arrived."""
         least, most = told - time.monotonic(), told - sent_at

@@ -44,6 +44,7 @@ _SHORTEST_ANSWER_TIMEOUT = 10.0
 
 # See ``Database.write``.
 _IN_TIME = "now() <= to_timestamp(%(deadline)s)"
+_STILL_IN_TIME = "clock_timestamp() <= to_timestamp(%(deadline)s)"
 _SERVER_TIME = "extract(epoch FROM now())"
 _TELL_TIME = "SELECT extract(epoch FROM now())"
 
@@ -90,6 +91,11 @@ class Database:
         answer_timeout: After how many seconds without an answer a connection counts as lost.
         pool_options: Arguments for the pool that is built if ``source`` is not one.
 
+    Attributes:
+        schema: As given.
+        table_prefix: As given.
+        answer_timeout: As given.
+
     Raises:
         TypeError: ``source`` is of a wrong type, or a pool that comes with options.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
@@ -112,21 +118,33 @@ class Database:
         if not answer_timeout > 0:
             raise ValueError(f"answer_timeout must be more than 0 seconds, not {answer_timeout}")
         self._retry_timeout = retry_timeout
-        self._answer_timeout = answer_timeout
+        self.answer_timeout = answer_timeout
         self._connections = Connections(source, pool_options)
         self._clock = ServerClock()
 
     def statement(self, template: LiteralString) -> bytes:
         """Compose a statement: each ``{name}`` becomes the table of that name, with schema and prefix.
 
-        But for ``{in_time}`` and ``{server_time}``, which ``write`` explains.
+        But for ``{in_time}``, ``{still_in_time}`` and ``{server_time}``, which ``write`` explains.
         """
         fields = {field for _, field, _, _ in Formatter().parse(template) if field}
         tables = {field: sql.Identifier(self.schema, self.table_prefix + field) for field in fields}
-        times = {"in_time": sql.SQL(_IN_TIME), "server_time": sql.SQL(_SERVER_TIME)}
+        times = {
+            "in_time": sql.SQL(_IN_TIME),
+            "still_in_time": sql.SQL(_STILL_IN_TIME),
+            "server_time": sql.SQL(_SERVER_TIME),
+        }
         return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
 
-    def fetch(self, doing: str, statement: bytes, parameters: Mapping[str, object], *, binary: bool = False) -> Answer:
+    def fetch(
+        self,
+        doing: str,
+        statement: bytes,
+        parameters: Mapping[str, object],
+        *,
+        binary: bool = False,
+        prepare: bool | None = None,
+    ) -> Answer:
         """Run one statement, which is one round trip and one commit, and give its rows.
 
         Args:
@@ -134,6 +152,7 @@ class Database:
             statement: What ``statement`` composed.
             parameters: Its named parameters.
             binary: Whether values are to be sent in PostgreSQL's binary form, which halves a ``bytea``.
+            prepare: False if the server is to make a plan for these parameters; a prepared statement's is for any.
 
         Raises:
             DatabaseUnavailableError: The database could not be reached within ``retry_timeout``.
@@ -144,10 +163,10 @@ class Database:
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Answer:
             with _cursor(connection) as cursor:
-                cursor.execute(statement, parameters, binary=binary)
+                cursor.execute(statement, parameters, binary=binary, prepare=prepare)
                 return Answer(cursor.fetchall() if cursor.description else [], attempt.repeated)
 
-        return self._run(doing, work, self._answer_timeout)
+        return self._run(doing, work, self.answer_timeout)
 
     def write(self, doing: str, statement: bytes, parameters: Mapping[str, object]) -> Answer:
         """Run one statement that stores something, in time or not at all.
@@ -156,6 +175,9 @@ class Database:
         repeated, and newer writes have followed. So the statement must store nothing unless ``{in_time}``, and begin
         its only row with ``{server_time}`` if it was allowed to store, with NULL if it was not. A process's first
         write is always in time, since nothing is known of the server's clock before.
+
+        So does one that waited for a lock on a row, after newer writes that waited for it too. Unless it can tell by
+        the row that others have written it, it must ask ``{still_in_time}`` where it has the lock.
 
         Args:
             doing: As in ``fetch``.
@@ -183,7 +205,22 @@ class Database:
                     if told <= deadline:
                         return Answer(rows, attempt.repeated)
 
-        return self._run(doing, work, self._answer_timeout)
+        return self._run(doing, work, self.answer_timeout)
+
+    def learn_time(self) -> None:
+        """Ask for the server's time, unless it is known: before a first ``write`` that must not land late.
+
+        Raises:
+            StrandsPsycopgError: As in ``fetch``.
+        """
+
+        def work(connection: Connection[Any], _attempt: _Attempt) -> None:
+            with _cursor(connection) as cursor:
+                sent_at = time.monotonic()
+                self._clock.learn(float(cursor.execute(_TELL_TIME).fetchall()[0][0]), sent_at)
+
+        if not self._clock.known:
+            self._run("asking for the time", work, self.answer_timeout)
 
     def transact(
         self, doing: str, work: Callable[[Cursor[TupleRow]], _T], *, answer_timeout: float | None = None
@@ -203,7 +240,7 @@ class Database:
             with connection.transaction(), _cursor(connection) as cursor:
                 return work(cursor)
 
-        return self._run(doing, transaction, self._answer_timeout if answer_timeout is None else answer_timeout)
+        return self._run(doing, transaction, self.answer_timeout if answer_timeout is None else answer_timeout)
 
     def close(self) -> None:
         """Close the pool, unless it is the caller's."""

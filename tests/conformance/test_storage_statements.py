@@ -59,10 +59,10 @@ def test_method_is_one_statement_one_round_trip_and_one_commit(
 def test_saving_a_large_value_is_one_transaction(storage: PostgresStorage, wire: Wire) -> None:
     exchange = during(wire, lambda: storage.write("next", LARGE + b"more"))
     assert exchange.states == ["T"] * (len(exchange.states) - 1) + ["I"]
-    assert len(exchange.states) == len(["BEGIN", "SET", "lock and keep", "add and put", "COMMIT"])
+    assert len(exchange.states) == len(["BEGIN", "lock", "keep", "add and put", "COMMIT"])
 
 
 def test_replacing_one_is_one_more_for_the_pieces_that_nothing_uses(storage: PostgresStorage, wire: Wire) -> None:
     exchange = during(wire, lambda: storage.write("large", LARGE + b"more"))
     assert exchange.states.count("I") == 2
-    assert len(exchange.states) == 5 + len(["BEGIN", "SET", "take", "discard and retain", "COMMIT"])
+    assert len(exchange.states) == 5 + len(["BEGIN", "prepare", "take", "discard and retain", "COMMIT"])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from strands import Agent
+from strands import Agent, tool
 from strands.hooks import BeforeNodeCallEvent, HookProvider, HookRegistry
 from strands.multiagent import GraphBuilder, Swarm
 from strands.multiagent.base import MultiAgentBase, Status
@@ -17,10 +17,11 @@ from strands.multiagent.graph import Graph
 from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, SessionConflictError, worker
 from strands_psycopg.scripted_model import ScriptedModel
 from support import processes
+from support.agents import build
 
 DIE_IN_B = """
 import os, sys
-from strands import Agent
+from strands import Agent, tool
 from strands.multiagent import Swarm
 from strands_psycopg import PostgresSessionManager
 from strands_psycopg.scripted_model import ScriptedModel
@@ -235,3 +236,70 @@ def test_swarm_goes_on_where_its_process_died(dsn: str, repository: PostgresSess
     assert "Handoff Message: yours" in models["b"].calls[0]
     assert (result.status, [node.node_id for node in result.node_history]) == (Status.COMPLETED, ["a", "b"])
     assert json.dumps(stored(repository, restored)) == json.dumps(restored.serialize_state())
+
+
+def test_graphs_that_both_keep_the_default_id_are_told_of_each_other(repository: PostgresSessionRepository) -> None:
+    def default_graph(name: str) -> Graph:
+        builder = GraphBuilder()
+        builder.add_node(Agent(model=model(name), callback_handler=None), name)
+        builder.set_max_node_executions(20)
+        return builder.set_session_manager(PostgresSessionManager("s", repository)).build()
+
+    first, second = default_graph("a"), default_graph("b")
+    assert first.id == second.id == "default_graph"
+    first("go")
+
+    with pytest.raises(SessionConflictError, match="'default_graph'"):
+        second("go")
+
+    assert stored(repository, first)["completed_nodes"] == ["a"]
+
+
+def test_swarms_that_both_keep_the_default_id_are_told_of_each_other(repository: PostgresSessionRepository) -> None:
+    def default_swarm(name: str) -> Swarm:
+        agents = [Agent(name=name, model=model(name), callback_handler=None)]
+        return Swarm(agents, session_manager=PostgresSessionManager("s", repository))
+
+    first, second = default_swarm("a"), default_swarm("b")
+    assert first.id == second.id == "default_swarm"
+    first("go")
+
+    with pytest.raises(SessionConflictError, match="'default_swarm'"):
+        second("go")
+
+    assert stored(repository, first)["node_history"] == ["a"]
+
+
+def test_agents_that_keep_the_default_id_continue_one_conversation(repository: PostgresSessionRepository) -> None:
+    first = build(repository, replies=[["first"]])
+    first("one")
+    second = build(repository, replies=[["second"]])
+
+    assert [message["content"] for message in second.messages] == [message["content"] for message in first.messages]
+    second("two")
+    with pytest.raises(SessionConflictError, match="'default'"):
+        first("three")
+
+
+def test_agent_of_a_graph_cannot_have_a_session_of_its_own_but_its_tools_agents_can(
+    repository: PostgresSessionRepository,
+) -> None:
+    with pytest.raises(ValueError, match="not supported"):
+        GraphBuilder().add_node(build(repository), "a")
+
+    @tool
+    def ask_expert(question: str) -> str:
+        """Ask an expert."""
+        return str(build(repository, "s", [["it is so"]], agent_id="expert")(question))
+
+    replies: Sequence[Any] = [[{"name": "ask_expert", "input": {"question": "is it?"}}], ["it is"]]
+    for _ in range(2):
+        builder = GraphBuilder()
+        builder.add_node(Agent(model=ScriptedModel(replies), tools=[ask_expert], callback_handler=None), "a")
+        builder.set_graph_id("graph").set_max_node_executions(20)
+        builder.set_session_manager(PostgresSessionManager("s", repository)).build()("go")
+
+    assert [message.message["content"][0]["text"] for message in repository.list_messages("s", "expert")] == [
+        *("is it?", "it is so"),
+        *("is it?", "it is so"),
+    ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import accumulate
+from typing import TypeVar
 from uuid import UUID
 
 from psycopg import Cursor
@@ -16,6 +17,9 @@ from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
 from strands_psycopg.storage.pieces import cut, name
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_Statement = tuple[bytes, dict[str, object]]
 
 # In bytes. Up to here one row takes no more than a list of pieces would.
 _LARGEST_WHOLE = 8192
@@ -35,8 +39,19 @@ _COLLECTED = 1000
 # What was committed while a statement waited for a lock must be seen by the next one.
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
+# A client that stands still, or whose machine is gone, would keep its locks for hours. The first of these ends it after
+# an answer to a statement that was sent alone: psycopg ends a pipeline with a message that stops the server's timer.
+_NEVER_IDLE = """
+    SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
+        set_config('tcp_keepalives_idle', '30', true), set_config('tcp_keepalives_interval', '10', true),
+        set_config('tcp_keepalives_count', '3', true)
+"""
+
+# PostgreSQL's own.
+_LONGEST_TIMEOUT = 2**31 - 1
+
 # A crash of the server may undo it, which leaves pieces marked as released.
-_SOMETIME = "SET LOCAL synchronous_commit = off"
+_SOMETIME = b"SELECT set_config('synchronous_commit', 'off', true)"
 
 _PUT_WHOLE = """
     WITH put AS (
@@ -44,11 +59,11 @@ _PUT_WHOLE = """
         SELECT %(key)s, %(data)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(words)s), now() WHERE {in_time}
         ON CONFLICT (key) DO UPDATE
         SET data = EXCLUDED.data, size = EXCLUDED.size, words = EXCLUDED.words, updated_at = EXCLUDED.updated_at
-        WHERE s.pieces IS NULL
+        WHERE s.pieces IS NULL AND {still_in_time}
         RETURNING true AS done
     )
     SELECT CASE WHEN {in_time} THEN {server_time} END, put.done FROM (SELECT 1) AS one LEFT JOIN put ON true
-"""  # not done: the value that is there is made of pieces
+"""  # not done: the value that is there is made of pieces, or another was being written until it was too late
 
 _LOCK = "SELECT pieces FROM {storage} WHERE key = %(key)s FOR UPDATE"
 
@@ -76,11 +91,12 @@ _PUT = """
     WHERE %(locked)s OR s.pieces IS NULL
 """  # no row: somebody else has just stored one that is made of pieces
 
+# One that waited for a lock finds that its repeat has deleted the row, and nothing that was stored after that.
 _DELETE_WHOLE = """
     WITH gone AS (DELETE FROM {storage} WHERE key = %(key)s AND pieces IS NULL AND {in_time})
     SELECT CASE WHEN {in_time} THEN {server_time} END,
-        EXISTS (SELECT FROM {storage} WHERE key = %(key)s AND pieces IS NOT NULL)
-"""
+        NOT EXISTS (SELECT FROM {storage} WHERE key = %(key)s AND pieces IS NOT NULL)
+"""  # not done: the value that is there is made of pieces
 
 _DELETE = "DELETE FROM {storage} WHERE key = %(key)s RETURNING pieces"
 
@@ -95,6 +111,8 @@ _RELEASE = """
         SELECT FROM {storage} AS s WHERE s.pieces @> ARRAY[p.piece_id]
     )
 """
+
+_IS_ANY_RELEASED = "SELECT piece_id FROM {pieces} WHERE released ORDER BY piece_id LIMIT 1"
 
 # Those that are locked are being used again, or removed.
 _TAKE_RELEASED = """
@@ -174,6 +192,7 @@ class Values:
         self._delete = database.statement(_DELETE)
         self._leave = database.statement(_LEAVE)
         self._release = database.statement(_RELEASE)
+        self._is_any_released = database.statement(_IS_ANY_RELEASED)
         self._take_released = database.statement(_TAKE_RELEASED)
         self._discard = database.statement(_DISCARD)
         self._retain = database.statement(_RETAIN)
@@ -198,27 +217,33 @@ class Values:
             pieces = cut(data)
             names = [name(piece, self._scope) for piece in pieces]
             row |= {"data": None, "pieces": names}
-            self._change(doing, partial(self._replace, row, dict(zip(names, pieces, strict=True))))
-        elif not self._database.write(doing, self._put_whole, row | {"data": data}).rows[0][1]:
+            self._change(doing, (self._lock, row), partial(self._replace, row, dict(zip(names, pieces, strict=True))))
+        elif not self._write_whole(doing, self._put_whole, row | {"data": data}):
             row |= {"data": data, "pieces": None}
-            self._change(doing, partial(self._replace, row, {}))
+            self._change(doing, (self._lock, row), partial(self._replace, row, {}))
 
-    def _replace(self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow]) -> int:
-        """Store a value in a transaction; give the number of pieces that were released."""
+    def _write_whole(self, doing: str, statement: bytes, row: dict[str, object]) -> bool:
+        """Store or delete a value that is not in pieces; tell whether it was none."""
+        # Nothing in the row tells a value that lands late from a new one.
+        self._database.learn_time()
+        return bool(self._database.write(doing, statement, row).rows[0][1])
+
+    def _replace(
+        self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow], locked: list[TupleRow]
+    ) -> bool:
+        """Store a value in a transaction that has locked its row; tell whether there are released pieces."""
         while True:
-            with cursor.connection.pipeline():
-                lock = _another(cursor).execute(self._lock, row)
-                keep = _another(cursor).execute(self._keep, {"piece_ids": list(pieces)})
-            locked = lock.fetchall()
-            added = sorted(pieces.keys() - {piece_id for (piece_id,) in keep})
+            kept = cursor.execute(self._keep, {"piece_ids": list(pieces)}).fetchall()
+            added = sorted(pieces.keys() - {piece_id for (piece_id,) in kept})
             left = set(locked[0][0] or ()) - pieces.keys() if locked else set()
             with cursor.connection.pipeline():
                 if added:
                     cursor.execute(self._add, _joined(added, [pieces[piece_id] for piece_id in added]))
                 put = _another(cursor).execute(self._put, row | {"locked": bool(locked)})
-                release = self._leave_pieces(left, cursor)
+                released = self._leave_pieces(left, cursor)
             if put.rowcount:
-                return release.rowcount
+                return released.fetchone() is not None
+            locked = cursor.execute(self._lock, row).fetchall()
 
     def delete(self, key: str) -> None:
         """Delete a value, if there is one.
@@ -228,48 +253,55 @@ class Values:
         """
         doing = f"deleting {key!r}"
         row: dict[str, object] = {"key": key}
-        if self._database.write(doing, self._delete_whole, row).rows[0][1]:
-            self._change(doing, partial(self._remove, row))
+        if not self._write_whole(doing, self._delete_whole, row):
+            self._change(doing, (self._delete, row), self._remove)
 
-    def _remove(self, row: dict[str, object], cursor: Cursor[TupleRow]) -> int:
-        """Delete a value in a transaction; give the number of pieces that were released."""
-        deleted = cursor.execute(self._delete, row).fetchall()
+    def _remove(self, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
+        """Go on in a transaction that has deleted a value; tell whether there are released pieces."""
         with cursor.connection.pipeline():
-            release = self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
-        return release.rowcount
+            released = self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
+        return released.fetchone() is not None
 
     def _leave_pieces(self, piece_ids: set[UUID], cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
-        """Mark those of the pieces that nothing uses any more, in a pipeline; the cursor tells their number."""
-        left = {"piece_ids": list(piece_ids)}
-        _another(cursor).execute(self._leave, left)
-        return _another(cursor).execute(self._release, left)
+        """Mark those of the pieces that nothing uses any more, in a pipeline; the cursor finds one that is marked.
 
-    def _change(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> None:
+        It may be one that another process has left so.
+        """
+        if piece_ids:
+            left = {"piece_ids": list(piece_ids)}
+            _another(cursor).execute(self._leave, left)
+            _another(cursor).execute(self._release, left)
+        return _another(cursor).execute(self._is_any_released)
+
+    def _change(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]) -> None:
         """Store or delete a value, and then remove the pieces that nothing uses any more."""
-        if self._transact(doing, work):
+        if self._transact(doing, first, work):
             try:
-                while self._transact("removing unused pieces", self._collect) == _COLLECTED:
+                while self._transact("removing unused pieces", (_SOMETIME, {}), self._collect) == _COLLECTED:
                     pass
             except StrandsPsycopgError as error:
                 # The value is stored. What is left here is removed after the next change.
                 logger.warning("error=<%s> | unused pieces were not removed", error)
 
-    def _collect(self, cursor: Cursor[TupleRow]) -> int:
+    def _collect(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> int:
         """Remove released pieces that no value uses; give the number of those that were looked at."""
-        with cursor.connection.pipeline():
-            cursor.execute(_SOMETIME)
-            take = _another(cursor).execute(self._take_released, {"limit": _COLLECTED})
-        taken = {"piece_ids": [piece_id for (piece_id,) in take]}
+        taken = {"piece_ids": [row[0] for row in cursor.execute(self._take_released, {"limit": _COLLECTED})]}
         if taken["piece_ids"]:
             with cursor.connection.pipeline():
                 cursor.execute(self._discard, taken)
                 cursor.execute(self._retain, taken)
         return len(taken["piece_ids"])
 
-    def _transact(self, doing: str, work: Callable[[Cursor[TupleRow]], int]) -> int:
-        def transaction(cursor: Cursor[TupleRow]) -> int:
-            cursor.execute(_READ_COMMITTED)
-            return work(cursor)
+    def _transact(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], _T]) -> _T:
+        """Run a statement in a transaction, and then what goes on with its rows."""
+        milliseconds = str(int(min(self._database.answer_timeout * 1000, _LONGEST_TIMEOUT)))
+
+        def transaction(cursor: Cursor[TupleRow]) -> _T:
+            with cursor.connection.pipeline():
+                cursor.execute(_READ_COMMITTED)
+                _another(cursor).execute(_NEVER_IDLE, {"milliseconds": milliseconds})
+                found = _another(cursor).execute(*first)
+            return work(cursor, found.fetchall())
 
         return self._database.transact(doing, transaction)
 
@@ -302,7 +334,8 @@ class Values:
         """
         doing = f"searching {prefix!r}"
         row = _range(prefix) | {"query": query, "configuration": self._configuration, "limit": limit}
-        rows = self._database.fetch(doing, self._search, row, binary=True).rows
+        # Whether the keys or the words find the values sooner depends on which they are.
+        rows = self._database.fetch(doing, self._search, row, binary=True, prepare=False).rows
         return [Hit(key, score, _whole(doing, size, data)) for key, score, size, data in rows]
 
 

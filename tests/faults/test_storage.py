@@ -1,0 +1,443 @@
+"""Values under faults: lost connections, silence, killed and stopped writers, a server that crashes.
+
+Whatever happens, a value is the one before or the one after, byte for byte, and no piece is missing or left behind.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
+from strands_psycopg.embedded import Server
+from support import processes
+from support.crew import Crew
+from support.proxy import Proxy
+from support.retries import Retries
+from support.scale import scale
+from support.stopping import stopped
+from support.storage import NONE, needs_storage, pieces, values
+from support.tables import Connection, blocked, one
+from support.waiting import wait_until
+
+pytestmark = needs_storage
+
+T = TypeVar("T")
+
+SMALL, LARGE = b"small", random.Random(6).randbytes(100_000)
+
+# What is there before, and after; None is nothing.
+CHANGES: dict[str, tuple[bytes | None, bytes | None]] = {
+    "new small": (None, SMALL),
+    "small to small": (b"before", SMALL),
+    "new large": (None, LARGE),
+    "large to large": (LARGE[50_000:] + LARGE[:30_000], LARGE),
+    "large to small": (LARGE, SMALL),
+    "small to large": (SMALL, LARGE),
+    "delete small": (SMALL, None),
+    "delete large": (LARGE, None),
+}
+
+changes = pytest.mark.parametrize("change", CHANGES)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(coroutine)
+
+
+def put(storage: PostgresStorage, key: str, value: bytes | None) -> None:
+    run(storage.delete(key) if value is None else storage.write(key, value))
+
+
+def assert_clean(look: Connection) -> None:
+    """Check that every value has its pieces, and every piece a value."""
+    assert None not in values(look).values()
+    left = pieces(look)
+    assert (left.unused, left.released) == (0, 0)
+
+
+def backends(look: Connection) -> list[int]:
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name <> 'look'"
+    return [pid for (pid,) in look.execute(query).fetchall()]
+
+
+def gone(look: Connection, backends_before: list[int]) -> None:
+    wait_until(lambda: not set(backends_before) & set(backends(look)))
+
+
+@changes
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_change_is_made_whichever_round_trip_is_lost(
+    change: str, lost: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn) as storage:
+        # Others use some of the pieces, too.
+        put(storage, "other", LARGE[:20_000])
+        for position in itertools.count():
+            put(storage, "k", before)
+            (proxy.lose_requests if lost == "request" else proxy.lose_answers)(after=position)
+            put(storage, "k", after)
+            assert values(look).get("k") == after
+            assert_clean(look)
+            if len(retries()) == position:
+                break
+        # At the least, what is small takes one, and what is large begins, prepares, writes and commits.
+        assert position >= (1 if "small" in change.split()[-1] and "large" not in change else 4)
+        assert values(look)["other"] == LARGE[:20_000]
+
+
+@changes
+def test_late_landing_of_a_first_attempt_changes_nothing(
+    change: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    with PostgresStorage(own_dsn, answer_timeout=0.5) as storage:
+        put(storage, "k", before)
+        first = backends(look)
+        with stopped(*first):
+            put(storage, "k", after)
+            assert len(retries()) == 1
+            put(storage, "k", b"newer")
+        gone(look, first)
+        assert values(look) == {"k": b"newer"}
+        put(storage, "other", LARGE)
+        assert_clean(look)
+
+
+@pytest.mark.parametrize("change", [change for change in CHANGES if "large" in change])
+def test_commit_that_lands_late_lands_before_a_newer_write(
+    change: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    # A first attempt at a small value finds that there is a large one.
+    trips_before_commit = 3 + (change == "large to small" or change == "delete large")
+    with (
+        Proxy(own_dsn) as proxy,
+        PostgresStorage(proxy.dsn, answer_timeout=1.0, kwargs={"prepare_threshold": None}) as storage,
+        ThreadPoolExecutor() as executor,
+    ):
+        put(storage, "k", before)
+        first = backends(look)
+        proxy.hold(after=trips_before_commit)
+        write = executor.submit(put, storage, "k", after)
+        wait_until(lambda: proxy.waiting == 1)
+        with stopped(*first):
+            proxy.release()
+            wait_until(lambda: len(retries()) >= 1 and blocked(look) >= 1)
+            assert values(look).get("k") == before
+        write.result()
+        put(storage, "k", b"newer")
+        gone(look, first)
+        assert values(look) == {"k": b"newer"}
+        put(storage, "other", LARGE)
+        assert_clean(look)
+
+
+@pytest.mark.parametrize("change", ["small to small", "delete small"])
+def test_late_landing_of_what_waited_for_a_lock_changes_nothing(
+    change: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    with PostgresStorage(own_dsn, answer_timeout=0.5) as storage, ThreadPoolExecutor() as executor:
+        put(storage, "k", before)
+        first = backends(look)
+        with psycopg.connect(own_dsn, application_name="look") as locker:
+            locker.execute("UPDATE strands_storage SET updated_at = now()")
+            write = executor.submit(put, storage, "k", after)
+            wait_until(lambda: blocked(look) == 1)
+            with stopped(*first):
+                locker.commit()
+                write.result()
+                assert len(retries()) == 1
+                put(storage, "k", b"newer")
+        gone(look, first)
+        assert values(look) == {"k": b"newer"}
+
+
+def test_server_that_is_silent_for_long_is_a_storage_error_and_nothing_is_torn(own_dsn: str, look: Connection) -> None:
+    options: dict[str, Any] = {"answer_timeout": 0.3, "retry_timeout": 1.0, "kwargs": {"connect_timeout": 2}}
+    with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn, **options) as storage:
+        put(storage, "k", LARGE)
+        proxy.hold()
+        with pytest.raises(PostgresStorageError) as raised:
+            put(storage, "k", LARGE[::-1])
+        assert isinstance(raised.value.__cause__, DatabaseUnavailableError)
+        proxy.release()
+        assert run(storage.read("k")) in (LARGE, LARGE[::-1])
+        put(storage, "k", LARGE[:50_000])
+        assert values(look) == {"k": LARGE[:50_000]}
+        assert_clean(look)
+
+
+STOP_HALFWAY = """
+import asyncio, sys
+from strands_psycopg import PostgresStorage
+from strands_psycopg.storage import values
+
+joined = values._joined
+
+def stop(*arguments):
+    ready()
+    return joined(*arguments)
+
+values._joined = stop
+with PostgresStorage(sys.argv[1], answer_timeout=2) as storage:
+    asyncio.run(storage.write("k", bytes.fromhex(sys.argv[2])))
+"""
+
+
+def test_writer_that_stands_still_in_its_transaction_holds_nobody_up_for_long(
+    crew: Crew, own_dsn: str, look: Connection
+) -> None:
+    with PostgresStorage(own_dsn, retry_timeout=0) as storage:
+        put(storage, "k", LARGE)
+        with crew.of(1, STOP_HALFWAY, own_dsn, LARGE[:10_000].hex()) as [writer]:
+            with stopped(writer.pid):
+                put(storage, "k", LARGE[::-1])
+                assert values(look) == {"k": LARGE[::-1]}
+            # Its transaction was ended; it goes on with another.
+            writer.release()
+            writer.release()
+            assert writer.lines() in ([], ["ready"])
+            assert writer.end() == 0, writer.errors()
+        assert values(look) == {"k": LARGE[:10_000]}
+        assert_clean(look)
+
+
+SAVE = """
+import asyncio, sys
+from hashlib import sha256
+from strands import Agent
+from strands.session import SnapshotSessionManager
+from strands_psycopg import PostgresStorage
+from strands_psycopg.scripted_model import ScriptedModel
+
+dsn, life = sys.argv[1:]
+
+class Told(PostgresStorage):
+    async def write(self, key, data):
+        print("begin", key, sha256(data).hexdigest(), flush=True)
+        await super().write(key, data)
+        print("end", key, sha256(data).hexdigest(), flush=True)
+
+with Told(dsn) as storage:
+    # Its own texts, so that nothing of another life's is used again.
+    text = " ".join(sha256(b"%d" % number + life.encode()).hexdigest() for number in range(400))
+    manager = SnapshotSessionManager(
+        session_id="s", storage=storage, save_latest_on="message", snapshot_trigger=lambda **_: True
+    )
+    agent = Agent(model=ScriptedModel([[text]]), session_manager=manager, callback_handler=None)
+    while True:
+        agent(f"{life}: ")
+        del agent.messages[:-4]
+"""
+
+
+def test_process_killed_while_it_saves_leaves_the_snapshot_before_or_the_one_after(
+    crew: Crew, own_dsn: str, look: Connection
+) -> None:
+    from strands import Agent
+    from strands.session import SnapshotSessionManager
+
+    from strands_psycopg.scripted_model import ScriptedModel
+
+    latest = "session/s/scopes/agent/default/snapshots/snapshot_latest.json"
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    known: dict[str, set[str]] = {}
+    for life in range(scale(8, 200)):
+        writer = crew.start(SAVE, make_conninfo(own_dsn, application_name="writer"), str(life))
+        # The moment shall be any, so there is nothing to wait for.
+        time.sleep(moments.uniform(0.1, 0.6))
+        writer.signal(signal.SIGKILL)
+        for line in writer.lines():
+            if line.startswith(("begin ", "end ")):
+                step, key, digest = line.split()
+                known[key] = {digest} if step == "end" else known.get(key, {"none"}) | {digest}
+        assert writer.end() == -signal.SIGKILL, writer.errors()
+        writer.close()
+        # Until then its last write may still land.
+        wait_until(lambda: one(look, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'writer'") == 0)
+
+        stored = {key: digest_of(value) for key, value in values(look).items()}
+        assert stored.keys() - known.keys() <= {key for key in stored if "immutable" in key}, f"seed {seed}"
+        for key, digests in known.items():
+            assert stored.get(key, "none") in digests, f"{key}, seed {seed}"
+        with PostgresStorage(own_dsn) as storage:
+            manager = SnapshotSessionManager(session_id="s", storage=storage)
+            agent = Agent(model=ScriptedModel([["still works"]]), session_manager=manager, callback_handler=None)
+            agent(f"check {life}")
+            saved = json.loads(values(look)[latest])
+            assert saved["data"]["messages"][-1]["content"] == [{"text": "still works"}]
+        known[latest] = {digest_of(values(look)[latest])}
+        assert_clean(look)
+    assert len(known) > life
+
+
+def digest_of(value: bytes) -> str:
+    return sha256(value).hexdigest()
+
+
+# Writers of a few overlapping values under a few keys: nearly every piece is always being taken up and given up.
+SHARE = """
+import asyncio, os, random, sys
+from strands_psycopg import PostgresStorage
+
+dsn, rounds, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+common = random.Random(7).randbytes(120_000)
+contents = [common[start : start + 60_000] for start in range(0, 60_000, 10_000)] + [b"small"]
+keys = [f"k{each}" for each in range(4)]
+chance = random.Random(number)
+
+async def work(storage, turn):
+    key, other, third = chance.sample(keys, 3)
+    await storage.write(key, chance.choice(contents))
+    value = await storage.read(other)
+    assert value is None or value in contents
+    await storage.delete(third)
+    await storage.write(f"own {number}", contents[turn % 6])
+    assert await storage.read(f"own {number}") == contents[turn % 6]
+
+with PostgresStorage(dsn, max_size=2, kwargs={"prepare_threshold": None}) as storage:
+    ready()
+    for turn in range(rounds):
+        asyncio.run(work(storage, turn))
+        print(turn, flush=True)
+    asyncio.run(storage.delete(f"own {number}"))
+"""
+
+
+@contextmanager
+def disturbed(disturbance: Callable[[], object] | None, longest_pause: float) -> Iterator[list[int]]:
+    """Do something at random moments; give the list of its times, which grows."""
+    finished, times = threading.Event(), list[int]()
+
+    def disturb() -> None:
+        while not finished.wait(random.uniform(0, longest_pause)):
+            assert disturbance is not None
+            disturbance()
+            times.append(1)
+
+    with ThreadPoolExecutor() as executor:
+        disturber = executor.submit(disturb) if disturbance is not None else None
+        try:
+            yield times
+        finally:
+            finished.set()
+        if disturber is not None:
+            disturber.result()
+
+
+def share(crew: Crew, dsn: str, rounds: int, disturbance: Callable[[], object] | None, longest_pause: float) -> int:
+    """Have four processes use the same pieces; give how often they were disturbed."""
+    with crew.of(4, SHARE, dsn, str(rounds)) as members, disturbed(disturbance, longest_pause) as times:
+        for member in members:
+            member.release()
+        for member in members:
+            assert member.result() == [str(turn) for turn in range(rounds)]
+    return len(times)
+
+
+def assert_nothing_is_missing_and_nothing_stays(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as look, PostgresStorage(dsn) as storage:
+        assert None not in values(look).values()
+        assert pieces(look).unused == pieces(look).released
+        assert not [key for key in values(look) if key.startswith("own")]
+        for key in run(storage.list("")):
+            run(storage.read(key))
+            run(storage.delete(key))
+        # What a crash or a lost process has left is freed by the next change.
+        put(storage, "k", LARGE)
+        put(storage, "k", None)
+        assert pieces(look) == NONE
+
+
+def test_processes_that_use_the_same_pieces_lose_none_and_leave_none(crew: Crew, own_dsn: str) -> None:
+    share(crew, own_dsn, scale(30, 500), None, 0)
+    assert_nothing_is_missing_and_nothing_stays(own_dsn)
+
+
+TERMINATE_ONE = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'strands-psycopg' ORDER BY random() LIMIT 1
+"""
+
+
+def test_nor_while_backends_are_terminated(crew: Crew, own_dsn: str, look: Connection) -> None:
+    times = share(crew, own_dsn, scale(30, 500), lambda: look.execute(TERMINATE_ONE), 0.05)
+    assert times > 3
+    assert_nothing_is_missing_and_nothing_stays(own_dsn)
+
+
+def test_nor_while_the_server_crashes(crew: Crew, own_server: Server, own_dsn: str) -> None:
+    def crash() -> None:
+        own_server.crash()
+        own_server.start()
+
+    assert share(crew, own_dsn, scale(60, 500), crash, 0.5) > 0
+    assert_nothing_is_missing_and_nothing_stays(own_dsn)
+
+
+def test_nor_through_pgbouncer(crew: Crew, request: pytest.FixtureRequest, direct_dsn: str) -> None:
+    pooled_dsn = request.getfixturevalue("pgbouncer").through(direct_dsn)
+    share(crew, pooled_dsn, scale(30, 500), None, 0)
+    assert_nothing_is_missing_and_nothing_stays(direct_dsn)
+
+
+FORK = """
+import asyncio, os, sys
+from strands_psycopg import PostgresStorage
+
+def use(name):
+    for size in (10, 50_000):
+        asyncio.run(storage.write(f"{name}/{size}", name.encode() * size))
+        assert asyncio.run(storage.read(f"{name}/{size}")) == name.encode() * size
+
+storage = PostgresStorage(sys.argv[1], min_size=2, max_size=2)
+view = storage.namespace("view")
+use("parent")
+children = []
+for number in range(4):
+    child = os.fork()
+    if child == 0:
+        use(f"child {number}")
+        asyncio.run(view.write(f"child {number}", b"seen"))
+        sys.exit(0)
+    children.append(child)
+for child in children:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+use("parent, later")
+storage.close()
+"""
+
+
+def test_storage_works_in_forked_children_and_in_their_parent(own_dsn: str, look: Connection) -> None:
+    assert processes.finish(processes.start(FORK, own_dsn)) == (0, "", "")
+    names = ["parent", "parent, later", *(f"child {number}" for number in range(4))]
+    expected = {f"{name}/{size}": name.encode() * size for name in names for size in (10, 50_000)}
+    assert values(look) == expected | {f"view/child {number}": b"seen" for number in range(4)}
+    assert_clean(look)
+
+
+def test_storage_on_a_repository_survives_a_restart_with_it(own_server: Server, own_dsn: str) -> None:
+    with PostgresSessionRepository(own_dsn, max_size=2) as repository, ThreadPoolExecutor() as executor:
+        storage = PostgresStorage(repository)
+        put(storage, "k", LARGE)
+        own_server.crash()
+        write = executor.submit(put, storage, "k", LARGE[::-1])
+        own_server.start()
+        write.result()
+        assert run(storage.read("k")) == LARGE[::-1]
