@@ -169,7 +169,7 @@ def test_turns_under_way_end_before_the_worker_does(dsn: str, connection: Connec
     async def both() -> list[str | None]:
         async with client(web.url) as http:
             answers = [await leave(http), await stay(http)]
-        await until(lambda: "Waiting for application shutdown" in web.log())
+        await until(lambda: "waiting for turns" in web.log())
         go_too.touch()
         return answers
 

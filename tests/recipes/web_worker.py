@@ -141,6 +141,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Let the turns of clients that have left end too, and close the pool; in this process, after its fork."""
     yield
     if turns:
+        logger.warning("turns=<%d> | waiting for turns whose clients have left", len(turns))
         await asyncio.wait(turns, timeout=20)
     await asyncio.to_thread(repository.close)
 

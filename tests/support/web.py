@@ -49,9 +49,7 @@ class Web:
             stderr=self._log,
         )
         try:
-            wait_until(
-                lambda: self._process.poll() is not None or self.log().count("startup complete") == self._workers
-            )
+            wait_until(lambda: self._process.poll() is not None or self._serves())
             assert self._process.poll() is None, self.log()
         except BaseException:
             self.__exit__(None, None, None)
