@@ -21,7 +21,7 @@ from support import programs
 from support.agents import build, dump
 from support.errands import run_all
 from support.multi_agents import Team
-from support.storage import has_storage
+from support.storage import has_storage, needs_storage
 from support.tables import Connection, one
 from support.writes import message
 
@@ -158,6 +158,15 @@ def test_no_tenant_takes_a_key_of_another_whether_there_is_one_or_not(tenants: T
     refused(lambda: acme.lease("globex/s").__enter__())
     if has_storage:
         refused(lambda: asyncio.run(PostgresStorage(acme, prefix="globex").write("small", b"")))
+
+
+@needs_storage
+def test_a_tenant_can_find_out_whether_another_stores_a_piece_that_it_has_too(tenants: Tenants) -> None:
+    fill(tenants.globex, "globex")
+    prying = PostgresStorage(tenants.acme, prefix="globex")
+
+    assert '"strands_pieces"' in refused(lambda: asyncio.run(prying.write("pry", b"globex" * 10_000)))
+    assert '"strands_storage"' in refused(lambda: asyncio.run(prying.write("pry", b"acme" * 10_000)))
 
 
 def test_a_connection_without_a_tenant_gets_nothing(database: Connection, empty_dsn: str) -> None:
