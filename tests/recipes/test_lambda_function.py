@@ -13,6 +13,7 @@ from strands_psycopg.embedded import Server
 from support import processes
 from support.stopping import stopped
 from support.tables import texts
+from support.waiting import wait_until
 
 RUNTIME = """
 import json, sys
@@ -26,17 +27,22 @@ for line in sys.stdin:
 OF_THE_FUNCTION = "SELECT pid FROM pg_stat_activity WHERE application_name = 'strands-psycopg'"
 
 
-@pytest.fixture
-def function(monkeypatch: pytest.MonkeyPatch) -> Iterator["Function"]:
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
     with Server() as server:
         with PostgresSessionRepository(server.dsn) as repository:
             repository.ensure_schema()
-        monkeypatch.setenv("DATABASE_URL", server.dsn)
-        monkeypatch.setenv("MODEL", "support.echo:Echo")
-        with processes.limited(processes.start(RUNTIME)) as process:
-            function = Function(server, process)
-            assert function.line() == "ready\n"
-            yield function
+        yield server
+
+
+@pytest.fixture
+def function(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator["Function"]:
+    monkeypatch.setenv("DATABASE_URL", own_server.dsn)
+    monkeypatch.setenv("MODEL", "support.echo:Echo")
+    with processes.limited(processes.start(RUNTIME)) as process:
+        function = Function(own_server, process)
+        assert function.line() == "ready\n"
+        yield function
 
 
 class Function:
@@ -51,10 +57,10 @@ class Function:
         assert self._process.stdout is not None
         return self._process.stdout.readline()
 
-    def call(self, prompt: str) -> str:
+    def call(self, session_id: str, prompt: str) -> str:
         """Call the function and give the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"session_id": "s", "prompt": prompt}) + "\n")
+        self._process.stdin.write(json.dumps({"session_id": session_id, "prompt": prompt}) + "\n")
         self._process.stdin.flush()
         answer: str = json.loads(self.line())["answer"]
         return answer
@@ -85,24 +91,22 @@ def silence(function: Function) -> AbstractContextManager[None]:
 def test_call_after_a_freeze_works_though_the_connection_has_died(
     function: Function, death: Callable[[Function], AbstractContextManager[None]]
 ) -> None:
-    answers = [function.call("before")]
+    session_id = death.__name__
+    wait_until(lambda: function.backends() == [])
+    answers = [function.call(session_id, "before")]
     before = function.backends()
     assert len(before) == 1
 
     with ExitStack() as dead:
         with stopped(function.pid):
             dead.enter_context(death(function))
-        answers.append(function.call("after"))
-        answers.append(function.call("and again"))
+        answers.append(function.call(session_id, "after"))
+        answers.append(function.call(session_id, "and again"))
         assert len(set(function.backends()) - set(before)) == 1
 
     assert answers == [f"{function.pid} heard {prompt}\n" for prompt in ("before", "after", "and again")]
     with psycopg.connect(function.server.dsn) as connection:
-        assert texts(connection) == [
+        assert texts(connection, session_id) == [
             text for prompt in ("before", "after", "and again") for text in (prompt, f"{function.pid} heard {prompt}")
         ]
         assert connection.execute("SELECT FROM strands_leases").fetchall() == []
-
-
-def test_frozen_processes_hold_no_connection_that_they_have_not_used(function: Function) -> None:
-    assert function.backends() == []

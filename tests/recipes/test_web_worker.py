@@ -56,7 +56,7 @@ web_worker.repository.close()
 
 
 def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_killed(
-    dsn: str, connection: Connection, tmp_path: Path
+    direct_dsn: str, connection: Connection, tmp_path: Path
 ) -> None:
     asked: defaultdict[str, list[str]] = defaultdict(list)
     acknowledged: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -97,7 +97,7 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
         async with client(web.url) as http:
             await asyncio.gather(kill(http), *(talk(http, number) for number in range(_CLIENTS)))
 
-    with Web(dsn, workers=2, LEASE_TTL="4") as web:
+    with Web(direct_dsn, workers=2, LEASE_TTL="4") as web:
         asyncio.run(all_clients())
         wait_until(lambda: len(web.pids()) == 3)
         web.terminate()
@@ -120,9 +120,9 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
 
 @pytest.mark.parametrize("before", ["imported", "used"])
 def test_both_processes_serve_that_were_forked_after_the_import(
-    before: str, dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    before: str, direct_dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setenv("DATABASE_URL", direct_dsn)
     monkeypatch.setenv("MODEL", "support.echo:Echo")
     answers = []
 
@@ -151,7 +151,7 @@ def test_both_processes_serve_that_were_forked_after_the_import(
     wait_until(lambda: one(connection, OF_THE_WORKERS) == 0)
 
 
-def test_turns_under_way_end_before_the_worker_does(dsn: str, connection: Connection, tmp_path: Path) -> None:
+def test_turns_under_way_end_before_the_worker_does(direct_dsn: str, connection: Connection, tmp_path: Path) -> None:
     go, go_too = tmp_path / "go", tmp_path / "go too"
 
     async def leave(http: httpx.AsyncClient) -> str:
@@ -173,7 +173,7 @@ def test_turns_under_way_end_before_the_worker_does(dsn: str, connection: Connec
         go_too.touch()
         return answers
 
-    with Web(dsn) as web:
+    with Web(direct_dsn) as web:
         pid, said = asyncio.run(both())
         assert web.end() == -signal.SIGTERM, web.log()
 
@@ -185,7 +185,7 @@ def test_turns_under_way_end_before_the_worker_does(dsn: str, connection: Connec
     assert "Error" not in web.last_words
 
 
-def test_what_clients_are_told(dsn: str, repository: PostgresSessionRepository, tmp_path: Path) -> None:
+def test_what_clients_are_told(direct_dsn: str, repository: PostgresSessionRepository, tmp_path: Path) -> None:
     go = tmp_path / "go"
 
     async def talk() -> None:
@@ -215,7 +215,7 @@ def test_what_clients_are_told(dsn: str, repository: PostgresSessionRepository, 
             ]:
                 assert response.status_code == status
 
-    with Web(dsn, LEASE_WAIT="0") as web:
+    with Web(direct_dsn, LEASE_WAIT="0") as web:
         asyncio.run(talk())
 
 
