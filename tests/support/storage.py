@@ -10,7 +10,8 @@ try:
 except ImportError:
     _search = None  # type: ignore[assignment]
 
-needs_storage = pytest.mark.skipif(_search is None, reason="strands-agents before 1.54 has no storage with a search")
+has_storage = _search is not None
+needs_storage = pytest.mark.skipif(not has_storage, reason="strands-agents before 1.54 has no storage with a search")
 
 Connection = psycopg.Connection[Any]
 

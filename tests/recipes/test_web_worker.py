@@ -1,0 +1,242 @@
+"""The web worker under uvicorn: what it has acknowledged is stored once and in order, whatever happens to it."""
+
+import asyncio
+import os
+import signal
+from collections import defaultdict
+from pathlib import Path
+
+import httpx
+import pytest
+
+from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.embedded import Server
+from support import processes
+from support.stopping import stopped
+from support.tables import Connection, one, texts
+from support.waiting import until, wait_until
+from support.web import Event, Web, answer, ask, client, turn
+from support.writes import message
+
+_CLIENTS = 100
+_SESSIONS = 20
+_TURNS = 2
+
+OF_THE_WORKERS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'strands-psycopg'
+"""
+
+# What gunicorn does with --preload. A line on standard input ends it.
+FORK_AFTER_IMPORT = """
+import os, signal, socket, sys, warnings
+import uvicorn
+from recipes import web_worker
+
+# From Python 3.12 on, of a fork beside the threads of a pool.
+warnings.simplefilter("ignore", DeprecationWarning)
+listener = socket.create_server(("127.0.0.1", 0))
+if sys.argv[1] == "used":
+    web_worker.build("parent")("before the fork")
+children = []
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        uvicorn.Server(uvicorn.Config(web_worker.app, log_level="warning")).run([listener])
+        os._exit(1)  # it ends by the signal, when all is closed
+    children.append(child)
+print(listener.getsockname()[1], *children, flush=True)
+web_worker.build("parent")("after the fork")
+sys.stdin.readline()
+for child in children:
+    os.kill(child, signal.SIGTERM)
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+web_worker.repository.close()
+"""
+
+
+def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_killed(
+    direct_dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    asked: defaultdict[str, list[str]] = defaultdict(list)
+    acknowledged: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    cut = 0
+
+    async def talk(http: httpx.AsyncClient, number: int) -> None:
+        """Take turns; what was not acknowledged is asked again in other words, so that it can be told apart."""
+        nonlocal cut
+        session_id, turns, attempt = f"session-{number % _SESSIONS}", 0, 0
+        while turns < _TURNS:
+            prompt = f"client {number}, turn {turns}, attempt {attempt}"
+            attempt += 1
+            asked[session_id].append(prompt)
+            try:
+                said = answer(await ask(http, session_id, prompt))
+            except httpx.TransportError:
+                cut += 1
+                said = None
+            if said is not None:
+                assert said in texts(connection, session_id)
+                acknowledged[session_id].append((prompt, said))
+                turns += 1
+
+    async def kill(http: httpx.AsyncClient) -> None:
+        """Kill the worker that is in the middle of this turn, and of others'."""
+        prompt = f"wait until {tmp_path / 'never'}"
+        async with turn(http, "doomed", prompt) as events:
+            pid = int((await anext(events)).data)
+            await until(lambda: sum(map(len, acknowledged.values())) >= _CLIENTS // 2)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(httpx.TransportError):
+                await anext(events)
+        said = answer(await ask(http, "doomed", "and now?"))
+        assert texts(connection, "doomed") == [prompt, "and now?", said]
+        assert said != f"{pid} heard and now?"
+
+    async def all_clients() -> None:
+        async with client(web.url) as http:
+            await asyncio.gather(kill(http), *(talk(http, number) for number in range(_CLIENTS)))
+
+    with Web(direct_dsn, workers=2, LEASE_TTL="4") as web:
+        asyncio.run(all_clients())
+        wait_until(lambda: len(web.pids()) == 3)
+        web.terminate()
+        assert web.end() == 0, web.log()
+
+    assert cut >= 1
+    for number in range(_SESSIONS):
+        stored = texts(connection, f"session-{number}")
+        for prompt in asked[f"session-{number}"]:
+            assert stored.count(prompt) <= 1
+        order = []
+        for prompt, said in acknowledged[f"session-{number}"]:
+            order.append(stored.index(prompt))
+            assert stored[order[-1] + 1] == said
+            assert said.endswith(f" heard {prompt}")
+        assert len(order) == _TURNS * _CLIENTS // _SESSIONS
+    wait_until(lambda: one(connection, OF_THE_WORKERS) == 0)
+    assert one(connection, "SELECT count(*) FROM strands_leases") == 0
+
+
+@pytest.mark.parametrize("before", ["imported", "used"])
+def test_both_processes_serve_that_were_forked_after_the_import(
+    before: str, direct_dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", direct_dsn)
+    monkeypatch.setenv("MODEL", "support.echo:Echo")
+    answers = []
+
+    async def ask_one(port: int, child: int) -> None:
+        async with client(f"http://127.0.0.1:{port}") as http:
+            answers.append(answer(await ask(http, "shared", f"asking {child}")))
+
+    with processes.limited(processes.start(FORK_AFTER_IMPORT, before)) as process:
+        assert process.stdout is not None
+        port, *children = map(int, process.stdout.readline().split())
+        for child, other in (children, children[::-1]):
+            with stopped(other):
+                asyncio.run(ask_one(port, child))
+        # The parent's and theirs: none uses another's connection.
+        assert one(connection, OF_THE_WORKERS) >= 3
+        written, errors = process.communicate("\n")
+
+    assert (process.returncode, errors) == (0, "")
+    assert written == f"{-signal.SIGTERM} {-signal.SIGTERM}\n"
+    assert answers == [f"{child} heard asking {child}" for child in children]
+    assert texts(connection, "shared") == [
+        text for child in children for text in (f"asking {child}", f"{child} heard asking {child}")
+    ]
+    assert texts(connection, "parent")[-2] == "after the fork"
+    assert one(connection, "SELECT count(*) FROM strands_leases") == 0
+    wait_until(lambda: one(connection, OF_THE_WORKERS) == 0)
+
+
+def test_turns_under_way_end_before_the_worker_does(direct_dsn: str, connection: Connection, tmp_path: Path) -> None:
+    go, go_too = tmp_path / "go", tmp_path / "go too"
+
+    async def leave(http: httpx.AsyncClient) -> str:
+        async with turn(http, "left", f"wait until {go_too}") as events:
+            return str((await anext(events)).data)
+
+    async def stay(http: httpx.AsyncClient) -> str | None:
+        async with turn(http, "stayed", f"wait until {go}") as events:
+            first = await anext(events)
+            web.terminate()
+            await until(lambda: "Shutting down" in web.log())
+            go.touch()
+            return answer([first, *[event async for event in events]])
+
+    async def both() -> list[str | None]:
+        async with client(web.url) as http:
+            answers = [await leave(http), await stay(http)]
+        await until(lambda: "waiting for turns" in web.log())
+        go_too.touch()
+        return answers
+
+    with Web(direct_dsn) as web:
+        pid, said = asyncio.run(both())
+        assert web.end() == -signal.SIGTERM, web.log()
+
+    assert said == f"{pid} heard wait until {go}"
+    assert texts(connection, "stayed") == [f"wait until {go}", said]
+    assert texts(connection, "left") == [f"wait until {go_too}", f"{pid} heard wait until {go_too}"]
+    assert one(connection, "SELECT count(*) FROM strands_leases") == 0
+    assert one(connection, OF_THE_WORKERS) == 0
+    assert "Error" not in web.last_words
+
+
+def test_what_clients_are_told(direct_dsn: str, repository: PostgresSessionRepository, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+
+    async def talk() -> None:
+        async with client(web.url) as http:
+            assert [event.name for event in await ask(http, "s", "hello")] == ["text", "text", "done"]
+            stored = (await http.get("/sessions/s")).json()
+            assert [each["content"][0]["text"] for each in stored] == texts_of(repository, "s")
+
+            with repository.lease("s", wait=0):
+                busy = await http.post("/sessions/s/turns", json={"prompt": "and now?"})
+            assert (busy.status_code, busy.headers["Retry-After"]) == (409, "1")
+
+            async with turn(http, "s", f"wait until {go}") as events:
+                first = await anext(events)
+                repository.create_message("s", "default", message(3, "of a writer without a lease"))
+                go.touch()
+                rest = [event async for event in events]
+            assert first.name == "text"
+            assert rest[-1] == Event("error", {"status": 409, "detail": "another turn of this session came between"})
+
+            for response, status in [
+                (await http.post("/sessions/s/turns", content=b"no JSON"), 400),
+                (await http.post("/sessions/s/turns", json=["no object"]), 400),
+                (await http.post(f"/sessions/{'s' * 256}/turns", json={"prompt": "hello"}), 400),
+                (await http.get("/sessions/unknown"), 404),
+                (await http.get("/health"), 200),
+            ]:
+                assert response.status_code == status
+
+    with Web(direct_dsn, LEASE_WAIT="0") as web:
+        asyncio.run(talk())
+
+
+def texts_of(repository: PostgresSessionRepository, session_id: str) -> list[str]:
+    return [each.message["content"][0]["text"] for each in repository.list_messages(session_id, "default")]
+
+
+def test_worker_outlives_the_database(tmp_path: Path) -> None:
+    async def talk(server: Server, url: str) -> None:
+        async with client(url) as http:
+            assert (await http.get("/health")).status_code == 503
+            refused = await http.post("/sessions/s/turns", json={"prompt": "hello"})
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            server.start()
+            said = answer(await ask(http, "s", "hello"))
+            assert said is not None
+            assert (await http.get("/health")).status_code == 200
+
+    with Server() as server:
+        with PostgresSessionRepository(server.dsn) as repository:
+            repository.ensure_schema()
+        server.stop()
+        with Web(server.dsn, DATABASE_TIMEOUT="1") as web:
+            asyncio.run(talk(server, web.url))

@@ -1,0 +1,51 @@
+"""All that a running application does with the tables, for roles that may do no more."""
+
+import asyncio
+import random
+
+from strands_psycopg import PostgresSessionRepository, PostgresStorage, SessionBusyError
+from support.agents import LOOK_UP, GuardedModel, build, dump, look_up
+from support.multi_agents import Team
+from support.storage import has_storage
+
+
+def run_all(repository: PostgresSessionRepository, session_id: str, prefix: str = "") -> None:
+    """Run agents and a multi-agent under a lease, and store, find, replace and delete values; leaves the session."""
+    repository.ensure_schema()
+    assert repository.status().ready
+    with repository.lease(session_id):
+        try:
+            repository.lease(session_id, wait=0).__enter__()
+            raise AssertionError("two hold the session")
+        except SessionBusyError:
+            pass
+        agent = build(repository, session_id, [*LOOK_UP, ["ok"]], tools=[look_up])
+        agent("ask")
+        agent.state.set("mood", "good")
+        agent("ask again")
+        assert dump(build(repository, session_id)) == dump(agent)
+
+        build(repository, session_id, agent_id="guarded", model=GuardedModel([["no"]], "[redacted]"))("secret")
+        guarded = build(repository, session_id, agent_id="guarded")
+        assert guarded.messages[0]["content"] == [{"text": "[redacted]"}]
+
+        repository.create_multi_agent(session_id, Team("m", {"step": 1}))
+        repository.update_multi_agent(session_id, Team("m", {"step": 2}))
+        assert repository.read_multi_agent(session_id, "m") == {"step": 2}
+    repository.delete_session(session_id)
+    assert repository.read_session(session_id) is None
+    build(repository, session_id)("of a new session")
+    if has_storage:
+        asyncio.run(_keep_values(PostgresStorage(repository, prefix=prefix)))
+
+
+async def _keep_values(storage: PostgresStorage) -> None:
+    large = random.Random(1).randbytes(300_000)
+    await storage.write("small", b"some words")
+    await storage.write("large", large)
+    await storage.write("large", large[100_000:])
+    assert await storage.read("large") == large[100_000:]
+    assert [hit.key for hit in await storage.search("words")] == ["small"]
+    assert sorted(await storage.list("")) == ["large", "small"]
+    await storage.delete("large")
+    assert await storage.read("large") is None

@@ -1,0 +1,143 @@
+"""The recipe's web worker under uvicorn, and its clients."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import httpx
+
+from support.waiting import wait_until
+
+_DEADLINE = 60
+
+
+class Web:
+    """Uvicorn with the application ``recipes.web_worker``, on a port of 127.0.0.1, for the time of its ``with`` block.
+
+    Args:
+        dsn: The database.
+        workers: How many processes; with 1 there is no supervisor.
+        **environment: Further variables.
+
+    Attributes:
+        url: Where it answers.
+        last_words: What it has written until its end.
+    """
+
+    def __init__(self, dsn: str, *, workers: int = 1, **environment: str) -> None:
+        self._workers = workers
+        self._environment = {"DATABASE_URL": dsn, "MODEL": "support.echo:Echo", **environment}
+
+    def __enter__(self) -> "Web":
+        self._log = tempfile.NamedTemporaryFile()
+        # A worker that is short of the processor is not hung.
+        options = ["--port", "0", "--workers", str(self._workers), "--timeout-worker-healthcheck", str(_DEADLINE)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "recipes.web_worker:app", *options],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} | self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        try:
+            wait_until(lambda: self._process.poll() is not None or self._serves())
+            assert self._process.poll() is None, self.log()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        [self.url] = re.findall(r"running on (http://[\d.:]+)", self.log())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self.terminate()
+            try:
+                self._process.wait(_DEADLINE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+                raise
+        self.last_words = self.log()
+        self._log.close()
+
+    def _serves(self) -> bool:
+        log = self.log()
+        return log.count("startup complete") == self._workers and "running on" in log
+
+    def log(self) -> str:
+        """Give what it has written."""
+        with open(self._log.name) as log:  # noqa: PTH123
+            return log.read()
+
+    def pids(self) -> list[int]:
+        """Give the ids of the processes that have served, in the order of their start."""
+        return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log())]
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._process.terminate()
+
+    def end(self) -> int:
+        """Wait for its end and give its exit status, negative for a signal."""
+        return self._process.wait(_DEADLINE)
+
+
+class Event(NamedTuple):
+    """A server-sent event."""
+
+    name: str
+    data: Any
+
+
+def client(url: str) -> httpx.AsyncClient:
+    """Give a client of the server there."""
+    return httpx.AsyncClient(base_url=url, timeout=_DEADLINE, limits=httpx.Limits(max_connections=None))
+
+
+@asynccontextmanager
+async def turn(http: httpx.AsyncClient, session_id: str, prompt: str) -> AsyncIterator[AsyncIterator[Event]]:
+    """Ask until it is not refused any more, and give the events as they come. Leaving early hangs up."""
+    give_up_at = time.monotonic() + 2 * _DEADLINE
+    while True:
+        async with http.stream("POST", f"/sessions/{session_id}/turns", json={"prompt": prompt}) as response:
+            if "Retry-After" not in response.headers:
+                response.raise_for_status()
+                yield _events(response)
+                return
+            await response.aread()
+        assert time.monotonic() < give_up_at, response.text
+        await asyncio.sleep(int(response.headers["Retry-After"]))
+
+
+async def ask(http: httpx.AsyncClient, session_id: str, prompt: str) -> list[Event]:
+    """Ask until it is not refused any more, and give all events."""
+    async with turn(http, session_id, prompt) as events:
+        return [event async for event in events]
+
+
+def answer(events: list[Event]) -> str | None:
+    """Give the answer if it was acknowledged."""
+    if not events or events[-1].name != "done":
+        return None
+    return "".join(event.data for event in events[:-1])
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[Event]:
+    name = ""
+    async for line in response.aiter_lines():
+        key, _, value = line.partition(": ")
+        if key == "event":
+            name = value
+        elif key == "data":
+            yield Event(name, json.loads(value))
