@@ -126,7 +126,15 @@ class Database:
         times = {"in_time": sql.SQL(_IN_TIME), "server_time": sql.SQL(_SERVER_TIME)}
         return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
 
-    def fetch(self, doing: str, statement: bytes, parameters: Mapping[str, object], *, binary: bool = False) -> Answer:
+    def fetch(
+        self,
+        doing: str,
+        statement: bytes,
+        parameters: Mapping[str, object],
+        *,
+        binary: bool = False,
+        prepare: bool | None = None,
+    ) -> Answer:
         """Run one statement, which is one round trip and one commit, and give its rows.
 
         Args:
@@ -134,6 +142,7 @@ class Database:
             statement: What ``statement`` composed.
             parameters: Its named parameters.
             binary: Whether values are to be sent in PostgreSQL's binary form, which halves a ``bytea``.
+            prepare: False if the best plan depends on the parameters, so that the server makes one each time.
 
         Raises:
             DatabaseUnavailableError: The database could not be reached within ``retry_timeout``.
@@ -144,7 +153,7 @@ class Database:
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Answer:
             with _cursor(connection) as cursor:
-                cursor.execute(statement, parameters, binary=binary)
+                cursor.execute(statement, parameters, binary=binary, prepare=prepare)
                 return Answer(cursor.fetchall() if cursor.description else [], attempt.repeated)
 
         return self._run(doing, work, self._answer_timeout)
