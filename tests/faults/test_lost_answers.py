@@ -116,6 +116,26 @@ def test_turn_comes_out_the_same_whichever_answer_is_lost(
     assert position > 9
 
 
+@lost
+def test_fork_is_made_once_whichever_answer_is_lost(
+    lost: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    options: dict[str, Any] = {"kwargs": {"prepare_threshold": None}}
+    with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn, **options) as repository:
+        build(repository, "s", REPLIES, tools=[double])("What is 2 times 2?")
+        calm = repository.fork_session("s", "calm", until=3)
+        position = 0
+        while len(retries()) == position:
+            session_id = f"faulty {position}"
+            lose(proxy, lost, after=position)
+            summary = repository.fork_session("s", session_id, until=3)
+            assert (summary.agents, summary.messages) == (calm.agents, calm.messages) == (1, 3)
+            assert rows(look, session_id) == rows(look, "calm")
+            position += 1
+    # Those of the transaction, which reads what there is, writes a copy, and reads that.
+    assert position > 10
+
+
 @pytest.mark.parametrize("table", ["strands_sessions", "strands_agents", "strands_messages"])
 def test_times_are_those_of_the_row_that_the_lost_answer_told_of(
     table: str, own_dsn: str, look: Connection, retries: Retries
