@@ -18,6 +18,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import postgres
 from support.crew import Crew
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
+from support.retries import Retries
 
 
 def pytest_configure() -> None:
@@ -163,3 +164,9 @@ def watcher(direct_dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """Another one, to look with while ``connection`` is in a transaction."""
     with psycopg.connect(direct_dsn, autocommit=True) as watcher:
         yield watcher
+
+
+@pytest.fixture
+def retries(caplog: pytest.LogCaptureFixture) -> Retries:
+    """The retries of this process during the test."""
+    return Retries(caplog)
