@@ -214,6 +214,10 @@ class Database:
 
         return self._run(doing, transaction, self._answer_timeout if answer_timeout is None else answer_timeout)
 
+    def pool_stats(self) -> dict[str, int]:
+        """Give the figures of the pool's ``get_stats``."""
+        return self._connections.stats()
+
     def close(self) -> None:
         """Close the pool, unless it is the caller's."""
         self._connections.close()

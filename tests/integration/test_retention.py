@@ -341,6 +341,27 @@ def test_purge_that_stands_still_holds_nobody_up_for_long(
     assert texts(connection, agent_id="a") == ["hello", "hello", "hello", "awake"]
 
 
+@pytest.mark.usefixtures("patient")
+def test_purges_take_turns(
+    repository: PostgresSessionRepository,
+    other: PostgresSessionRepository,
+    connection: Connection,
+    watcher: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill(repository, "s")
+    age(connection, "s", 7200)
+    reached, go = stop_before(monkeypatch, repository, "_delete_leases")
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(repository.purge_sessions, idle_for=3600)
+        assert reached.wait(30)
+        second = threads.submit(other.purge_sessions, idle_for=3600)
+        wait_until(lambda: one(watcher, waiting))
+        go.set()
+        assert (first.result(30), second.result(30)) == (EACH, Purged())
+
+
 def test_purges_at_once_share_the_work(
     repository: PostgresSessionRepository, dsn: str, connection: Connection, retries: Retries
 ) -> None:
