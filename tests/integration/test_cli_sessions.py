@@ -288,6 +288,18 @@ def test_conversation_for_programs_is_one_exact_document(run: Run, repository: P
     assert agents[0]["messages"][0].keys() == {"message_id", "created_at", "updated_at", "redacted", "message"}
 
 
+def test_deep_message_is_shown(run: Run, repository: PostgresSessionRepository) -> None:
+    deep: Any = 1
+    for _ in range(600):
+        deep = [deep]
+    message: Any = {"role": "user", "content": [{"toolUse": {"name": "dig", "toolUseId": "t", "input": deep}}]}
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.create_agent("s", SessionAgent("a", {}, {}))
+    repository.create_message("s", "a", SessionMessage(message, 0))
+    assert f"    {'[' * 600}1{']' * 600}\n" in run("show", "s")[1]
+    assert json.loads(run("show", "s", "--json")[1])["agents"][0]["messages"][0]["message"] == message
+
+
 def test_session_of_nothing_is_shown(run: Run, repository: PostgresSessionRepository) -> None:
     repository.create_session(Session("s", SessionType.AGENT))
     code, printed, errors = run("show", "s")

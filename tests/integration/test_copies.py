@@ -237,9 +237,11 @@ def test_fork_under_a_lost_lease_is_refused(repository: PostgresSessionRepositor
     assert repository.read_session("fork") is None
 
 
-def test_leased_session_can_be_forked(repository: PostgresSessionRepository, dsn: str) -> None:
+def test_leased_session_can_be_forked(
+    repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any]
+) -> None:
     fill(repository)
-    with PostgresSessionRepository(dsn) as other, other.lease("s"):
+    with PostgresSessionRepository(dsn, **pool_options) as other, other.lease("s"):
         assert repository.fork_session("s", "fork").agents == 2
 
 

@@ -55,6 +55,12 @@ def left(connection: Connection) -> list[str]:
     return [row[0] for row in connection.execute("SELECT session_id FROM strands_sessions ORDER BY 1")]
 
 
+@pytest.fixture
+def other(dsn: str, pool_options: dict[str, Any]) -> Iterator[PostgresSessionRepository]:
+    with PostgresSessionRepository(dsn, **pool_options) as repository:
+        yield repository
+
+
 def test_idle_sessions_go_with_all_that_is_in_them(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
@@ -134,7 +140,7 @@ def test_size_out_of_range_is_refused(repository: PostgresSessionRepository, bat
 
 
 def test_leased_session_stays_until_its_lease_is_over(
-    repository: PostgresSessionRepository, dsn: str, connection: Connection
+    repository: PostgresSessionRepository, other: PostgresSessionRepository, connection: Connection
 ) -> None:
     fill(repository, "held", "held here", "expired", "free")
     for session_id in left(connection):
@@ -142,7 +148,7 @@ def test_leased_session_stays_until_its_lease_is_over(
     connection.execute(
         "INSERT INTO strands_leases VALUES ('expired', gen_random_uuid(), now() - interval '1 h', now())"
     )
-    with PostgresSessionRepository(dsn) as other, other.lease("held"), repository.lease("held here"):
+    with other.lease("held"), repository.lease("held here"):
         assert repository.purge_sessions(idle_for=3600, dry_run=True) == times(2)
         assert repository.purge_sessions(idle_for=3600) == times(2)
         assert left(connection) == ["held", "held here"]
@@ -176,12 +182,6 @@ def stop_before(
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a purge stand still for as long as a test likes."""
     monkeypatch.setattr(retention, "_NEVER_STAND_STILL", "SET LOCAL idle_in_transaction_session_timeout = 0")
-
-
-@pytest.fixture
-def other(dsn: str) -> Iterator[PostgresSessionRepository]:
-    with PostgresSessionRepository(dsn) as repository:
-        yield repository
 
 
 WAKERS: dict[str, Callable[[PostgresSessionRepository], object]] = {
@@ -363,14 +363,18 @@ def test_purges_take_turns(
 
 
 def test_purges_at_once_share_the_work(
-    repository: PostgresSessionRepository, dsn: str, connection: Connection, retries: Retries
+    repository: PostgresSessionRepository,
+    dsn: str,
+    pool_options: dict[str, Any],
+    connection: Connection,
+    retries: Retries,
 ) -> None:
     fill(repository, *(f"s-{number}" for number in range(24)))
     connection.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
     start = threading.Barrier(4)
 
     def purge(batch_size: int) -> Purged:
-        with PostgresSessionRepository(dsn) as mine:
+        with PostgresSessionRepository(dsn, **pool_options) as mine:
             mine.read_session("s")
             start.wait(30)
             return mine.purge_sessions(idle_for=3600, batch_size=batch_size)
@@ -383,7 +387,11 @@ def test_purges_at_once_share_the_work(
 
 
 def test_purges_and_writers_at_once_agree_on_what_is_left(
-    repository: PostgresSessionRepository, dsn: str, connection: Connection, retries: Retries
+    repository: PostgresSessionRepository,
+    dsn: str,
+    pool_options: dict[str, Any],
+    connection: Connection,
+    retries: Retries,
 ) -> None:
     names = [f"s-{number:02}" for number in range(40)]
     fill(repository, *names)
@@ -402,7 +410,7 @@ def test_purges_and_writers_at_once_agree_on_what_is_left(
 
     def write(act: Callable[[PostgresSessionRepository, str], None]) -> set[str]:
         written = set()
-        with PostgresSessionRepository(dsn) as mine:
+        with PostgresSessionRepository(dsn, **pool_options) as mine:
             mine.read_session("s")
             start.wait(30)
             # From the other end, so that they meet the purges.
@@ -415,7 +423,7 @@ def test_purges_and_writers_at_once_agree_on_what_is_left(
         return written
 
     def purge(batch_size: int) -> Purged:
-        with PostgresSessionRepository(dsn) as mine:
+        with PostgresSessionRepository(dsn, **pool_options) as mine:
             mine.read_session("s")
             start.wait(30)
             return mine.purge_sessions(idle_for=3600, batch_size=batch_size)

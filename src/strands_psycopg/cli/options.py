@@ -50,6 +50,8 @@ def repository_of(arguments: argparse.Namespace) -> PostgresSessionRepository:
         schema=arguments.schema,
         table_prefix=arguments.table_prefix,
         retry_timeout=_RETRY_TIMEOUT,
+        # It may be behind a pooler, and no command repeats a statement often enough to gain by it.
+        kwargs={"prepare_threshold": None},
     )
 
 

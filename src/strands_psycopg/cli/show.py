@@ -113,8 +113,8 @@ def _print_json(
 
 def _dumped(document: dict[str, Any]) -> str:
     """Give a document as JSON, bytes in Strands' form, with null for the numbers that JSON has not."""
-    document = encode_bytes_values(document)
     try:
-        return json.dumps(document, allow_nan=False)
+        return json.dumps(document, default=encode_bytes_values, allow_nan=False)
     except ValueError:
-        return json.dumps(json.loads(json.dumps(document), parse_constant=lambda _: None))
+        text = json.dumps(document, default=encode_bytes_values)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None))
