@@ -1,6 +1,7 @@
 """Forks: exact copies of sessions, whole or cut short, from which agents go on."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from strands_psycopg import (
 from strands_psycopg.scripted_model import ScriptedModel
 from support.agents import LOOK_UP, Approval, GuardedModel, OverflowingModel, StatefulModel, build, dump, look_up
 from support.multi_agents import Team
+from support.pausing import pause_before
 from support.tables import blocked, one, texts
 from support.waiting import wait_until
 
@@ -188,6 +190,28 @@ def test_fork_does_not_wait_for_a_writer_and_sees_nothing_of_its_half(
         connection.execute("DELETE FROM strands_messages WHERE message_id = 3")
         assert repository.fork_session("s", "fork").messages == 8
     assert one(watcher, "SELECT count(*) FROM strands_messages WHERE session_id = 's'") == 6
+
+
+def test_fork_is_of_one_moment_though_its_session_goes_on(
+    repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(repository, agent_ids=("a",))
+    reached, go = pause_before(monkeypatch, repository._copies._copy_messages)
+    with ThreadPoolExecutor() as threads, PostgresSessionRepository(dsn, **pool_options) as other:
+        fork = threads.submit(repository.fork_session, "s", "fork")
+        assert reached.wait(30)
+        other.agents.update_and_append(
+            "s",
+            SessionAgent("a", {"later": True}, {}),
+            SessionMessage({"role": "user", "content": []}, 4),
+            write_id=uuid4(),
+        )
+        other.delete_agent("s", "a")
+        go.set()
+        assert fork.result(30).messages == 4
+    agent = repository.read_agent("fork", "a")
+    assert agent is not None
+    assert agent.state.keys() == {"mine"}
 
 
 def test_of_two_forks_with_one_name_one_is_refused(

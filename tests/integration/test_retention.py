@@ -16,6 +16,7 @@ from strands_psycopg import PostgresSessionRepository, Purged, SessionConflictEr
 from strands_psycopg.repository import retention
 from support.agents import build
 from support.multi_agents import Team
+from support.pausing import pause_before
 from support.retries import Retries
 from support.tables import blocked, contents, one, texts
 from support.waiting import wait_until
@@ -160,24 +161,6 @@ def test_leased_session_stays_until_its_lease_is_over(
 # Beside others.
 
 
-def stop_before(
-    monkeypatch: pytest.MonkeyPatch, repository: PostgresSessionRepository, statement: str
-) -> tuple[threading.Event, threading.Event]:
-    """Have the repository's next purge stop before a statement; give what tells that it has, and what lets it go on."""
-    reached, go = threading.Event(), threading.Event()
-    waited_for = getattr(repository.retention, statement)
-    execute = psycopg.Cursor.execute
-
-    def stopping(cursor: Any, query: Any, *arguments: Any, **kwargs: Any) -> Any:
-        if query == waited_for and not reached.is_set():
-            reached.set()
-            assert go.wait(30)
-        return execute(cursor, query, *arguments, **kwargs)
-
-    monkeypatch.setattr(psycopg.Cursor, "execute", stopping)
-    return reached, go
-
-
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a purge stand still for as long as a test likes."""
@@ -208,7 +191,7 @@ def test_session_that_becomes_active_while_its_messages_are_being_deleted_stays(
     fill(repository, "before", "s", "then")
     for session_id in left(connection):
         age(connection, session_id, 7200)
-    reached, go = stop_before(monkeypatch, repository, "_lock_agents")
+    reached, go = pause_before(monkeypatch, repository.retention._lock_agents)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
@@ -233,7 +216,7 @@ def test_session_that_is_leased_while_its_messages_are_being_deleted_stays(
     fill(repository, "before", "s", "then")
     for session_id in left(connection):
         age(connection, session_id, 7200)
-    reached, go = stop_before(monkeypatch, repository, "_take_leases")
+    reached, go = pause_before(monkeypatch, repository.retention._take_leases)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
@@ -254,7 +237,7 @@ def test_who_wants_to_hold_a_session_that_is_going_gets_it_when_it_is_gone(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = stop_before(monkeypatch, repository, "_delete_sessions")
+    reached, go = pause_before(monkeypatch, repository.retention._delete_sessions)
 
     def hold() -> str:
         with other.lease("s", wait=0):
@@ -284,7 +267,7 @@ def test_who_writes_to_a_session_that_is_going_is_told_that_it_is_gone(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = stop_before(monkeypatch, repository, "_delete_leases")
+    reached, go = pause_before(monkeypatch, repository.retention._delete_leases)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
@@ -331,7 +314,7 @@ def test_purge_that_stands_still_holds_nobody_up_for_long(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = stop_before(monkeypatch, repository, "_delete_leases")
+    reached, go = pause_before(monkeypatch, repository.retention._delete_leases)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
@@ -351,7 +334,7 @@ def test_purges_take_turns(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = stop_before(monkeypatch, repository, "_delete_leases")
+    reached, go = pause_before(monkeypatch, repository.retention._delete_leases)
     waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with ThreadPoolExecutor() as threads:
         first = threads.submit(repository.purge_sessions, idle_for=3600)
