@@ -21,6 +21,7 @@ from strands_psycopg.embedded import Server
 from support.crew import Crew
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.servers import InstalledServer
+from support.retries import Retries
 
 
 def pytest_configure() -> None:
@@ -167,3 +168,9 @@ def watcher(direct_dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """Another one, to look with while ``connection`` is in a transaction."""
     with psycopg.connect(direct_dsn, autocommit=True) as watcher:
         yield watcher
+
+
+@pytest.fixture
+def retries(caplog: pytest.LogCaptureFixture) -> Retries:
+    """The retries of this process during the test."""
+    return Retries(caplog)

@@ -9,15 +9,19 @@ from strands_psycopg.errors import (
     SessionBusyError,
     SessionConflictError,
     SessionExistsError,
+    SessionForkError,
     SessionNotFoundError,
     StrandsPsycopgError,
 )
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
+from strands_psycopg.repository.retention import Purged
 from strands_psycopg.storage import PostgresStorage
 
 __all__ = [
+    "AgentSummary",
     "DatabaseError",
     "DatabaseUnavailableError",
     "Lease",
@@ -26,10 +30,14 @@ __all__ = [
     "PostgresSessionRepository",
     "PostgresStorage",
     "PostgresStorageError",
+    "Purged",
     "SchemaError",
     "SessionBusyError",
     "SessionConflictError",
     "SessionExistsError",
+    "SessionForkError",
     "SessionNotFoundError",
+    "SessionPage",
+    "SessionSummary",
     "StrandsPsycopgError",
 ]

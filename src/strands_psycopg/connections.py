@@ -219,6 +219,10 @@ class Connections:
         """Tell when a connection was first handed out, on the clock of ``time.monotonic``."""
         return self._first_served[connection]
 
+    def stats(self) -> dict[str, int]:
+        """Give the pool's own figures, by its own names."""
+        return self._source.pool().get_stats()
+
     def discard_idle(self) -> None:
         """Close idle connections, which may be as dead as one that was just lost, so that no call has to find out."""
         pool = self._source.pool()

@@ -152,7 +152,7 @@ class Database:
             statement: What ``statement`` composed.
             parameters: Its named parameters.
             binary: Whether values are to be sent in PostgreSQL's binary form, which halves a ``bytea``.
-            prepare: False if the server is to make a plan for these parameters; a prepared statement's is for any.
+            prepare: False if the best plan depends on the parameters, so that the server makes one each time.
 
         Raises:
             DatabaseUnavailableError: The database could not be reached within ``retry_timeout``.
@@ -241,6 +241,10 @@ class Database:
                 return work(cursor)
 
         return self._run(doing, transaction, self.answer_timeout if answer_timeout is None else answer_timeout)
+
+    def pool_stats(self) -> dict[str, int]:
+        """Give the figures of the pool's ``get_stats``."""
+        return self._connections.stats()
 
     def close(self) -> None:
         """Close the pool, unless it is the caller's."""

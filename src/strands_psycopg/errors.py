@@ -42,6 +42,20 @@ class SessionNotFoundError(StrandsPsycopgError, SessionException):
     """The session, agent, message or multi-agent to be changed or listed does not exist."""
 
 
+class SessionForkError(StrandsPsycopgError, SessionException):
+    """A session cannot be forked in this way, since the fork could not go on as it should; nothing was stored.
+
+    Attributes:
+        session_id: The session that was to be forked.
+        agent_id: The agent that stands in the way; None if it is not a single one.
+    """
+
+    def __init__(self, message: str, *, session_id: str, agent_id: str | None = None) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+        self.agent_id = agent_id
+
+
 class SessionBusyError(StrandsPsycopgError, SessionException):
     """Another writer holds the session, and did not free it in time.
 

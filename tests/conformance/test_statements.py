@@ -47,6 +47,9 @@ METHODS: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "create_multi_agent": lambda repository: repository.create_multi_agent("s", Team("new", {"a": 1})),
     "read_multi_agent": lambda repository: repository.read_multi_agent("s", "t"),
     "update_multi_agent": lambda repository: repository.update_multi_agent("s", Team("t", {"a": 1})),
+    "list_sessions": lambda repository: repository.list_sessions(limit=10),
+    "list_agents": lambda repository: repository.list_agents("s"),
+    "delete_agent": lambda repository: repository.delete_agent("s", "a"),
 }
 
 
@@ -106,6 +109,26 @@ def test_method_sends_the_same_statement_every_time(
     fill(repository_of_any_pool)
     exchange = wire.during(lambda: METHODS[method](repository_of_any_pool))
     assert exchange == ([], *ONE)
+
+
+def test_page_of_a_prefix_is_one_statement_too(repository_of_any_pool: PostgresSessionRepository, wire: Wire) -> None:
+    assert wire.during(lambda: repository_of_any_pool.list_sessions(prefix="s"))[1:] == ONE
+
+
+def test_fork_is_one_transaction(repository_of_any_pool: PostgresSessionRepository, wire: Wire) -> None:
+    exchange = wire.during(lambda: repository_of_any_pool.fork_session("s", "fork", until=1))
+    assert exchange.states[-1] == "I"
+    assert set(exchange.states[:-1]) == {"T"}
+
+
+def test_batch_of_a_purge_is_one_transaction(
+    repository_of_any_pool: PostgresSessionRepository, wire: Wire, connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
+    exchange = wire.during(lambda: repository_of_any_pool.purge_sessions(idle_for=1))
+    # First it looks for idle sessions, outside of the transaction.
+    assert exchange.states[0] == exchange.states[-1] == "I"
+    assert set(exchange.states[1:-1]) == {"T"}
 
 
 def test_refused_write_is_one_statement_too(repository_of_any_pool: PostgresSessionRepository, wire: Wire) -> None:

@@ -11,7 +11,6 @@ from psycopg.conninfo import make_conninfo
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import Server
-from support.retries import Retries
 
 _numbers = itertools.count()
 
@@ -48,9 +47,3 @@ def look(own_dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """A plain connection to that database, in autocommit, to look at its tables with."""
     with psycopg.connect(own_dsn, autocommit=True, application_name="look") as connection:
         yield connection
-
-
-@pytest.fixture
-def retries(caplog: pytest.LogCaptureFixture) -> Retries:
-    """The retries of this process during the test."""
-    return Retries(caplog)

@@ -9,7 +9,7 @@ from psycopg import sql
 from strands import tool
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from strands_psycopg import PostgresSessionRepository, SessionNotFoundError
+from strands_psycopg import PostgresSessionRepository, Purged, SessionNotFoundError
 from support.agents import build, dump
 from support.proxy import Proxy
 from support.retries import Retries
@@ -114,6 +114,46 @@ def test_turn_comes_out_the_same_whichever_answer_is_lost(
             position += 1
     # To build the agent takes four statements, to store its four messages and three states another five.
     assert position > 9
+
+
+@lost
+def test_fork_is_made_once_whichever_answer_is_lost(
+    lost: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    options: dict[str, Any] = {"kwargs": {"prepare_threshold": None}}
+    with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn, **options) as repository:
+        build(repository, "s", REPLIES, tools=[double])("What is 2 times 2?")
+        calm = repository.fork_session("s", "calm", until=3)
+        position = 0
+        while len(retries()) == position:
+            session_id = f"faulty {position}"
+            lose(proxy, lost, after=position)
+            summary = repository.fork_session("s", session_id, until=3)
+            assert (summary.agents, summary.messages) == (calm.agents, calm.messages) == (1, 3)
+            assert rows(look, session_id) == rows(look, "calm")
+            position += 1
+    # Those of the transaction, which reads what there is, writes a copy, and reads that.
+    assert position > 10
+
+
+@lost
+def test_purge_leaves_nothing_half_done_whichever_answer_is_lost(
+    lost: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    options: dict[str, Any] = {"kwargs": {"prepare_threshold": None}}
+    counted: list[Purged] = []
+    with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn, **options) as repository:
+        while len(retries()) == len(counted):
+            build(repository, "s", REPLIES, tools=[double])("What is 2 times 2?")
+            look.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
+            lose(proxy, lost, after=len(counted))
+            counted.append(repository.purge_sessions(idle_for=1))
+            assert all(row == [] for row in rows(look, "s").values())
+    assert len(counted) > 10
+    # That of a commit was the last one to be waited for.
+    whole = Purged(1, 1, 4, 0)
+    assert counted[:-2] == [whole] * (len(counted) - 2)
+    assert counted[-2:] == [Purged() if lost == "answer" else whole, whole]
 
 
 @pytest.mark.parametrize("table", ["strands_sessions", "strands_agents", "strands_messages"])

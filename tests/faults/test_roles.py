@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 from strands import Agent, tool
 from strands.types.exceptions import EventLoopException
 
-from strands_psycopg import DatabaseError, PostgresSessionRepository, SessionBusyError, StrandsPsycopgError
+from strands_psycopg import DatabaseError, PostgresSessionRepository, Purged, SessionBusyError, StrandsPsycopgError
 from strands_psycopg.scripted_model import ScriptedModel
 from support.agents import LOOK_UP, build, dump, look_up
 from support.tables import Connection, contents, one, texts
@@ -60,6 +60,19 @@ def test_role_with_four_rights_holds_renews_and_frees_sessions(
     assert one(connection, "SELECT count(*) FROM strands_leases") == 0
     assert dump(build(as_role)) == dump(agent)
     assert len(texts(connection)) == 4
+
+
+def test_role_with_four_rights_lists_forks_and_purges(
+    as_role: PostgresSessionRepository, connection: Connection
+) -> None:
+    build(as_role)("ask")
+    assert as_role.fork_session("s", "fork", until=1).messages == 1
+    connection.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
+    assert [session.session_id for session in as_role.list_sessions().sessions] == ["s", "fork"]
+    assert as_role.status().ready
+    as_role.delete_agent("fork", "default")
+    connection.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
+    assert as_role.purge_sessions(idle_for=1) == Purged(2, 1, 2, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main
 from strands_psycopg.migrator import packaged_migrations
 from strands_psycopg.repository import status as status_module
-from support import agents, processes
+from support import agents, catalog, processes
 
 LATEST = len(packaged_migrations())
 APPLIED = "".join(f"applied {migration.version:04} {migration.name}\n" for migration in packaged_migrations())
@@ -98,12 +99,18 @@ def test_status_counts_rows_and_bytes(
     size = connection.execute("SELECT pg_total_relation_size('strands_messages')").fetchone()
     assert code == 0
     assert described["ready"] is True
+    assert described["pool"].keys() == {"min_size", "max_size", "size", "available", "waiting"}
+    assert (described["pool"]["min_size"], described["pool"]["max_size"]) == (1, 10)
+    assert 1 <= described["connections"] <= described["max_connections"]
     assert described["schema_version"] == described["package_version"] == LATEST
     assert rows(described) == {
         "strands_sessions": 2,
         "strands_agents": 2,
         "strands_messages": 2,
         "strands_multi_agents": 0,
+        "strands_leases": 0,
+        "strands_storage": 0,
+        "strands_pieces": 0,
     }
     assert size is not None
     assert described["tables"][2]["bytes"] == size[0] > 0
@@ -117,11 +124,12 @@ def test_status_reads_well(
 ) -> None:
     agents.build(repository)("hello")
     assert main(["status", "--dsn", dsn]) == 0
-    server, database, tables, version, empty, head, *counts = capsys.readouterr().out.splitlines()
+    server, database, pool, tables, version, empty, head, *counts = capsys.readouterr().out.splitlines()
     info = connection.info
     assert server.startswith("server    PostgreSQL ")
     assert server.endswith(f" on {info.host}, port {info.port}")
     assert database == f"database  {info.dbname}, as {info.user}"
+    assert re.fullmatch(r"pool      \d+ connections? of at most 10; the server has \d+ of \d+", pool)
     assert tables == "tables    strands_* in schema public"
     assert version == f"version   {LATEST} of {LATEST}, up to date"
     assert empty == ""
@@ -150,14 +158,14 @@ def test_status_says_about_where_it_estimates(
     monkeypatch.setattr(status_module, "_COUNTED_BYTES", 0)
     assert main(["status", "--dsn", dsn]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1:-2] for line in lines[6:8]] == [["about", "1,234"], ["0"]]
+    assert [line.split()[1:-2] for line in lines[7:9]] == [["about", "1,234"], ["0"]]
 
 
 def test_status_fails_where_migrations_are_pending(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
     assert main(["status", "--dsn", empty_dsn]) == 1
     names = ", ".join(migration.name for migration in packaged_migrations())
     written = capsys.readouterr()
-    assert written.out.splitlines()[3:] == [f"version   0 of {LATEST}, pending: {names}; run 'strands-psycopg migrate'"]
+    assert written.out.splitlines()[4:] == [f"version   0 of {LATEST}, pending: {names}; run 'strands-psycopg migrate'"]
     assert written.err == ""
 
 
@@ -166,10 +174,20 @@ def test_status_fails_where_a_table_is_missing(
 ) -> None:
     connection.execute("DROP TABLE strands_multi_agents")
     assert main(["status", "--dsn", dsn]) == 1
-    assert "missing: strands_multi_agents" in capsys.readouterr().out.splitlines()[3]
+    assert "missing: strands_multi_agents" in capsys.readouterr().out.splitlines()[4]
     code, described = status(capsys, "--dsn", dsn)
     assert (code, described["ready"], described["missing"]) == (1, False, ["strands_multi_agents"])
-    assert rows(described) == {"strands_sessions": 0, "strands_agents": 0, "strands_messages": 0}
+    assert rows(described) == dict.fromkeys(
+        (
+            "strands_sessions",
+            "strands_agents",
+            "strands_messages",
+            "strands_leases",
+            "strands_storage",
+            "strands_pieces",
+        ),
+        0,
+    )
 
 
 def test_status_fails_where_the_database_is_newer(
@@ -177,7 +195,7 @@ def test_status_fails_where_the_database_is_newer(
 ) -> None:
     connection.execute("INSERT INTO strands_migrations VALUES (9999, 'future', '', now())")
     assert main(["status", "--dsn", dsn]) == 1
-    line = capsys.readouterr().out.splitlines()[3]
+    line = capsys.readouterr().out.splitlines()[4]
     assert line.startswith(f"version   9999 of {LATEST}, the database is at version 9999 (future), newer than")
     assert status(capsys, "--dsn", dsn)[1]["ready"] is False
 
@@ -188,7 +206,7 @@ def test_schema_and_prefix_say_which_tables(capsys: pytest.CaptureFixture[str], 
     capsys.readouterr()
     code, described = status(capsys, "--dsn", empty_dsn, *options)
     assert (code, described["schema"], described["table_prefix"]) == (0, "select", "crm_")
-    assert set(rows(described)) == {"crm_sessions", "crm_agents", "crm_messages", "crm_multi_agents"}
+    assert set(rows(described)) == {f"crm_{name}" for name in catalog.TABLES if name != "migrations"}
     code, described = status(capsys, "--dsn", empty_dsn)
     assert (code, rows(described)) == (1, {})
 

@@ -143,6 +143,12 @@ WRITES = [
         lambda repository, session_id: repository.delete_session(session_id),
         _create_session,
     ),
+    Write(
+        "delete_agent",
+        _create_message,
+        lambda repository, session_id: repository.delete_agent(session_id, "a"),
+        lambda repository, session_id: repository.create_agent(session_id, agent("next")),
+    ),
     Write("take_lease", _create_session, _enter, _leave),
     Write(
         "release_lease",

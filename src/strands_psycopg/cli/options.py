@@ -2,12 +2,16 @@
 
 import argparse
 import os
+import re
+from datetime import datetime, timedelta, timezone
 from typing import NoReturn, TypeAlias
 
 from strands_psycopg.repository import PostgresSessionRepository
 
 # Long enough for a server that is restarting, short enough for someone who waits at a terminal.
 _RETRY_TIMEOUT = 5.0
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,4 +50,33 @@ def repository_of(arguments: argparse.Namespace) -> PostgresSessionRepository:
         schema=arguments.schema,
         table_prefix=arguments.table_prefix,
         retry_timeout=_RETRY_TIMEOUT,
+        # It may be behind a pooler, and no command repeats a statement often enough to gain by it.
+        kwargs={"prepare_threshold": None},
     )
+
+
+def duration(text: str) -> timedelta:
+    """Read a time span such as ``30d``, for argparse."""
+    read = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text)
+    if not read:
+        raise argparse.ArgumentTypeError("must be a number and a unit, such as 45s, 90m, 12h, 30d or 2w")
+    try:
+        return timedelta(**{_UNITS[read[2]]: float(read[1])})
+    except OverflowError:
+        raise argparse.ArgumentTypeError("is too long") from None
+
+
+def moment(text: str) -> datetime:
+    """Read a time in ISO 8601, of UTC unless it says another zone, or how long ago it was, for argparse."""
+    try:
+        return datetime.now(timezone.utc) - duration(text)
+    except argparse.ArgumentTypeError:
+        pass
+    except OverflowError:
+        raise argparse.ArgumentTypeError("is too long ago") from None
+    try:
+        # Before Python 3.11 only the offset is understood.
+        time = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a time such as 2030-05-01T12:00, or a span such as 7d") from None
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -42,6 +42,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
         print("  ".join(cells).rstrip())
 
 
+def print_heading(text: str) -> None:
+    """Print a line that stands out from those below it."""
+    if rich is not None and sys.stdout.isatty():
+        rich.console.Console().print(rich.text.Text(text, style="bold cyan"), soft_wrap=True)
+    else:
+        print(text)
+
+
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show on a terminal's stderr how far a long command is; give the function to call with each further count.
@@ -87,3 +95,18 @@ def size(count: float) -> str:
             return f"{count:.4g} {unit}"
         count /= 1024
     return f"{count:,.1f} TB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Give a number with what it counts."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def second(time: str) -> str:
+    """Give a time in ISO 8601 as it is read easily, to the second."""
+    return time[:19].replace("T", " ")
+
+
+def minute(time: str) -> str:
+    """Give a time in ISO 8601 as it is read easily, to the minute."""
+    return second(time)[:16]

@@ -84,6 +84,10 @@ def _describe(status: Status) -> None:
         state = "up to date"
     print(f"server    PostgreSQL {status.server_version} on {status.host}, port {status.port}")
     print(f"database  {status.database}, as {status.user}")
+    print(
+        f"pool      {output.counted(status.pool.size, 'connection')} of at most {status.pool.max_size}; "
+        f"the server has {status.connections} of {status.max_connections}"
+    )
     print(f"tables    {status.table_prefix}* in schema {status.schema}")
     print(f"version   {status.schema_version} of {status.package_version}, {state}")
     if status.tables:

@@ -5,6 +5,7 @@ answer was lost finds its own id and succeeds; any other write to the same place
 """
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,9 +20,12 @@ from strands_psycopg.database import Database
 from strands_psycopg.lease import Lease, Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.repository.agents import Agents
+from strands_psycopg.repository.copies import Copies
 from strands_psycopg.repository.identifiers import check_id
+from strands_psycopg.repository.listing import AgentSummary, Listing, SessionPage, SessionSummary
 from strands_psycopg.repository.messages import Messages
 from strands_psycopg.repository.multi_agents import MultiAgents
+from strands_psycopg.repository.retention import Purged, Retention
 from strands_psycopg.repository.sessions import Sessions
 from strands_psycopg.repository.status import Status, read_status
 
@@ -60,6 +64,8 @@ class PostgresSessionRepository(SessionRepository):
         leases: The leases that this process holds.
         sessions: The rows of sessions, as are ``agents``, ``messages`` and ``multi_agents`` theirs: for writers
             that keep write ids, such as ``PostgresSessionManager``.
+        listing: What there is of all these, without their contents.
+        retention: ``purge_sessions`` batch by batch, for callers that show how far it is.
     """
 
     def __init__(
@@ -85,6 +91,9 @@ class PostgresSessionRepository(SessionRepository):
         self.messages = Messages(self.database)
         self.agents = Agents(self.database)
         self.multi_agents = MultiAgents(self.database)
+        self.listing = Listing(self.database)
+        self.retention = Retention(self.database)
+        self._copies = Copies(self.database, self.sessions, self.listing)
 
     def ensure_schema(self) -> None:
         """Create or upgrade the tables; any number of processes may do so at once.
@@ -159,6 +168,101 @@ class PostgresSessionRepository(SessionRepository):
             SessionNotFoundError: It does not exist.
         """
         self.sessions.delete(session_id, term=self.leases.term(session_id))
+
+    def list_sessions(
+        self,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        active_since: datetime | None = None,
+        prefix: str | None = None,
+    ) -> SessionPage:
+        """Give a page of sessions with their counts, newest activity first.
+
+        Activity is known to the minute. A session that becomes active between two pages moves to the front, and so
+        may be missing from the later one.
+
+        Args:
+            limit: How many at most, up to 1,000.
+            before: The ``next`` of the page before this one; None for the first.
+            active_since: Only those that were active at this time or later.
+            prefix: Only those whose id begins with this.
+
+        Raises:
+            ValueError: An argument is out of range, or ``before`` is not what a page gave.
+        """
+        return self.listing.sessions(limit=limit, before=before, active_since=active_since, prefix=prefix)
+
+    def fork_session(
+        self, session_id: str, new_session_id: str, *, agent_id: str | None = None, until: int | None = None
+    ) -> SessionSummary:
+        """Copy a session inside the database, in one transaction, to go on from there in another way.
+
+        Agents keep their state, messages their exact bytes, redactions and times. With ``until``, the fork has the
+        messages before that index, and is restored from as many of them as the conversation manager holds: its window
+        is moved back, and a summary of messages that were cut off is left out. Interrupts that wait for an answer are
+        dropped with the cut, kept without. The rest of the agent's state is that of today.
+
+        The session may be in use meanwhile; the fork is what was stored at one moment. If a lease is held on the new
+        session through this repository, it must be in force.
+
+        Args:
+            session_id: The session.
+            new_session_id: The fork, which must not exist yet.
+            agent_id: The only agent to copy; None copies all of them, and the graphs and swarms.
+            until: The index of the first message that is left out, so the number of messages that are copied; None,
+                or more than there are, copies all. It needs ``agent_id`` if the session has several agents.
+
+        Raises:
+            SessionExistsError: The new session already exists.
+            SessionForkError: ``until`` needs an ``agent_id``; or the agent cannot go on from there, since its model
+                keeps the conversation on the provider's side, or since its conversation manager is of an unknown kind
+                and has put aside more than is left.
+            SessionNotFoundError: The session or agent does not exist.
+            LeaseLostError: Another holder has taken over the new session.
+        """
+        return self._copies.fork(
+            session_id,
+            new_session_id,
+            agent_id=agent_id,
+            until=until,
+            write_id=uuid4(),
+            term=self.leases.term(new_session_id),
+        )
+
+    def purge_sessions(self, *, idle_for: timedelta | float, batch_size: int = 1000, dry_run: bool = False) -> Purged:
+        """Delete the sessions that nobody has written for some time, batch by batch, and give what was deleted.
+
+        Sessions that someone holds a lease on are left alone, and so are those that become active meanwhile. Any
+        number of processes may purge at once; each counts what it has deleted itself. Since activity is known to the
+        minute, a session may be kept for a minute longer. A batch whose acknowledgement was lost is not counted.
+
+        Args:
+            idle_for: For how long a session must have been idle; in seconds unless it is a timedelta.
+            batch_size: How many sessions are deleted in one transaction at most, up to 10,000. Those with many
+                messages are taken fewer at a time.
+            dry_run: Whether to count only.
+
+        Raises:
+            ValueError: ``idle_for`` or ``batch_size`` is out of range.
+        """
+        return sum(self.retention.purge(idle_for=idle_for, batch_size=batch_size, dry_run=dry_run), Purged())
+
+    def list_agents(self, session_id: str) -> list[AgentSummary]:
+        """Give a session's agents with the number of their messages, oldest first.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+        """
+        return self.listing.agents(session_id)
+
+    def delete_agent(self, session_id: str, agent_id: str) -> None:
+        """Delete an agent and its messages.
+
+        Raises:
+            SessionNotFoundError: It does not exist.
+        """
+        self.agents.delete(session_id, agent_id, term=self.leases.term(session_id))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent and set its times.

@@ -63,6 +63,14 @@ _UPDATE_AND_APPEND = """
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # both are stored or neither; without times: someone else has written
 
+_DELETE = """
+    WITH {lease}, {active}, t AS (
+        DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced}
+        RETURNING agent_id
+    )
+    SELECT {allowed_at}, t.agent_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""
+
 
 class StoredAgent(NamedTuple):
     """An agent as a writer needs it.
@@ -88,6 +96,7 @@ class Agents:
         self._read = compose(database, _READ)
         self._update = compose(database, _UPDATE)
         self._update_and_append = compose(database, _UPDATE_AND_APPEND)
+        self._delete = compose(database, _DELETE)
 
     def create(
         self,
@@ -230,6 +239,21 @@ class Agents:
             raise refused(doing, session_id, agent.agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
         agent.created_at, agent.updated_at = agent_created_at, agent_updated_at or agent_created_at
+
+    def delete(self, session_id: str, agent_id: str, *, term: UUID | None = None) -> None:
+        """Delete an agent and its messages.
+
+        Raises:
+            LeaseLostError: ``term`` is not in force.
+            SessionNotFoundError: There is none; unless this call was repeated, and so may have deleted it.
+        """
+        key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
+        doing = f"deleting agent {agent_id!r} of session {session_id!r}"
+        answer = self._database.write(doing, self._delete, {**key, "term": term})
+        allowed_at, deleted = answer.rows[0]
+        check_lease(allowed_at, doing, session_id)
+        if not deleted and not answer.repeated:
+            raise SessionNotFoundError(f"{doing}: the agent does not exist")
 
 
 def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | None = None) -> SessionConflictError:

@@ -29,8 +29,21 @@ _FRAGMENTS = {
     "allowed_at": "CASE WHEN {fenced} THEN {server_time} END",
     "fenced": "({in_time} AND (%(term)s::uuid IS NULL OR EXISTS (SELECT FROM lease)))",
     # The times of a row as Strands writes them, the second NULL if it equals the first.
+    "times_of_s": _TIMES.replace("{row}", "s"),
     "times_of_t": _TIMES.replace("{row}", "t"),
     "times_of_u": _TIMES.replace("{row}", "u"),
+    # How much is in the session s. Messages are numbered without a gap, so the index of the last one tells.
+    "contents_of_s": """
+        (SELECT count(*) FROM {agents} AS a WHERE a.session_id = s.session_id),
+        (SELECT coalesce(sum({messages_of_a}), 0)::bigint FROM {agents} AS a WHERE a.session_id = s.session_id),
+        (SELECT count(*) FROM {multi_agents} AS a WHERE a.session_id = s.session_id)
+    """,
+    "messages_of_a": """
+        (
+            SELECT max(m.message_id) + 1 FROM {messages} AS m
+            WHERE m.session_id = a.session_id AND m.agent_id = a.agent_id
+        )
+    """,
     "expected": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
     "insert_message": """
         INSERT INTO {messages} AS m (

@@ -2,9 +2,11 @@
 
 from uuid import UUID
 
+from psycopg import Cursor
+from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionType
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import UNTIMED, Database
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
@@ -64,6 +66,24 @@ class Sessions:
         if created_at is None:
             raise SessionExistsError(f"{doing}: the session already exists; read it instead")
         session.created_at, session.updated_at = created_at, updated_at or created_at
+
+    def add(self, cursor: Cursor[TupleRow], row: dict[str, object], doing: str) -> None:
+        """Store a new session as a part of a transaction that stores more.
+
+        Args:
+            cursor: The transaction's.
+            row: ``session_id``, ``session_type``, ``write_id`` and ``term``, as ``create`` has them.
+            doing: What is being done, for errors.
+
+        Raises:
+            SessionExistsError: Another write created it.
+            LeaseLostError: ``term`` is not in force.
+        """
+        cursor.execute(self._create, {**row, **UNTIMED})
+        allowed_at, created_at, _ = cursor.fetchall()[0]
+        check_lease(allowed_at, doing, str(row["session_id"]))
+        if created_at is None:
+            raise SessionExistsError(f"{doing}: session {row['session_id']!r} already exists; choose another id")
 
     def read(self, session_id: str) -> Session | None:
         """Give a session, or None."""

@@ -1,5 +1,6 @@
 """What an operator asks first: which server, which version of the tables, how much is in them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from psycopg import Cursor
@@ -12,7 +13,10 @@ from strands_psycopg.migrator import Migrator
 # Reading this much takes well under a second; of what is larger, the server's own estimate is given.
 _COUNTED_BYTES = 64 * 2**20
 
-_SERVER = "SELECT current_setting('server_version'), current_database(), current_user"
+_SERVER = """
+    SELECT current_setting('server_version'), current_database(), current_user,
+        (SELECT sum(numbackends) FROM pg_stat_database)::integer, current_setting('max_connections')::integer
+"""
 
 # As the planner estimates: the rows per page at the last ANALYZE, times the pages of today.
 _SIZE = """
@@ -28,6 +32,9 @@ _COUNT = {
     "agents": "SELECT count(*) FROM {agents}",
     "messages": "SELECT count(*) FROM {messages}",
     "multi_agents": "SELECT count(*) FROM {multi_agents}",
+    "leases": "SELECT count(*) FROM {leases}",
+    "storage": "SELECT count(*) FROM {storage}",
+    "pieces": "SELECT count(*) FROM {pieces}",
 }
 
 
@@ -49,6 +56,25 @@ class TableStatus:
 
 
 @dataclass(frozen=True)
+class PoolStatus:
+    """How busy a pool of connections is.
+
+    Attributes:
+        min_size: How many connections it keeps at least.
+        max_size: How many it makes at most.
+        size: How many it has, the one included that this was asked on.
+        available: How many of them are idle.
+        waiting: How many callers wait for one.
+    """
+
+    min_size: int
+    max_size: int
+    size: int
+    available: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class Status:
     """A database as this package sees it.
 
@@ -58,6 +84,9 @@ class Status:
         port: Its port.
         database: The database's name.
         user: The role that asked.
+        connections: How many connections the server has, of all its databases.
+        max_connections: How many it takes at most.
+        pool: This process's own connections.
         schema: Where the tables are looked for.
         table_prefix: What their names begin with.
         schema_version: The database's newest migration; 0 if it has none.
@@ -73,6 +102,9 @@ class Status:
     port: int
     database: str
     user: str
+    connections: int
+    max_connections: int
+    pool: PoolStatus
     schema: str
     table_prefix: str
     schema_version: int
@@ -103,7 +135,7 @@ def read_status(database: Database) -> Status:
 
     def look(cursor: Cursor[TupleRow]) -> Status:
         cursor.execute(_SERVER)
-        server_version, name, user = cursor.fetchall()[0]
+        server_version, name, user, connections, max_connections = cursor.fetchall()[0]
         tables = []
         for table, count in counts.items():
             full_name = f"{database.schema}.{names[table]}"
@@ -118,6 +150,9 @@ def read_status(database: Database) -> Status:
             port=cursor.connection.info.port,
             database=name,
             user=user,
+            connections=connections,
+            max_connections=max_connections,
+            pool=_pool(database.pool_stats()),
             schema=database.schema,
             table_prefix=database.table_prefix,
             schema_version=schema_version,
@@ -129,3 +164,9 @@ def read_status(database: Database) -> Status:
         )
 
     return database.transact("reading the status", look)
+
+
+def _pool(stats: Mapping[str, int]) -> PoolStatus:
+    # Counts that are 0 may be missing.
+    names = ("pool_min", "pool_max", "pool_size", "pool_available", "requests_waiting")
+    return PoolStatus(*(stats.get(name, 0) for name in names))

@@ -1,0 +1,120 @@
+"""The command ``show``: one session, to be read by a person, or as JSON."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from strands.types.session import SessionMessage, encode_bytes_values
+
+from strands_psycopg.cli import output, transcript
+from strands_psycopg.cli.options import TABLES, Commands, repository_of
+from strands_psycopg.errors import SessionNotFoundError
+from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.listing import AgentSummary, SessionSummary
+
+# How many messages are in memory at once.
+_PAGE = 100
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    show = commands.add_parser(
+        "show",
+        parents=[TABLES],
+        allow_abbrev=False,
+        help="print a session's conversations",
+        description="Print a session's conversations. Messages that were redacted are shown redacted.",
+    )
+    show.add_argument("session", help="the session's id")
+    show.add_argument("--agent", metavar="ID", help="this agent only")
+    show.add_argument("--last", type=int, metavar="N", help="only the last N messages of each agent")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    show.set_defaults(run=_show)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    if arguments.last is not None and arguments.last < 0:
+        raise ValueError(f"--last must be 0 or more, not {arguments.last}")
+    with repository_of(arguments) as repository:
+        session = repository.listing.read(arguments.session)
+        if session is None:
+            raise SessionNotFoundError(f"showing session {arguments.session!r}: it does not exist")
+        agents = repository.list_agents(arguments.session)
+        if arguments.agent is not None:
+            agents = [agent for agent in agents if agent.agent_id == arguments.agent]
+            if not agents:
+                raise SessionNotFoundError(
+                    f"showing session {arguments.session!r}: it has no agent {arguments.agent!r}"
+                )
+        (_print_json if arguments.json else _print)(repository, session, agents, arguments.last)
+    return 0
+
+
+def _messages(
+    repository: PostgresSessionRepository, session: SessionSummary, agent: AgentSummary, last: int | None
+) -> Iterator[SessionMessage]:
+    """Give an agent's messages, page by page; also those that are added meanwhile."""
+    index = 0 if last is None else max(agent.messages - last, 0)
+    if last == 0:
+        return
+    while page := repository.list_messages(session.session_id, agent.agent_id, limit=_PAGE, offset=index):
+        yield from page
+        index += len(page)
+
+
+def _print(
+    repository: PostgresSessionRepository, session: SessionSummary, agents: list[AgentSummary], last: int | None
+) -> None:
+    output.print_heading(f"session {output.printable(session.session_id)}")
+    print(
+        f"created {output.second(session.created_at)} UTC, last active {output.minute(session.updated_at)} UTC; "
+        f"{output.counted(session.agents, 'agent')}, {output.counted(session.messages, 'message')}, "
+        f"{output.counted(session.multi_agents, 'multi-agent')}"
+    )
+    for agent in agents:
+        print()
+        output.print_heading(f"agent {output.printable(agent.agent_id)}, {output.counted(agent.messages, 'message')}")
+        for message in _messages(repository, session, agent, last):
+            print()
+            content = message.to_message()
+            head = [
+                f"{message.message_id} {transcript.role(content)}",
+                output.second(message.created_at),
+                *transcript.tokens(content),
+                *(["redacted"] if message.redact_message is not None else []),
+            ]
+            output.print_heading(output.printable(", ".join(head)))
+            for line in transcript.lines(content):
+                print("  " + output.printable(line, keep="\t"))
+
+
+def _print_json(
+    repository: PostgresSessionRepository, session: SessionSummary, agents: list[AgentSummary], last: int | None
+) -> None:
+    """Print one document, without ever having all of it."""
+    print('{"session": ' + _dumped(dataclasses.asdict(session)) + ', "agents": [', end="")
+    for number, agent in enumerate(agents):
+        described = _dumped(dataclasses.asdict(agent) | {"messages": None}).removesuffix("null}")
+        print(f"{',' if number else ''}\n{described}[", end="")
+        for position, message in enumerate(_messages(repository, session, agent, last)):
+            shown = {
+                "message_id": message.message_id,
+                "created_at": message.created_at,
+                "updated_at": message.updated_at,
+                "redacted": message.redact_message is not None,
+                "message": message.to_message(),
+            }
+            print(f"{',' if position else ''}\n{_dumped(shown)}", end="")
+        print("]}", end="")
+    print("]}")
+
+
+def _dumped(document: dict[str, Any]) -> str:
+    """Give a document as JSON, bytes in Strands' form, with null for the numbers that JSON has not."""
+    try:
+        return json.dumps(document, default=encode_bytes_values, allow_nan=False)
+    except ValueError:
+        text = json.dumps(document, default=encode_bytes_values)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None))

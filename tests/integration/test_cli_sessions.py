@@ -1,0 +1,452 @@
+"""The commands that list, show, copy and delete sessions, as a user calls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
+from typing import Any, cast
+
+import pytest
+from strands.types.content import Message
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType, decode_bytes_values
+
+from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.cli import main, show
+from strands_psycopg.cli.options import duration, moment
+from support import processes
+from support.agents import LOOK_UP, GuardedModel, build, look_up
+from support.multi_agents import Team
+from support.tables import Connection, blocked, one, texts
+from support.waiting import wait_until
+
+Run = Callable[..., tuple[int, str, str]]
+
+MAIN = "import sys; from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], dsn: str) -> Run:
+    """Run a command on the test's database; give its exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main([*arguments, "--dsn", dsn])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Give what a command that argparse refuses says."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def age(connection: Connection, session_id: str, span: str) -> None:
+    connection.execute(
+        "UPDATE strands_sessions SET updated_at = now() - %s::interval WHERE session_id = %s", [span, session_id]
+    )
+
+
+def fill(repository: PostgresSessionRepository, connection: Connection) -> None:
+    """Store three sessions: two agents of one message each, a team, and nothing; from old to new."""
+    for session_id in ("chat", "team", "empty"):
+        repository.create_session(Session(session_id, SessionType.AGENT))
+    for agent_id in ("a", "b"):
+        repository.create_agent("chat", SessionAgent(agent_id, {}, {}))
+        repository.create_message("chat", agent_id, SessionMessage({"role": "user", "content": [{"text": "hi"}]}, 0))
+    repository.create_multi_agent("team", Team("m", {}))
+    for session_id, time in [("chat", "2030-05-01 10:20:30"), ("team", "2030-05-01 11:00"), ("empty", "2030-05-02")]:
+        connection.execute(
+            "UPDATE strands_sessions SET updated_at = %s::timestamp AT TIME ZONE 'UTC' WHERE session_id = %s",
+            [time, session_id],
+        )
+
+
+# sessions
+
+
+def test_sessions_are_a_table(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+    fill(repository, connection)
+    assert run("sessions") == (
+        0,
+        "session  agents  messages  multi-agents  last activity\n"
+        "empty         0         0             0  2030-05-02 00:00\n"
+        "team          0         0             1  2030-05-01 11:00\n"
+        "chat          2         2             0  2030-05-01 10:20\n",
+        "",
+    )
+
+
+def test_no_sessions_are_an_empty_table(run: Run) -> None:
+    assert run("sessions") == (0, "session  agents  messages  multi-agents  last activity\n", "")
+    code, printed, _ = run("sessions", "--json")
+    assert (code, json.loads(printed)) == (0, {"sessions": [], "next": None})
+
+
+def test_page_says_how_to_go_on(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+    fill(repository, connection)
+    code, printed, hint = run("sessions", "--limit", "2")
+    assert (code, [line.split()[0] for line in printed.splitlines()[1:]]) == (0, ["empty", "team"])
+    assert hint.startswith("more with --before ")
+    code, printed, hint = run("sessions", "--limit", "2", *hint.split()[-2:])
+    assert (code, [line.split()[0] for line in printed.splitlines()[1:]], hint) == (0, ["chat"], "")
+
+
+def test_sessions_for_programs(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+    fill(repository, connection)
+    code, printed, errors = run("sessions", "--json", "--limit", "1", "--prefix", "ch")
+    page = repository.list_sessions(prefix="ch")
+    assert (code, errors) == (0, "")
+    assert json.loads(printed) == {"sessions": [vars(page.sessions[0])], "next": None}
+    code, printed, _ = run("sessions", "--json", "--limit", "1")
+    assert json.loads(printed)["next"] == repository.list_sessions(limit=1).next is not None
+
+
+@pytest.mark.parametrize(
+    ("since", "found"),
+    [
+        ("2030-05-01", ["empty", "team", "chat"]),
+        ("2030-05-01T11:00", ["empty", "team"]),
+        ("2030-05-01T11:00:01Z", ["empty"]),
+        ("2030-05-01T12:20:30+02:00", ["empty", "team", "chat"]),
+        ("2031-01-01", []),
+        ("1h", ["empty", "team", "chat"]),
+    ],
+)
+def test_only_sessions_that_were_active_since(
+    run: Run, repository: PostgresSessionRepository, connection: Connection, since: str, found: list[str]
+) -> None:
+    fill(repository, connection)
+    _, printed, _ = run("sessions", "--json", "--active-since", since)
+    assert [session["session_id"] for session in json.loads(printed)["sessions"]] == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--limit", "0"], "limit must be an integer from 1 to 1000, not 0"),
+        (["--before", "x"], "before must be the next of a page that list_sessions gave"),
+        (["--prefix", "x" * 256], "prefix must have 1 to 255 characters, not 256"),
+    ],
+)
+def test_wrong_option_is_wrong_usage(run: Run, options: list[str], message: str) -> None:
+    assert run("sessions", *options) == (2, "", f"strands-psycopg: error: {message}\n")
+
+
+@pytest.mark.parametrize("text", ["yesterday", "", "30", "d", "1.d", "-1d", "1e3s", "2030-13-01", "99999999w"])
+def test_wrong_time_is_wrong_usage(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert "argument --active-since: " in refuse(capsys, "sessions", f"--active-since={text}")
+
+
+def test_times_are_read() -> None:
+    assert [duration(text) for text in ("45s", "90m", "12h", "30d", "2w", "1.5h")] == [
+        timedelta(seconds=45),
+        timedelta(minutes=90),
+        timedelta(hours=12),
+        timedelta(days=30),
+        timedelta(days=14),
+        timedelta(minutes=90),
+    ]
+    assert moment("2030-05-01") == datetime(2030, 5, 1, tzinfo=timezone.utc)
+    assert moment("2030-05-01T12:00+02:00") == datetime(2030, 5, 1, 10, tzinfo=timezone.utc)
+    before = datetime.now(timezone.utc)
+    assert before <= moment("7d") + timedelta(days=7) <= datetime.now(timezone.utc)
+
+
+def test_ids_are_shown_escaped(run: Run, repository: PostgresSessionRepository) -> None:
+    repository.create_session(Session("\x1b[31m\nred[bold]", SessionType.AGENT))
+    assert "\n\\x1b[31m\\nred[bold]  " in run("sessions")[1]
+    assert "session \\x1b[31m\\nred[bold]\n" in run("show", "\x1b[31m\nred[bold]")[1]
+
+
+# show
+
+
+def test_conversation_reads_well(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+    agent = build(repository, replies=LOOK_UP, tools=[look_up])
+    agent("How is the weather\nin Köln?\x1b[0m")
+    connection.execute("UPDATE strands_messages SET created_at = timestamptz '2030-05-01 10:20:30.4+00'")
+    connection.execute(
+        "UPDATE strands_sessions SET created_at = '2030-05-01 10:00+00', updated_at = '2030-05-01 11:00+00'"
+    )
+    assert run("show", "s") == (
+        0,
+        """\
+session s
+created 2030-05-01 10:00:00 UTC, last active 2030-05-01 11:00 UTC; 1 agent, 4 messages, 0 multi-agents
+
+agent default, 4 messages
+
+0 user, 2030-05-01 10:20:30
+  How is the weather
+  in Köln?\\x1b[0m
+
+1 assistant, 2030-05-01 10:20:30, 10 tokens in, 5 tokens out
+  tool call look_up (tooluse_0)
+    {"city": "Köln"}
+
+2 user, 2030-05-01 10:20:30
+  tool result, success (tooluse_0)
+    Köln: 21 °C
+    {"wind": -0.0, "a": 1e+16, "é": [1, 1.0, "\\ud83d"], "": null}
+
+3 assistant, 2030-05-01 10:20:30, 10 tokens in, 5 tokens out
+  It is warm.
+""",
+        "",
+    )
+
+
+def test_redacted_message_is_shown_redacted(run: Run, repository: PostgresSessionRepository) -> None:
+    build(repository, model=GuardedModel([["No."]], "[removed]"))("secret")
+    repository.update_message(
+        "s",
+        "default",
+        SessionMessage(
+            {"role": "user", "content": [{"text": "secret"}]}, 0, {"role": "user", "content": [{"text": "[gone]"}]}
+        ),
+    )
+    _, printed, _ = run("show", "s")
+    assert ", redacted\n  [gone]\n" in printed
+    _, as_json, _ = run("show", "s", "--json")
+    messages = json.loads(as_json)["agents"][0]["messages"]
+    assert [message["redacted"] for message in messages] == [True, False]
+    assert "secret" not in printed + as_json
+
+
+def test_agents_are_shown_one_after_another_or_one_alone(
+    run: Run, repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    fill(repository, connection)
+
+    def shown(*options: str) -> list[str]:
+        return [line for line in run("show", "chat", *options)[1].splitlines() if line.startswith("agent")]
+
+    assert shown() == ["agent a, 1 message", "agent b, 1 message"]
+    assert shown("--agent", "b") == ["agent b, 1 message"]
+
+
+@pytest.mark.parametrize("last", [0, 1, 3, 5, 100])
+def test_only_the_last_messages(run: Run, repository: PostgresSessionRepository, last: int) -> None:
+    agent = build(repository)
+    for number in range(2):
+        agent(str(number))
+    _, printed, _ = run("show", "s", "--json", "--last", str(last))
+    (shown,) = json.loads(printed)["agents"]
+    assert [message["message_id"] for message in shown["messages"]] == list(range(4))[max(4 - last, 0) :]
+    assert shown["messages"] != [] or last == 0
+
+
+def test_show_reads_page_by_page(
+    run: Run, repository: PostgresSessionRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = build(repository)
+    for number in range(5):
+        agent(str(number))
+    asked: list[tuple[int | None, int]] = []
+    list_messages = PostgresSessionRepository.list_messages
+
+    def watched(self: Any, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0) -> Any:
+        asked.append((limit, offset))
+        return list_messages(self, session_id, agent_id, limit, offset)
+
+    monkeypatch.setattr(PostgresSessionRepository, "list_messages", watched)
+    monkeypatch.setattr(show, "_PAGE", 4)
+    _, printed, _ = run("show", "s", "--json")
+    assert [message["message_id"] for message in json.loads(printed)["agents"][0]["messages"]] == list(range(10))
+    assert asked == [(4, 0), (4, 4), (4, 8), (4, 10)]
+
+
+def test_conversation_for_programs_is_one_exact_document(run: Run, repository: PostgresSessionRepository) -> None:
+    content: dict[str, Any] = {
+        "role": "user",
+        "content": [{"text": "\0\ud800é"}, {"image": {"format": "png", "source": {"bytes": b"\xff\0"}}}],
+    }
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.create_multi_agent("s", Team("m", {}))
+    for agent_id in ("a", "b", "none"):
+        repository.create_agent("s", SessionAgent(agent_id, {}, {}))
+    repository.create_message("s", "a", SessionMessage(cast(Message, content), 0))
+    measured = {**content, "metadata": {"custom": {"x": float("nan")}}}
+    repository.create_message("s", "b", SessionMessage(cast(Message, measured), 0))
+    code, printed, errors = run("show", "s", "--json")
+    document = json.loads(printed, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (code, errors) == (0, "")
+    summary = repository.listing.read("s")
+    assert summary is not None
+    assert document["session"] == vars(summary)
+    agents = document["agents"]
+    assert [(agent["agent_id"], len(agent["messages"])) for agent in agents] == [("a", 1), ("b", 1), ("none", 0)]
+    assert decode_bytes_values(agents[0]["messages"][0]["message"]) == content
+    assert agents[1]["messages"][0]["message"]["metadata"] == {"custom": {"x": None}}
+    assert agents[0]["messages"][0].keys() == {"message_id", "created_at", "updated_at", "redacted", "message"}
+
+
+def test_deep_message_is_shown(run: Run, repository: PostgresSessionRepository) -> None:
+    deep: Any = 1
+    for _ in range(600):
+        deep = [deep]
+    message: Any = {"role": "user", "content": [{"toolUse": {"name": "dig", "toolUseId": "t", "input": deep}}]}
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.create_agent("s", SessionAgent("a", {}, {}))
+    repository.create_message("s", "a", SessionMessage(message, 0))
+    assert f"    {'[' * 600}1{']' * 600}\n" in run("show", "s")[1]
+    assert json.loads(run("show", "s", "--json")[1])["agents"][0]["messages"][0]["message"] == message
+
+
+def test_session_of_nothing_is_shown(run: Run, repository: PostgresSessionRepository) -> None:
+    repository.create_session(Session("s", SessionType.AGENT))
+    code, printed, errors = run("show", "s")
+    assert (code, len(printed.splitlines()), errors) == (0, 2, "")
+    assert json.loads(run("show", "s", "--json")[1])["agents"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "x"], "showing session 'x': it does not exist"),
+        (["show", "chat", "--agent", "x"], "showing session 'chat': it has no agent 'x'"),
+        (["fork", "x", "y"], "forking session 'x' to 'y': session 'x' does not exist"),
+        (
+            ["fork", "chat", "team"],
+            "forking session 'chat' to 'team': session 'team' already exists; choose another id",
+        ),
+        (["fork", "chat", "y", "--agent", "x"], "forking session 'chat' to 'y': the session has no agent 'x'"),
+        (
+            ["fork", "chat", "y", "--until", "1"],
+            "session 'chat' has 2 agents; name the one whose messages are to be cut at 1 (agent_id)",
+        ),
+    ],
+)
+def test_what_does_not_exist_fails(
+    run: Run, repository: PostgresSessionRepository, connection: Connection, arguments: list[str], message: str
+) -> None:
+    fill(repository, connection)
+    assert run(*arguments) == (1, "", f"strands-psycopg: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", ""], "session_id must have 1 to 255 characters, not 0"),
+        (["show", "s", "--last", "-1"], "--last must be 0 or more, not -1"),
+        (["fork", "s", "t", "--until", "-1"], "until must be 0 or more, not -1"),
+        (
+            ["purge", "--idle-for", "0s"],
+            "idle_for must be more than 0 seconds and at most 36500 days, not datetime.timedelta(0)",
+        ),
+        (["purge", "--idle-for", "1s", "--batch-size", "0"], "batch_size must be an integer from 1 to 10000, not 0"),
+    ],
+)
+def test_wrong_value_is_wrong_usage(run: Run, arguments: list[str], message: str) -> None:
+    assert run(*arguments) == (2, "", f"strands-psycopg: error: {message}\n")
+
+
+@pytest.mark.parametrize("command", ["show", "fork", "purge"])
+def test_missing_argument_is_wrong_usage(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert "required" in refuse(capsys, command)
+
+
+# fork
+
+
+def test_fork(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+    fill(repository, connection)
+    assert run("fork", "chat", "copy") == (0, "forked chat to copy: 2 agents, 2 messages\n", "")
+    assert run("fork", "team", "team 2") == (0, "forked team to team 2: 0 agents, 0 messages, 1 multi-agent\n", "")
+    assert run("fork", "chat", "a", "--agent", "a", "--until", "0") == (
+        0,
+        "forked chat to a: 1 agent, 0 messages\n",
+        "",
+    )
+    code, printed, _ = run("fork", "chat", "b", "--agent", "b", "--json")
+    summary = repository.listing.read("b")
+    assert summary is not None
+    assert (code, json.loads(printed)) == (0, vars(summary))
+    assert texts(connection, "b", "b") == ["hi"]
+
+
+# purge
+
+
+def test_purge(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+    fill(repository, connection)
+    for session_id in ("chat", "team"):
+        age(connection, session_id, "31 days")
+    counts = "2 sessions with 2 agents, 2 messages and 1 multi-agent\n"
+    assert run("purge", "--idle-for", "30d", "--dry-run") == (0, f"would delete {counts}", "")
+    assert json.loads(run("purge", "--idle-for", "30d", "--dry-run", "--json")[1]) == {
+        "sessions": 2,
+        "agents": 2,
+        "messages": 2,
+        "multi_agents": 1,
+        "dry_run": True,
+    }
+    assert run("purge", "--idle-for", "30d", "--batch-size", "1") == (0, f"deleted {counts}", "")
+    code, printed, _ = run("purge", "--idle-for", "30d", "--json")
+    assert (code, json.loads(printed)["sessions"], json.loads(printed)["dry_run"]) == (0, 0, False)
+    assert one(connection, "SELECT string_agg(session_id, ',') FROM strands_sessions") == "empty"
+
+
+def test_ctrl_c_in_a_purge_leaves_whole_sessions(
+    dsn: str, repository: PostgresSessionRepository, connection: Connection, watcher: Connection
+) -> None:
+    fill(repository, connection)
+    for session_id, span in (("chat", "32 days"), ("team", "31 days")):
+        age(connection, session_id, span)
+    with connection.transaction():
+        # It waits for its turn, with one session deleted at a time.
+        waiting = "SELECT pg_advisory_xact_lock(%s)"
+        connection.execute(waiting, [repository.retention._turn])
+        process = processes.start(MAIN, "purge", "--idle-for", "30d", "--batch-size", "1", "--dsn", dsn)
+        wait_until(lambda: blocked(watcher))
+        process.send_signal(signal.SIGINT)
+        assert processes.finish(process)[:2] == (130, "")
+    assert one(connection, "SELECT count(*) FROM strands_sessions") == 3
+    assert texts(connection, "chat", "a") == ["hi"]
+
+
+# On a terminal.
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """Give what a command prints to a terminal, on both of its streams."""
+    controller, terminal = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "strands_psycopg", *arguments], stdout=terminal, stderr=terminal, env=environment
+    ) as process:
+        os.close(terminal)
+        printed = b""
+        while True:
+            try:
+                chunk = os.read(controller, 65536)
+            except OSError:
+                break
+            if not chunk:
+                break
+            printed += chunk
+        assert process.wait(60) == 0
+    os.close(controller)
+    return printed.decode()
+
+
+@pytest.mark.skipif(find_spec("rich") is None, reason="without the extra cli nothing is coloured")
+def test_terminal_shows_colours_and_progress_but_no_codes_of_messages(
+    dsn: str, repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    build(repository)("\x1b]0;owned\x07[bold]")
+    printed = on_a_terminal("show", "s", "--dsn", dsn)
+    assert "\x1b[1;36msession s" in printed
+    assert "  \\x1b]0;owned\\x07[bold]" in printed
+    age(connection, "s", "2 days")
+    assert "\x1b[1m" in on_a_terminal("sessions", "--dsn", dsn)
+    printed = on_a_terminal("purge", "--idle-for", "1d", "--dsn", dsn)
+    assert "purging" in printed
+    assert "deleted 1 session with" in printed

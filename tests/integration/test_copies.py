@@ -1,0 +1,520 @@
+"""Forks: exact copies of sessions, whole or cut short, from which agents go on."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from strands import Agent
+from strands.agent.conversation_manager import (
+    NullConversationManager,
+    SlidingWindowConversationManager,
+    SummarizingConversationManager,
+)
+from strands.types.content import Message
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from strands_psycopg import (
+    LeaseLostError,
+    PostgresSessionRepository,
+    SessionExistsError,
+    SessionForkError,
+    SessionNotFoundError,
+    SessionSummary,
+)
+from strands_psycopg.scripted_model import ScriptedModel
+from support.agents import LOOK_UP, Approval, GuardedModel, OverflowingModel, StatefulModel, build, dump, look_up
+from support.multi_agents import Team
+from support.pausing import pause_before
+from support.tables import blocked, one, texts
+from support.waiting import wait_until
+
+Connection = psycopg.Connection[Any]
+
+# What JSONB cannot hold, for every column that has an exact one beside it.
+ODD: dict[str, Any] = {"z": "\0", "a": [-0.0, 1e16, float("inf")], "é": {"b": 1, "a": 2}}
+
+
+def rows(connection: Connection, table: str, session_id: str, *ignored: str) -> list[dict[str, Any]]:
+    query = sql.SQL("SELECT to_jsonb(t) - %s::text[] FROM {} AS t WHERE session_id = %s ORDER BY 1")
+    left_out = ["session_id", "write_id", *ignored]
+    return [row for (row,) in connection.execute(query.format(sql.Identifier(table)), [left_out, session_id])]
+
+
+def fill(repository: PostgresSessionRepository, agent_ids: tuple[str, ...] = ("a", "b")) -> None:
+    """Store a session ``s`` whose agents have four odd messages each, the second of them redacted, and a team ``m``."""
+    repository.create_session(Session("s", SessionType.AGENT))
+    for agent_id in agent_ids:
+        repository.create_agent("s", SessionAgent(agent_id, {"mine": ODD}, dict(ODD), {"model_state": {}, "odd": ODD}))
+        for index in range(4):
+            content: Any = {"role": "user", "content": [{"text": f"{agent_id} {index}"}, {"json": ODD}]}
+            repository.create_message("s", agent_id, SessionMessage(content, index))
+        redaction: Any = {"role": "user", "content": [{"text": "\0[removed]"}]}
+        repository.update_message("s", agent_id, SessionMessage({"role": "user", "content": []}, 1, redaction))
+    repository.create_multi_agent("s", Team("m", ODD))
+
+
+def talk(repository: PostgresSessionRepository, turns: int, session_id: str = "s", **options: Any) -> Agent:
+    agent = build(repository, session_id, [[f"answer {number}"] for number in range(turns)], **options)
+    for number in range(turns):
+        agent(f"prompt {number}")
+    return agent
+
+
+def conversation(messages: list[Message]) -> list[str]:
+    return [next(iter(message["content"][0].values())) for message in messages]  # type: ignore[misc]
+
+
+def test_fork_is_an_exact_copy(repository: PostgresSessionRepository, connection: Connection) -> None:
+    fill(repository)
+    before = {table: rows(connection, table, "s") for table in ("strands_agents", "strands_messages")}
+
+    summary = repository.fork_session("s", "fork")
+
+    session = repository.read_session("fork")
+    assert session is not None
+    assert summary == SessionSummary("fork", "AGENT", session.created_at, session.updated_at, 2, 8, 1)
+    assert rows(connection, "strands_messages", "fork") == rows(connection, "strands_messages", "s")
+    for table in ("strands_agents", "strands_multi_agents"):
+        times = ("created_at", "updated_at")
+        assert rows(connection, table, "fork", *times) == rows(connection, table, "s", *times) != []
+    assert {table: rows(connection, table, "s") for table in before} == before
+    assert repository.read_multi_agent("fork", "m") is not None
+
+
+def test_fork_was_created_when_it_was_made_and_its_messages_when_they_were(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    fill(repository)
+    for table in ("sessions", "agents", "messages", "multi_agents"):
+        connection.execute(f"UPDATE strands_{table} SET created_at = '2020-01-01', updated_at = '2020-01-02'".encode())
+
+    repository.fork_session("s", "fork")
+
+    for table in ("sessions", "agents", "multi_agents"):
+        query = (
+            "SELECT min(created_at) = max(updated_at) AND min(created_at) > now() - interval '1 minute' "
+            f"FROM strands_{table} WHERE session_id = 'fork'"
+        )
+        assert one(connection, query), table
+    assert one(connection, "SELECT bool_and(created_at = '2020-01-01') FROM strands_messages WHERE session_id = 'fork'")
+
+
+def test_fork_of_one_agent_leaves_the_others_out(repository: PostgresSessionRepository) -> None:
+    fill(repository)
+    summary = repository.fork_session("s", "fork", agent_id="b")
+    assert (summary.agents, summary.messages, summary.multi_agents) == (1, 4, 0)
+    assert [agent.agent_id for agent in repository.list_agents("fork")] == ["b"]
+
+
+@pytest.mark.parametrize(("until", "left"), [(0, 0), (1, 1), (3, 3), (4, 4), (5, 4), (2**80, 4)])
+def test_until_is_the_index_of_the_first_message_that_is_left_out(
+    repository: PostgresSessionRepository, connection: Connection, until: int, left: int
+) -> None:
+    fill(repository)
+    assert repository.fork_session("s", "fork", agent_id="a", until=until).messages == left
+    assert rows(connection, "strands_messages", "fork") == [
+        row for row in rows(connection, "strands_messages", "s") if row["agent_id"] == "a" and row["message_id"] < until
+    ]
+
+
+def test_until_without_an_agent_means_the_only_one(repository: PostgresSessionRepository) -> None:
+    fill(repository, agent_ids=("a",))
+    summary = repository.fork_session("s", "fork", until=2)
+    assert (summary.agents, summary.messages, summary.multi_agents) == (1, 2, 1)
+
+
+def test_until_without_an_agent_is_refused_where_there_are_several(repository: PostgresSessionRepository) -> None:
+    fill(repository)
+    with pytest.raises(SessionForkError, match="has 2 agents; name the one") as refused:
+        repository.fork_session("s", "fork", until=2)
+    assert (refused.value.session_id, refused.value.agent_id) == ("s", None)
+    assert repository.read_session("fork") is None
+
+
+def test_session_without_agents_can_be_forked(repository: PostgresSessionRepository) -> None:
+    repository.create_session(Session("s", SessionType.AGENT))
+    summary = repository.fork_session("s", "fork", until=3)
+    assert (summary.agents, summary.messages) == (0, 0)
+
+
+def test_fork_of_nothing_is_an_error(repository: PostgresSessionRepository) -> None:
+    with pytest.raises(SessionNotFoundError, match="session 's' does not exist"):
+        repository.fork_session("s", "fork")
+    repository.create_session(Session("s", SessionType.AGENT))
+    with pytest.raises(SessionNotFoundError, match="the session has no agent 'x'"):
+        repository.fork_session("s", "fork", agent_id="x")
+    assert repository.read_session("fork") is None
+
+
+@pytest.mark.parametrize("taken", ["fork", "s"])
+def test_fork_never_touches_a_session_that_exists(
+    repository: PostgresSessionRepository, connection: Connection, taken: str
+) -> None:
+    fill(repository)
+    repository.create_session(Session("fork", SessionType.AGENT))
+    before = rows(connection, "strands_agents", taken)
+    with pytest.raises(SessionExistsError, match=f"session '{taken}' already exists; choose another id"):
+        repository.fork_session("s", taken)
+    assert rows(connection, "strands_agents", taken) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"new_session_id": ""}, "new_session_id"),
+        ({"session_id": "\0"}, "session_id"),
+        ({"agent_id": ""}, "agent_id"),
+        ({"until": -1}, "until"),
+        ({"until": True}, "until"),
+        ({"until": 1.0}, "until"),
+    ],
+)
+def test_wrong_argument_is_refused_by_name(
+    repository: PostgresSessionRepository, arguments: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must"):
+        repository.fork_session(**{"session_id": "s", "new_session_id": "fork", **arguments})
+
+
+def test_fork_does_not_wait_for_a_writer_and_sees_nothing_of_its_half(
+    repository: PostgresSessionRepository, connection: Connection, watcher: Connection
+) -> None:
+    fill(repository)
+    with connection.transaction():
+        connection.execute("SELECT FROM strands_agents FOR UPDATE")
+        connection.execute("UPDATE strands_sessions SET updated_at = now()")
+        connection.execute("DELETE FROM strands_messages WHERE message_id = 3")
+        assert repository.fork_session("s", "fork").messages == 8
+    assert one(watcher, "SELECT count(*) FROM strands_messages WHERE session_id = 's'") == 6
+
+
+def test_fork_is_of_one_moment_though_its_session_goes_on(
+    repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(repository, agent_ids=("a",))
+    reached, go = pause_before(monkeypatch, repository._copies._copy_messages)
+    with ThreadPoolExecutor() as threads, PostgresSessionRepository(dsn, **pool_options) as other:
+        fork = threads.submit(repository.fork_session, "s", "fork")
+        assert reached.wait(30)
+        other.agents.update_and_append(
+            "s",
+            SessionAgent("a", {"later": True}, {}),
+            SessionMessage({"role": "user", "content": []}, 4),
+            write_id=uuid4(),
+        )
+        other.delete_agent("s", "a")
+        go.set()
+        assert fork.result(30).messages == 4
+    agent = repository.read_agent("fork", "a")
+    assert agent is not None
+    assert agent.state.keys() == {"mine"}
+
+
+def test_of_two_forks_with_one_name_one_is_refused(
+    repository: PostgresSessionRepository, connection: Connection, watcher: Connection
+) -> None:
+    fill(repository)
+    outcomes: list[object] = []
+
+    def fork() -> None:
+        try:
+            outcomes.append(repository.fork_session("s", "fork").messages)
+        except SessionExistsError as error:
+            outcomes.append(type(error))
+
+    with connection.transaction():
+        connection.execute("INSERT INTO strands_sessions SELECT 'fork', 'AGENT', gen_random_uuid(), now(), now()")
+        thread = threading.Thread(target=fork)
+        thread.start()
+        wait_until(lambda: blocked(watcher))
+    thread.join(30)
+    assert outcomes == [SessionExistsError]
+
+
+def test_repeat_after_a_lost_answer_changes_nothing_in_the_fork(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    fill(repository, agent_ids=("a",))
+    write_id = uuid4()
+    copies = repository._copies
+    copies.fork("s", "fork", write_id=write_id)
+    repository.create_message("s", "a", SessionMessage({"role": "user", "content": []}, 4))
+    repository.create_message("fork", "a", SessionMessage({"role": "user", "content": [{"text": "mine"}]}, 4))
+    before = rows(connection, "strands_messages", "fork")
+    assert copies.fork("s", "fork", write_id=write_id).messages == 5
+    assert rows(connection, "strands_messages", "fork") == before
+
+
+def test_fork_under_a_lost_lease_is_refused(repository: PostgresSessionRepository, connection: Connection) -> None:
+    fill(repository)
+    with repository.lease("fork"):
+        repository.fork_session("s", "fork")
+    repository.delete_session("fork")
+    with repository.lease("fork"):
+        connection.execute("UPDATE strands_leases SET term = gen_random_uuid()")
+        with pytest.raises(LeaseLostError):
+            repository.fork_session("s", "fork")
+    assert repository.read_session("fork") is None
+
+
+def test_leased_session_can_be_forked(
+    repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any]
+) -> None:
+    fill(repository)
+    with PostgresSessionRepository(dsn, **pool_options) as other, other.lease("s"):
+        assert repository.fork_session("s", "fork").agents == 2
+
+
+# Agents that go on from a fork.
+
+
+def test_fork_goes_on_and_the_original_too(repository: PostgresSessionRepository, connection: Connection) -> None:
+    original = talk(repository, 2, state={"mood": "good"})
+    repository.fork_session("s", "fork")
+
+    fork = build(repository, "fork", [["other"]])
+    assert dump(fork) == dump(original)
+    fork("else")
+    original("more")
+
+    assert texts(connection, "fork")[4:] == ["else", "other"]
+    assert texts(connection)[4:] == ["more", "answer 1"]
+    assert dump(build(repository, "fork")) == dump(fork)
+    assert dump(build(repository)) == dump(original)
+
+
+def test_edit_and_resend(repository: PostgresSessionRepository, connection: Connection) -> None:
+    talk(repository, 3, state={"mood": "good"})
+    repository.fork_session("s", "fork", until=2)
+    fork = build(repository, "fork", [["other"]])
+    fork("edited")
+    assert conversation(fork.messages) == ["prompt 0", "answer 0", "edited", "other"]
+    assert fork.state.get("mood") == "good"
+    assert texts(connection, "fork") == conversation(fork.messages)
+
+
+def test_try_again_from_a_prompt(repository: PostgresSessionRepository, connection: Connection) -> None:
+    talk(repository, 3)
+    repository.fork_session("s", "fork", until=3)
+    fork = build(repository, "fork", [["other"]])
+    fork()
+    assert texts(connection, "fork") == ["prompt 0", "answer 0", "prompt 1", "other"]
+
+
+def test_cut_before_a_tools_result_has_the_tool_called_again(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    agent = build(repository, replies=LOOK_UP, tools=[look_up])
+    agent("How is the weather in Köln?")
+    repository.fork_session("s", "fork", until=2)
+    fork = build(repository, "fork", [["Warm."]], tools=[look_up])
+    fork()
+    assert fork.state.get("asked") == ["Köln", "Köln"]
+    assert [list(message["content"][0]) for message in fork.messages] == [
+        ["text"],
+        ["toolUse"],
+        ["toolResult"],
+        ["text"],
+    ]
+
+
+def test_redaction_goes_along(repository: PostgresSessionRepository) -> None:
+    agent = build(repository, model=GuardedModel([["No."]], "[removed]"))
+    agent("secret")
+    repository.fork_session("s", "fork")
+    assert dump(build(repository, "fork")) == dump(agent)
+    assert "secret" not in dump(build(repository, "fork"))
+
+
+def sliding(window_size: int = 4) -> dict[str, Any]:
+    return {"conversation_manager": SlidingWindowConversationManager(window_size=window_size)}
+
+
+@pytest.mark.parametrize(
+    ("until", "restored"),
+    [
+        (20, ["prompt 8", "answer 8", "prompt 9", "answer 9"]),
+        (19, ["prompt 7", "answer 7", "prompt 8", "answer 8", "prompt 9"]),
+        (10, ["prompt 3", "answer 3", "prompt 4", "answer 4"]),
+        (9, ["prompt 2", "answer 2", "prompt 3", "answer 3", "prompt 4"]),
+        (4, ["prompt 0", "answer 0", "prompt 1", "answer 1"]),
+        (3, ["prompt 0", "answer 0", "prompt 1"]),
+        (0, []),
+    ],
+)
+def test_window_is_moved_back_before_the_cut(
+    repository: PostgresSessionRepository, connection: Connection, until: int, restored: list[str]
+) -> None:
+    talk(repository, 10, **sliding())
+    assert len(build(repository, **sliding()).messages) == 4
+
+    repository.fork_session("s", "fork", until=until)
+
+    fork = build(repository, "fork", [["other"]], **sliding())
+    assert conversation(fork.messages) == restored
+    fork("else") if until % 2 == 0 else fork()
+    assert conversation(fork.messages)[-1] == "other"
+    assert len(fork.messages) <= 4
+    assert texts(connection, "fork")[:until] == texts(connection)[:until]
+    assert texts(connection, "fork")[-1] == "other"
+    assert dump(build(repository, "fork", **sliding())) == dump(fork)
+
+
+def test_window_does_not_begin_with_a_tools_result(repository: PostgresSessionRepository) -> None:
+    replies = [*LOOK_UP[:1], *LOOK_UP[1:]] * 3 + [["done"]]
+    agent = build(repository, replies=replies, tools=[look_up], **sliding(6))
+    for number in range(4):
+        agent(f"prompt {number}")
+    # Turns of four messages, the last of two: the window holds the last six.
+    assert len(agent.messages) == 6
+
+    repository.fork_session("s", "fork", until=8)
+
+    fork = build(repository, "fork", tools=[look_up], **sliding(6))
+    assert conversation(fork.messages)[0] == "prompt 0"
+    assert len(fork.messages) == 8
+
+
+def test_manager_that_keeps_nothing_has_nothing_before_the_cut(repository: PostgresSessionRepository) -> None:
+    talk(repository, 3, **sliding(0))
+    repository.fork_session("s", "fork", until=4)
+    assert build(repository, "fork", **sliding(0)).messages == []
+
+
+def summarized(repository: PostgresSessionRepository) -> Agent:
+    """Give an agent whose first three messages of eight are in a summary."""
+    manager = SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2)
+    replies = [["one"], ["two"], ["three"], ["four"]]
+    agent = build(repository, conversation_manager=manager, model=OverflowingModel(replies, overflows={3}))
+    for number in range(1, 5):
+        agent(str(number))
+    assert agent.conversation_manager.removed_message_count == 3
+    return agent
+
+
+def summarizing() -> dict[str, Any]:
+    return {"conversation_manager": SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2)}
+
+
+def test_summary_stays_where_it_ends_before_the_cut(repository: PostgresSessionRepository) -> None:
+    agent = summarized(repository)
+    repository.fork_session("s", "whole")
+    assert dump(build(repository, "whole", **summarizing())) == dump(agent)
+    for until in (3, 5):
+        repository.fork_session("s", f"until {until}", until=until)
+        fork = build(repository, f"until {until}", [["other"]], **summarizing())
+        assert fork.messages == agent.messages[: 1 + until - 3]
+        fork("else")
+        assert dump(build(repository, f"until {until}", **summarizing())) == dump(fork)
+
+
+def test_summary_that_reaches_past_the_cut_is_left_out(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    summarized(repository)
+    repository.fork_session("s", "fork", until=2)
+
+    fork = build(repository, "fork", [["other"]], **summarizing())
+    assert conversation(fork.messages) == ["1", "one"]
+    assert fork.conversation_manager.get_state()["summary_message"] is None
+    fork("else")
+    assert texts(connection, "fork") == ["1", "one", "else", "other"]
+    assert dump(build(repository, "fork", **summarizing())) == dump(fork)
+    # What the summary told of later messages is nowhere in the fork.
+    assert 'summary_message": null' in one(
+        connection, "SELECT conversation_manager_state::text FROM strands_agents WHERE session_id = 'fork'"
+    )
+
+
+def test_fork_whose_summary_was_left_out_summarizes_again(repository: PostgresSessionRepository) -> None:
+    agent = summarized(repository)
+    for number in range(5, 10):
+        agent(str(number))
+    repository.fork_session("s", "fork", until=2)
+    fork = build(repository, "fork", model=OverflowingModel([["again"]], overflows={2}), **summarizing())
+    for number in range(3):
+        fork(f"new {number}")
+    assert fork.conversation_manager.get_state()["summary_message"] is not None
+    assert dump(build(repository, "fork", **summarizing())) == dump(fork)
+
+
+def test_manager_that_keeps_everything_needs_no_change(repository: PostgresSessionRepository) -> None:
+    talk(repository, 3, conversation_manager=NullConversationManager())
+    repository.fork_session("s", "fork", until=3)
+    fork = build(repository, "fork", conversation_manager=NullConversationManager())
+    assert conversation(fork.messages) == ["prompt 0", "answer 0", "prompt 1"]
+
+
+class Archive(SlidingWindowConversationManager):
+    """Drops messages as a sliding window, and keeps more about them."""
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "archived_until": self.removed_message_count}
+
+
+def test_manager_of_an_unknown_kind_is_cut_only_behind_what_it_put_aside(repository: PostgresSessionRepository) -> None:
+    agent = talk(repository, 4, conversation_manager=Archive(window_size=4))
+    assert agent.conversation_manager.removed_message_count == 4
+    with pytest.raises(SessionForkError, match=r"has put 4 messages aside, .* cut at 4 or later") as refused:
+        repository.fork_session("s", "fork", until=3)
+    assert (refused.value.session_id, refused.value.agent_id) == ("s", "default")
+    assert repository.read_session("fork") is None
+
+    repository.fork_session("s", "fork", until=6)
+    fork = build(repository, "fork", conversation_manager=Archive(window_size=4))
+    assert conversation(fork.messages) == ["prompt 2", "answer 2"]
+
+
+def interrupted(repository: PostgresSessionRepository) -> tuple[Agent, str]:
+    agent = build(repository, replies=LOOK_UP, tools=[look_up], hooks=[Approval()])
+    result = agent("How is the weather in Köln?")
+    assert result.stop_reason == "interrupt"
+    assert result.interrupts is not None
+    return agent, result.interrupts[0].id
+
+
+def test_pending_interrupt_is_answered_in_the_fork_too(repository: PostgresSessionRepository) -> None:
+    agent, interrupt_id = interrupted(repository)
+    repository.fork_session("s", "fork")
+    fork = build(repository, "fork", [["It is warm."]], tools=[look_up], hooks=[Approval()])
+    assert dump(fork) == dump(agent)
+    answer: Any = [{"interruptResponse": {"interruptId": interrupt_id, "response": "yes"}}]
+    assert fork(answer).stop_reason == "end_turn"
+    assert fork.state.get("asked") == ["Köln"]
+
+
+def test_pending_interrupt_after_the_cut_is_dropped(repository: PostgresSessionRepository) -> None:
+    interrupted(repository)
+    repository.fork_session("s", "fork", until=1)
+    fork = build(repository, "fork", [["I do not know."]], tools=[look_up], hooks=[Approval()])
+    assert fork().stop_reason == "end_turn"
+    assert fork.state.get("asked") is None
+    assert conversation(fork.messages) == ["How is the weather in Köln?", "I do not know."]
+
+
+def test_conversation_on_the_providers_side_is_forked_whole_or_not_at_all(
+    repository: PostgresSessionRepository,
+) -> None:
+    def agent(session_id: str) -> Agent:
+        return build(repository, session_id, model=StatefulModel([["ok"]]))
+
+    agent("s")("hello")
+    with pytest.raises(SessionForkError, match="its model keeps the conversation on the provider's side"):
+        repository.fork_session("s", "fork", until=1)
+
+    repository.fork_session("s", "whole")
+    assert agent("whole")._model_state == {"response_id": "response-1"}
+    repository.fork_session("s", "empty", until=0)
+    assert agent("empty")._model_state == {}
+
+
+def test_fork_can_be_forked(repository: PostgresSessionRepository, connection: Connection) -> None:
+    talk(repository, 10, **sliding())
+    for number, until in enumerate([15, 10, 5]):
+        repository.fork_session(["s", "0", "1"][number], str(number), until=until)
+        build(repository, str(number), model=ScriptedModel([["other"]]), **sliding())()
+    assert texts(connection, "2") == [*texts(connection)[:5], "other"]
