@@ -185,15 +185,15 @@ def test_server_that_is_silent_for_long_is_a_storage_error_and_nothing_is_torn(o
 STOP_HALFWAY = """
 import asyncio, sys
 from strands_psycopg import PostgresStorage
-from strands_psycopg.storage import values
+from strands_psycopg.storage import stock
 
-joined = values._joined
+joined = stock._joined
 
 def stop(*arguments):
     ready()
     return joined(*arguments)
 
-values._joined = stop
+stock._joined = stop
 with PostgresStorage(sys.argv[1], answer_timeout=2) as storage:
     asyncio.run(storage.write("k", bytes.fromhex(sys.argv[2])))
 """

@@ -61,7 +61,8 @@ class PostgresStorage(Storage):
             ``english``; values that another one has stored are found by its words.
         search_limit: How many values ``search`` gives at most.
         retry_timeout: For how many seconds a statement is tried again while the database is away.
-        answer_timeout: After how many seconds without an answer a connection counts as lost.
+        answer_timeout: After how many seconds without an answer a connection counts as lost. A value of hundreds of
+            megabytes takes longer than these.
         **pool_options: As of ``PostgresSessionRepository``.
 
     Raises:

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from itertools import accumulate
 from typing import TypeVar
 from uuid import UUID
 
 from psycopg import Cursor
-from psycopg.rows import TupleRow, tuple_row
+from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
 from strands_psycopg.storage.pieces import cut, name
+from strands_psycopg.storage.stock import Stock, another
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,6 @@ LONGEST_KEY = 2048
 
 # Greater than every key, so behind a prefix greater than every key that begins with it.
 _LAST = "\U0010ffff" * (LONGEST_KEY // 4 + 1)
-
-# How many released pieces are removed in one transaction.
-_COLLECTED = 1000
 
 # What was committed while a statement waited for a lock must be seen by the next one.
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
@@ -67,19 +64,6 @@ _PUT_WHOLE = """
 
 _LOCK = "SELECT pieces FROM {storage} WHERE key = %(key)s FOR UPDATE"
 
-# In order, so that no two transactions wait for each other.
-_KEEP = """
-    SELECT piece_id FROM {pieces} WHERE piece_id = ANY(%(piece_ids)s) ORDER BY piece_id FOR KEY SHARE
-"""
-
-# One string of bytes is sent much faster than an array of them.
-_ADD = """
-    INSERT INTO {pieces} (piece_id, data)
-    SELECT new.piece_id, substring(%(data)s FROM new.start + 1 FOR new.size)
-    FROM unnest(%(piece_ids)s::uuid[], %(starts)s::integer[], %(sizes)s::integer[]) AS new (piece_id, start, size)
-    ON CONFLICT (piece_id) DO UPDATE SET released = false
-"""
-
 _PUT = """
     INSERT INTO {storage} AS s (key, data, pieces, size, words, updated_at)
     VALUES (
@@ -99,34 +83,6 @@ _DELETE_WHOLE = """
 """  # not done: the value that is there is made of pieces
 
 _DELETE = "DELETE FROM {storage} WHERE key = %(key)s RETURNING pieces"
-
-# Of two transactions that cease to use a piece at once, the later one waits here, and sees then that nobody does.
-_LEAVE = """
-    SELECT piece_id FROM {pieces} WHERE piece_id = ANY(%(piece_ids)s) ORDER BY piece_id FOR NO KEY UPDATE
-"""
-
-_RELEASE = """
-    UPDATE {pieces} AS p SET released = true
-    WHERE piece_id = ANY(%(piece_ids)s) AND NOT EXISTS (
-        SELECT FROM {storage} AS s WHERE s.pieces @> ARRAY[p.piece_id]
-    )
-"""
-
-_IS_ANY_RELEASED = "SELECT piece_id FROM {pieces} WHERE released ORDER BY piece_id LIMIT 1"
-
-# Those that are locked are being used again, or removed.
-_TAKE_RELEASED = """
-    SELECT piece_id FROM {pieces} WHERE released ORDER BY piece_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-"""
-
-_DISCARD = """
-    DELETE FROM {pieces} AS p
-    WHERE piece_id = ANY(%(piece_ids)s) AND NOT EXISTS (
-        SELECT FROM {storage} AS s WHERE s.pieces @> ARRAY[p.piece_id]
-    )
-"""
-
-_RETAIN = "UPDATE {pieces} SET released = false WHERE piece_id = ANY(%(piece_ids)s)"
 
 # A row for each piece: putting them together here is faster than there.
 _READ = """
@@ -181,21 +137,14 @@ class Values:
 
     def __init__(self, database: Database, *, scope: str, text_search_config: str) -> None:
         self._database = database
+        self._stock = Stock(database)
         self._scope = blake2b(scope.encode()).digest()
         self._configuration = text_search_config
         self._put_whole = database.statement(_PUT_WHOLE)
         self._lock = database.statement(_LOCK)
-        self._keep = database.statement(_KEEP)
-        self._add = database.statement(_ADD)
         self._put = database.statement(_PUT)
         self._delete_whole = database.statement(_DELETE_WHOLE)
         self._delete = database.statement(_DELETE)
-        self._leave = database.statement(_LEAVE)
-        self._release = database.statement(_RELEASE)
-        self._is_any_released = database.statement(_IS_ANY_RELEASED)
-        self._take_released = database.statement(_TAKE_RELEASED)
-        self._discard = database.statement(_DISCARD)
-        self._retain = database.statement(_RETAIN)
         self._read = database.statement(_READ)
         self._list = database.statement(_LIST)
         self._search = database.statement(_SEARCH)
@@ -223,7 +172,7 @@ class Values:
             self._change(doing, (self._lock, row), partial(self._replace, row, {}))
 
     def _write_whole(self, doing: str, statement: bytes, row: dict[str, object]) -> bool:
-        """Store or delete a value that is not in pieces; tell whether it was none."""
+        """Store or delete a value without pieces; tell whether the one before had none either, and it is done."""
         # Nothing in the row tells a value that lands late from a new one.
         self._database.learn_time()
         return bool(self._database.write(doing, statement, row).rows[0][1])
@@ -233,14 +182,12 @@ class Values:
     ) -> bool:
         """Store a value in a transaction that has locked its row; tell whether there are released pieces."""
         while True:
-            kept = cursor.execute(self._keep, {"piece_ids": list(pieces)}).fetchall()
-            added = sorted(pieces.keys() - {piece_id for (piece_id,) in kept})
+            added = sorted(pieces.keys() - self._stock.keep(pieces, cursor))
             left = set(locked[0][0] or ()) - pieces.keys() if locked else set()
             with cursor.connection.pipeline():
-                if added:
-                    cursor.execute(self._add, _joined(added, [pieces[piece_id] for piece_id in added]))
-                put = _another(cursor).execute(self._put, row | {"locked": bool(locked)})
-                released = self._leave_pieces(left, cursor)
+                self._stock.add(added, [pieces[piece_id] for piece_id in added], cursor)
+                put = another(cursor).execute(self._put, row | {"locked": bool(locked)})
+                released = self._stock.leave(left, cursor)
             if put.rowcount:
                 return released.fetchone() is not None
             locked = cursor.execute(self._lock, row).fetchall()
@@ -259,38 +206,22 @@ class Values:
     def _remove(self, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
         """Go on in a transaction that has deleted a value; tell whether there are released pieces."""
         with cursor.connection.pipeline():
-            released = self._leave_pieces(set(deleted[0][0] or ()) if deleted else set(), cursor)
+            released = self._stock.leave(set(deleted[0][0] or ()) if deleted else set(), cursor)
         return released.fetchone() is not None
-
-    def _leave_pieces(self, piece_ids: set[UUID], cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
-        """Mark those of the pieces that nothing uses any more, in a pipeline; the cursor finds one that is marked.
-
-        It may be one that another process has left so.
-        """
-        if piece_ids:
-            left = {"piece_ids": list(piece_ids)}
-            _another(cursor).execute(self._leave, left)
-            _another(cursor).execute(self._release, left)
-        return _another(cursor).execute(self._is_any_released)
 
     def _change(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]) -> None:
         """Store or delete a value, and then remove the pieces that nothing uses any more."""
         if self._transact(doing, first, work):
             try:
-                while self._transact("removing unused pieces", (_SOMETIME, {}), self._collect) == _COLLECTED:
+                while self._transact("removing unused pieces", (_SOMETIME, {}), self._remove_unused):
                     pass
             except StrandsPsycopgError as error:
                 # The value is stored. What is left here is removed after the next change.
                 logger.warning("error=<%s> | unused pieces were not removed", error)
 
-    def _collect(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> int:
-        """Remove released pieces that no value uses; give the number of those that were looked at."""
-        taken = {"piece_ids": [row[0] for row in cursor.execute(self._take_released, {"limit": _COLLECTED})]}
-        if taken["piece_ids"]:
-            with cursor.connection.pipeline():
-                cursor.execute(self._discard, taken)
-                cursor.execute(self._retain, taken)
-        return len(taken["piece_ids"])
+    def _remove_unused(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> bool:
+        """Remove pieces in a transaction; tell whether there may be more to remove."""
+        return self._stock.collect(cursor)
 
     def _transact(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], _T]) -> _T:
         """Run a statement in a transaction, and then what goes on with its rows."""
@@ -299,8 +230,8 @@ class Values:
         def transaction(cursor: Cursor[TupleRow]) -> _T:
             with cursor.connection.pipeline():
                 cursor.execute(_READ_COMMITTED)
-                _another(cursor).execute(_NEVER_IDLE, {"milliseconds": milliseconds})
-                found = _another(cursor).execute(*first)
+                another(cursor).execute(_NEVER_IDLE, {"milliseconds": milliseconds})
+                found = another(cursor).execute(*first)
             return work(cursor, found.fetchall())
 
         return self._database.transact(doing, transaction)
@@ -337,17 +268,6 @@ class Values:
         # Whether the keys or the words find the values sooner depends on which they are.
         rows = self._database.fetch(doing, self._search, row, binary=True, prepare=False).rows
         return [Hit(key, score, _whole(doing, size, data)) for key, score, size, data in rows]
-
-
-def _another(cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
-    """Give a cursor like this one, for a further result of a pipeline."""
-    return Cursor(cursor.connection, row_factory=tuple_row)
-
-
-def _joined(piece_ids: list[UUID], pieces: list[memoryview]) -> dict[str, object]:
-    sizes = [len(piece) for piece in pieces]
-    starts = list(accumulate(sizes, initial=0))[:-1]
-    return {"piece_ids": piece_ids, "data": b"".join(pieces), "starts": starts, "sizes": sizes}
 
 
 def _range(prefix: str) -> dict[str, object]:
