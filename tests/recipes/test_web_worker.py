@@ -22,6 +22,9 @@ _CLIENTS = 100
 _SESSIONS = 20
 _TURNS = 2
 
+# So many processes may be short of the processor.
+_DEADLINE = 120
+
 OF_THE_WORKERS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'strands-psycopg'
@@ -85,7 +88,7 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
         prompt = f"wait until {tmp_path / 'never'}"
         async with turn(http, "doomed", prompt) as events:
             pid = int((await anext(events)).data)
-            await until(lambda: sum(map(len, acknowledged.values())) >= _CLIENTS // 2)
+            await until(lambda: sum(map(len, acknowledged.values())) >= _CLIENTS // 2, seconds=_DEADLINE)
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(httpx.TransportError):
                 await anext(events)
@@ -99,7 +102,7 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
 
     with Web(direct_dsn, workers=2, LEASE_TTL="4") as web:
         asyncio.run(all_clients())
-        wait_until(lambda: len(web.pids()) == 3)
+        wait_until(lambda: len(web.pids()) == 3, seconds=_DEADLINE)
         web.terminate()
         assert web.end() == 0, web.log()
 
@@ -114,7 +117,7 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
             assert stored[order[-1] + 1] == said
             assert said.endswith(f" heard {prompt}")
         assert len(order) == _TURNS * _CLIENTS // _SESSIONS
-    wait_until(lambda: one(connection, OF_THE_WORKERS) == 0)
+    wait_until(lambda: one(connection, OF_THE_WORKERS) == 0, seconds=_DEADLINE)
     assert one(connection, "SELECT count(*) FROM strands_leases") == 0
 
 
@@ -148,7 +151,7 @@ def test_both_processes_serve_that_were_forked_after_the_import(
     ]
     assert texts(connection, "parent")[-2] == "after the fork"
     assert one(connection, "SELECT count(*) FROM strands_leases") == 0
-    wait_until(lambda: one(connection, OF_THE_WORKERS) == 0)
+    wait_until(lambda: one(connection, OF_THE_WORKERS) == 0, seconds=_DEADLINE)
 
 
 def test_turns_under_way_end_before_the_worker_does(direct_dsn: str, connection: Connection, tmp_path: Path) -> None:

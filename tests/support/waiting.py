@@ -7,17 +7,17 @@ from collections.abc import Callable
 _DEADLINE = 30
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Return as soon as the condition is true."""
-    deadline = time.monotonic() + _DEADLINE
+def wait_until(condition: Callable[[], object], *, seconds: float = _DEADLINE) -> None:
+    """Return as soon as the condition is true, which it must be in time."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.002)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Return as soon as the condition is true, letting the event loop run meanwhile."""
-    deadline = time.monotonic() + _DEADLINE
+async def until(condition: Callable[[], object], *, seconds: float = _DEADLINE) -> None:
+    """Return as soon as the condition is true, which it must be in time, letting the event loop run meanwhile."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         await asyncio.sleep(0.002)

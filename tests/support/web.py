@@ -17,7 +17,7 @@ import httpx
 
 from support.waiting import wait_until
 
-_DEADLINE = 60
+_DEADLINE = 120
 
 
 class Web:
@@ -49,7 +49,7 @@ class Web:
             stderr=self._log,
         )
         try:
-            wait_until(lambda: self._process.poll() is not None or self._serves())
+            wait_until(lambda: self._process.poll() is not None or self._serves(), seconds=_DEADLINE)
             assert self._process.poll() is None, self.log()
         except BaseException:
             self.__exit__(None, None, None)
@@ -108,7 +108,7 @@ def client(url: str) -> httpx.AsyncClient:
 @asynccontextmanager
 async def turn(http: httpx.AsyncClient, session_id: str, prompt: str) -> AsyncIterator[AsyncIterator[Event]]:
     """Ask until it is not refused any more, and give the events as they come. Leaving early hangs up."""
-    give_up_at = time.monotonic() + 2 * _DEADLINE
+    give_up_at = time.monotonic() + _DEADLINE
     while True:
         async with http.stream("POST", f"/sessions/{session_id}/turns", json={"prompt": prompt}) as response:
             if "Retry-After" not in response.headers:
