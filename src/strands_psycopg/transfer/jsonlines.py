@@ -24,7 +24,6 @@ from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.transfer.importing import import_one
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import (
-    AgentRow,
     MessageRow,
     Row,
     SessionRow,
@@ -52,7 +51,7 @@ _FIELDS = {
 _KIND = re.compile(r'\s*\{\s*"kind"\s*:\s*"(\w+)"')
 
 # A session of more characters is kept in a file while it is being read.
-_IN_MEMORY = 2**23
+_IN_MEMORY = 2**22
 
 
 def export_session(repository: PostgresSessionRepository, session_id: str) -> Iterator[str]:
@@ -168,6 +167,7 @@ class _LinesOfSession:
             raise self._incomplete("is cut off before its last line")
         counts = dict.fromkeys(("agents", "messages", "multi_agents"), 0)
         agent_id, index = None, 0
+        seen: set[tuple[type[Row], str]] = set()
         self._spool.seek(0)
         for number, line in enumerate(self._spool, start=self._first + 1):
             if not line.strip():
@@ -178,12 +178,15 @@ class _LinesOfSession:
                     raise self._incomplete("has not the numbers of agents and messages that its last line tells")
                 return
             row = self._parsed(number, line, _row)
-            if isinstance(row, AgentRow):
-                agent_id, index = row.agent_id, 0
-            elif isinstance(row, MessageRow):
+            if isinstance(row, MessageRow):
                 if (row.agent_id, row.message_id) != (agent_id, index):
                     raise self._incomplete(f"has, in line {number}, not the next message of the agent before it")
                 index += 1
+            else:
+                if (type(row), row[0]) in seen:
+                    raise self._incomplete(f"has, in line {number}, an agent for the second time")
+                seen.add((type(row), row[0]))
+                agent_id, index = row[0], 0
             counts[f"{kind}s"] += 1
             yield row
 
@@ -266,6 +269,8 @@ def _row(record: dict[str, Any]) -> Row:
 
 def _document(record: dict[str, Any], name: str) -> Any:
     exact = record.get(f"{name}_exact")
+    if exact is not None and not isinstance(exact, str):
+        raise ValueError(f"{name}_exact must be a string")
     if exact is not None:
         return decode("null", exact)
     # Only what the codec decodes has bytes in it.

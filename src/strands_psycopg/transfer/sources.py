@@ -58,7 +58,9 @@ class Notes:
             self.bad(file, str(error))
         except RecursionError:
             self.bad(file, "is nested too deeply")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except KeyError as error:
+            self.bad(file, f"lacks {error}")
+        except (ValueError, TypeError) as error:
             self.bad(file, f"cannot be read: {error}")
         return None
 
