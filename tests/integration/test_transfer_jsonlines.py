@@ -134,8 +134,8 @@ _CHANGES = {
     "order of keys": "UPDATE strands_agents SET state_exact = NULL WHERE agent_id = 'a'",
     "message": "UPDATE strands_messages SET message = '{}', message_exact = NULL WHERE message_id = 3",
     "redaction": "UPDATE strands_messages SET redact_message = NULL, redact_message_exact = NULL",
-    "one message more": "INSERT INTO strands_messages SELECT session_id, agent_id, 7, message, message_exact, NULL, NULL"
-    ", write_id, created_at, updated_at FROM strands_messages WHERE agent_id = 'a' AND message_id = 0",
+    "one message more": "INSERT INTO strands_messages SELECT session_id, agent_id, 7, message, message_exact, NULL, "
+    "NULL, write_id, created_at, updated_at FROM strands_messages WHERE agent_id = 'a' AND message_id = 0",
     "one message less": "DELETE FROM strands_messages WHERE agent_id = 'ö' AND message_id = 6",
     "one agent less": "DELETE FROM strands_agents WHERE agent_id = 'ö'",
     "one agent more": "INSERT INTO strands_agents SELECT session_id, 'more', state, state_exact, "
