@@ -55,6 +55,8 @@ class FileSessions:
 class _SessionFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Of which it is known that no symbolic link leads to them.
+        self._plain: set[tuple[str, ...]] = set()
 
     @property
     def session_id(self) -> str:
@@ -69,7 +71,7 @@ class _SessionFolder:
 
     def names(self, *path: str) -> list[str]:
         try:
-            _refuse_links(self._path, path)
+            self._refuse_links(path)
             return [child.name for child in self._path.joinpath(*path).iterdir()]
         except FileNotFoundError:
             return []
@@ -79,7 +81,7 @@ class _SessionFolder:
     def read(self, *path: str) -> bytes:
         file = self._path.joinpath(*path)
         try:
-            _refuse_links(self._path, path)
+            self._refuse_links(path)
             # A pipe would be waited for.
             if not stat.S_ISREG(file.lstat().st_mode):
                 raise UnreadableError("is no regular file")
@@ -92,12 +94,12 @@ class _SessionFolder:
     def readers(self, *path: str, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
         return (partial(self.read, *path, name) for name in names)
 
-
-def _refuse_links(folder: Path, path: Sequence[str]) -> None:
-    for name in ("", *path):
-        folder /= name
-        if folder.is_symlink():
-            raise UnreadableError(f"is refused, since {folder} is a symbolic link")
+    def _refuse_links(self, path: tuple[str, ...]) -> None:
+        if path and path[:-1] not in self._plain:
+            self._refuse_links(path[:-1])
+            self._plain.add(path[:-1])
+        if (link := self._path.joinpath(*path)).is_symlink():
+            raise UnreadableError(f"is refused, since {link} is a symbolic link")
 
 
 def export_files(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from strands.types.session import SessionAgent, SessionMessage
+from strands.types.session import SessionAgent, SessionMessage, decode_bytes_values
 
 from strands_psycopg.errors import BadFileError
 from strands_psycopg.transfer.rows import MessageRow, Row, SessionRow, agent_row, message_row
@@ -99,7 +99,7 @@ class SourceMessage(NamedTuple):
     Attributes:
         number: Its index in its source.
         file: What to call it if it cannot be read.
-        read: Gives what ``SessionMessage.from_dict`` takes.
+        read: Gives what ``SessionMessage.to_dict`` gave.
     """
 
     number: int
@@ -152,7 +152,13 @@ def with_times(session: SessionRow, record: Mapping[str, Any]) -> dict[str, Any]
 def _reader(session: SessionRow, agent_id: str, message: SourceMessage, position: int) -> Callable[[], MessageRow]:
     def read() -> MessageRow:
         record = with_times(session, message.read())
-        return message_row(agent_id, SessionMessage.from_dict({**record, "message_id": position}))
+        # As SessionMessage.from_dict does, but that takes longer than all the rest together.
+        documents = (
+            decode_bytes_values(record["message"]),
+            position,
+            decode_bytes_values(record.get("redact_message")),
+        )
+        return message_row(agent_id, SessionMessage(*documents, record["created_at"], record["updated_at"]))
 
     return read
 
