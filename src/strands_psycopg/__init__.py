@@ -1,6 +1,7 @@
 """Strands Agents' sessions in PostgreSQL, on raw psycopg 3 and one connection pool."""
 
 from strands_psycopg.errors import (
+    BadFileError,
     DatabaseError,
     DatabaseUnavailableError,
     LeaseLostError,
@@ -11,6 +12,7 @@ from strands_psycopg.errors import (
     SessionExistsError,
     SessionNotFoundError,
     StrandsPsycopgError,
+    TransferError,
 )
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
@@ -18,6 +20,7 @@ from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.storage import PostgresStorage
 
 __all__ = [
+    "BadFileError",
     "DatabaseError",
     "DatabaseUnavailableError",
     "Lease",
@@ -32,4 +35,5 @@ __all__ = [
     "SessionExistsError",
     "SessionNotFoundError",
     "StrandsPsycopgError",
+    "TransferError",
 ]

@@ -172,7 +172,7 @@ _BAD = {
     "list": (b"[]", "holds no JSON object"),
     "latin": ('{"message": "é"}'.encode("latin-1"), "is not UTF-8"),
     "deep": (b'{"message": ' + b"[" * 100_000, "is nested too deeply"),
-    "without a message": (b"{}", "cannot be read: "),
+    "without a message": (b"{}", "lacks 'message'"),
     "text": (b'{"message": "secret"}', "cannot be read: message must be a JSON object, not str"),
     "no base64": (b'{"message": {"a": {"__bytes_encoded__": true, "data": "a"}}}', "cannot be read: "),
     "time": (b'{"message": {}, "created_at": "secret"}', "cannot be read: created_at is no time in ISO 8601"),

@@ -260,7 +260,7 @@ def test_one_bad_session_does_not_keep_the_others_out(
     exported = {session_id: list(export_session(repository, session_id)) for session_id in "abc"}
     lines = [*exported["a"], *exported["b"][:5], *exported["c"]]
     with pytest.raises(
-        IncompleteTransferError, match="1 sessions were not imported: session 'b', which begins in line"
+        IncompleteTransferError, match="1 session was not imported: session 'b', which begins in line"
     ) as caught:
         import_sessions(other, SessionLines(lines))
     assert caught.value.result == FILLED + FILLED

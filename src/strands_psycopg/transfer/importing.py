@@ -106,11 +106,10 @@ def import_sessions(
             except (TransferError, SessionExistsError) as error:
                 failures[session.session_id] = error
     if failures:
+        number = f"{len(failures)} session{' was' if len(failures) == 1 else 's were'}"
         named = "; ".join(str(error) for error in list(failures.values())[:_NAMED_FAILURES])
         further = f"; and {len(failures) - _NAMED_FAILURES} more" if len(failures) > _NAMED_FAILURES else ""
-        raise IncompleteTransferError(
-            f"{len(failures)} sessions were not imported: {named}{further}", result=result, failures=failures
-        )
+        raise IncompleteTransferError(f"{number} not imported: {named}{further}", result=result, failures=failures)
     return result
 
 
