@@ -224,6 +224,7 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
         (["import", "--from", "{tmp_path}/text"], 1, "line 1 is in no session; only what export wrote"),
         (["import", "--peer"], 1, "the schema 'public' has no tables sessions, agents and messages"),
         (["export", "missing"], 1, "reading session 'missing': the session does not exist"),
+        (["export", "missing", "--to", "{tmp_path}/new"], 1, "reading session 'missing': the session does not exist"),
         (["export", "--all", "--to", "{tmp_path}/text"], 1, "{tmp_path}/text exists; remove it first"),
         (["export", "--all", "--to", "{tmp_path}/x/y"], 1, "{tmp_path}/x/y cannot be written: No such file"),
         (["export", "a/b", "--files", "{tmp_path}"], 1, "the session id 'a/b' is no plain file name"),
@@ -249,6 +250,7 @@ def test_failure_is_one_line(
     assert written.err.count("\n") == 1
     assert "same@" not in written.err
     assert (tmp_path / "text").read_text() == "text\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin", "text"]
 
 
 def start_import(dsn: str, folder: Path, connection: psycopg.Connection[Any]) -> "subprocess.Popen[str]":

@@ -3,6 +3,7 @@ import json
 import re
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from strands_psycopg import PostgresSessionRepository, SessionExistsError, SessionNotFoundError
+from strands_psycopg import LeaseLostError, PostgresSessionRepository, SessionExistsError, SessionNotFoundError
 from strands_psycopg.errors import BadFileError, TransferError
 from strands_psycopg.transfer import (
     IncompleteTransferError,
@@ -23,6 +24,8 @@ from strands_psycopg.transfer import (
     session_ids,
 )
 from support import transfers
+from support.tables import blocked
+from support.waiting import wait_until
 
 FILLED = TransferResult(sessions=1, agents=2, messages=2 * len(transfers.ODD), multi_agents=2)
 
@@ -282,6 +285,21 @@ def test_export_leaves_out_what_is_added_meanwhile(repository: PostgresSessionRe
     assert taken + list(lines) == expected
 
 
+def test_export_is_of_one_moment(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any], watcher: psycopg.Connection[Any]
+) -> None:
+    transfers.fill(repository)
+    expected = list(export_session(repository, "s"))
+    with ThreadPoolExecutor() as executor:
+        # Agents are read by then, and multi-agents are not.
+        connection.execute("BEGIN; LOCK TABLE strands_multi_agents")
+        export = executor.submit(lambda: list(export_session(repository, "s")))
+        wait_until(lambda: blocked(watcher) == 1)
+        connection.execute(_CHANGES["one multi-agent more"].encode())
+        connection.execute("COMMIT")
+        assert export.result() == expected
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -304,11 +322,18 @@ def test_export_of_a_session_that_is_deleted_meanwhile_has_no_last_line(
     assert '"end"' not in taken[-1]
 
 
-def test_import_under_a_lease_is_fenced(repository: PostgresSessionRepository, dsn: str) -> None:
+def test_import_under_a_lease_is_fenced(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any]
+) -> None:
     transfers.fill(repository)
     lines = list(export_session(repository, "s"))
     with repository.lease("copy"):
         assert import_session(repository, lines, session_id="copy") == FILLED
+    with repository.lease("other"):
+        connection.execute("UPDATE strands_leases SET term = gen_random_uuid()")
+        with pytest.raises(LeaseLostError, match="importing session 'other': another holder"):
+            import_session(repository, lines, session_id="other")
+    assert repository.read_session("other") is None
 
 
 def test_export_and_import_take_little_memory(

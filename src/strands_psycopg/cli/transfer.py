@@ -168,7 +168,13 @@ def _written(name: str) -> Iterator[IO[str]]:
     is_new = path.is_file() or not path.exists()
     try:
         with path.open("x" if is_new else "w", encoding="ascii") as file:
-            yield file
+            try:
+                yield file
+            except BaseException:
+                # So that the command can be run again.
+                if is_new and file.tell() == 0:
+                    path.unlink()
+                raise
     except FileExistsError as error:
         raise TransferError(f"{name} exists; remove it first, or name another file") from error
     except BrokenPipeError:

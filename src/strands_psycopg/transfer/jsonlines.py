@@ -24,6 +24,7 @@ from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.transfer.importing import import_one
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import (
+    AgentRow,
     MessageRow,
     Row,
     SessionRow,
@@ -40,13 +41,15 @@ _T = TypeVar("_T")
 FORMAT = "strands-psycopg"
 VERSION = 1
 
-# For each kind, what its lines have besides documents, and the documents.
+# For each kind, what its lines have besides documents, the documents, and then times.
 _FIELDS = {
     "session": (("session_id", "session_type"), ()),
     "agent": (("agent_id",), ("state", "conversation_manager_state", "_internal_state")),
     "message": (("agent_id", "message_id"), ("message", "redact_message")),
     "multi_agent": (("multi_agent_id",), ("state",)),
 }
+
+_TIMES = ("created_at", "updated_at")
 
 _KIND = re.compile(r'\s*\{\s*"kind"\s*:\s*"(\w+)"')
 
@@ -186,7 +189,7 @@ class _LinesOfSession:
                 if (type(row), row[0]) in seen:
                     raise self._incomplete(f"has, in line {number}, an agent for the second time")
                 seen.add((type(row), row[0]))
-                agent_id, index = row[0], 0
+                agent_id, index = (row.agent_id if isinstance(row, AgentRow) else None), 0
             counts[f"{kind}s"] += 1
             yield row
 
@@ -243,9 +246,6 @@ def _line(kind: str, row: Row, *more: str) -> str:
             parts.append(f'"{name}_exact": {json.dumps(exact)}')
     parts += [f'"{name}": "{getattr(row, name).isoformat(timespec="microseconds")}"' for name in _TIMES]
     return "{" + ", ".join(parts) + "}\n"
-
-
-_TIMES = ("created_at", "updated_at")
 
 
 def _kind(line: str) -> str | None:

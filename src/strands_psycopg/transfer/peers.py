@@ -61,7 +61,8 @@ class PeerSessions:
     """The sessions in another package's tables, as a source for ``import_sessions``; a context manager.
 
     Args:
-        conninfo: Their database, as for ``PostgresSessionRepository``.
+        conninfo: Their database, as for ``PostgresSessionRepository``. A pool that the importing repository uses too
+            needs a second connection.
         schema: Their schema; ``public`` if None.
         retry_timeout: For how many seconds a statement is tried again while the database is away.
 
