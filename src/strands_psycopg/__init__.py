@@ -1,6 +1,7 @@
 """Strands Agents' sessions in PostgreSQL, on raw psycopg 3 and one connection pool."""
 
 from strands_psycopg.errors import (
+    BadFileError,
     DatabaseError,
     DatabaseUnavailableError,
     LeaseLostError,
@@ -12,6 +13,7 @@ from strands_psycopg.errors import (
     SessionForkError,
     SessionNotFoundError,
     StrandsPsycopgError,
+    TransferError,
 )
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
@@ -22,6 +24,7 @@ from strands_psycopg.storage import PostgresStorage
 
 __all__ = [
     "AgentSummary",
+    "BadFileError",
     "DatabaseError",
     "DatabaseUnavailableError",
     "Lease",
@@ -40,4 +43,5 @@ __all__ = [
     "SessionPage",
     "SessionSummary",
     "StrandsPsycopgError",
+    "TransferError",
 ]

@@ -84,6 +84,25 @@ class LeaseLostError(StrandsPsycopgError, SessionException):
         self.session_id = session_id
 
 
+class TransferError(StrandsPsycopgError, SessionException):
+    """A session could not be exported or imported; the message names what is in the way.
+
+    What was to be written of that session was not; sessions before it are whole.
+    """
+
+
+class BadFileError(TransferError):
+    """Something in the source of an import cannot be read as what it should be; nothing of its session was stored.
+
+    Attributes:
+        file: The name of the file, the address of the object in S3, the line or the row of a table.
+    """
+
+    def __init__(self, message: str, *, file: str) -> None:
+        super().__init__(message)
+        self.file = file
+
+
 class SchemaError(StrandsPsycopgError, SessionException):
     """The database's tables are missing, or are not those of this version of the package."""
 

@@ -1,0 +1,23 @@
+"""Sessions on their way in and out: JSON lines, Strands' files and S3 objects, another package's tables."""
+
+from strands_psycopg.transfer.files import FileSessions, export_files
+from strands_psycopg.transfer.importing import import_sessions
+from strands_psycopg.transfer.jsonlines import SessionLines, export_session, import_session
+from strands_psycopg.transfer.peers import PeerSessions
+from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
+from strands_psycopg.transfer.s3 import S3Sessions
+from strands_psycopg.transfer.stored import session_ids
+
+__all__ = [
+    "FileSessions",
+    "IncompleteTransferError",
+    "PeerSessions",
+    "S3Sessions",
+    "SessionLines",
+    "TransferResult",
+    "export_files",
+    "export_session",
+    "import_session",
+    "import_sessions",
+    "session_ids",
+]

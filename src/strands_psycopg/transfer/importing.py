@@ -1,0 +1,279 @@
+"""Importing: each session in one transaction, so that it is there whole or not at all."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from uuid import UUID, uuid4
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+from strands_psycopg.database import UNTIMED
+from strands_psycopg.errors import SessionExistsError, StrandsPsycopgError, TransferError
+from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
+from strands_psycopg.transfer.rows import (
+    AgentRow,
+    MessageRow,
+    MultiAgentRow,
+    Row,
+    SessionRow,
+    agent_row,
+    multi_agent_row,
+    session_row,
+)
+from strands_psycopg.transfer.sources import Notes, Source, SourceSession
+from strands_psycopg.transfer.stored import StoredSession, StoredSessions
+from strands_psycopg.watchdog import watchdog
+
+_CREATE = """
+    WITH {lease}, t AS (
+        INSERT INTO {sessions} (session_id, session_type, write_id, created_at, updated_at)
+        SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, %(created_at)s::timestamptz,
+            %(updated_at)s::timestamptz
+        WHERE {fenced}
+        ON CONFLICT (session_id) DO NOTHING
+        RETURNING session_id
+    )
+    SELECT {allowed_at}, t.session_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""
+
+_WRITE_ID = "SELECT write_id::text FROM {sessions} WHERE session_id = %(session_id)s"
+
+_AGENTS = """
+    COPY {agents} (
+        session_id, write_id, agent_id, state, state_exact, conversation_manager_state,
+        conversation_manager_state_exact, _internal_state, _internal_state_exact, created_at, updated_at
+    ) FROM STDIN
+"""
+
+_MESSAGES = """
+    COPY {messages} (
+        session_id, write_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact,
+        created_at, updated_at
+    ) FROM STDIN
+"""
+
+_MULTI_AGENTS = """
+    COPY {multi_agents} (
+        session_id, write_id, multi_agent_id, state, state_exact, created_at, updated_at
+    ) FROM STDIN
+"""
+
+# A batch is so many rows, or about so many characters of JSON, whichever comes first.
+_MOST_ROWS = 1_000
+_MOST_CHARACTERS = 4 * 2**20
+
+# A server that has not taken a batch after so many seconds counts as lost. The transaction as a whole takes as long as
+# its source does.
+_BATCH_TIMEOUT = 120.0
+
+_NAMED_FAILURES = 3
+
+
+def import_sessions(
+    repository: PostgresSessionRepository,
+    source: Source,
+    *,
+    skip_bad: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> TransferResult:
+    """Store all sessions of a source, with its times.
+
+    Each is stored in a transaction of its own, so an import that is interrupted leaves whole sessions behind, and can
+    simply be run again: a session that is there already, the very same, is counted and left alone. Agents must not run
+    on the source meanwhile. The gaps that interrupted writers leave in the indexes of messages are closed.
+
+    Args:
+        repository: Where to store them.
+        source: Where they come from.
+        skip_bad: Leave out what cannot be read, and name it in the result, instead of refusing its session.
+        progress: Called with each further number of messages.
+
+    Raises:
+        IncompleteTransferError: Some sessions were refused, since a session of that id with other content exists
+            (``SessionExistsError``) or since something in them cannot be read (``BadFileError``); all others are
+            stored.
+        TransferError: The source cannot be read any further; sessions before that are stored.
+    """
+    importer = _Importer(repository, skip_bad=skip_bad, progress=progress)
+    result = TransferResult()
+    failures: dict[str, StrandsPsycopgError] = {}
+    with closing(source.sessions()) as sessions:
+        for session in sessions:
+            try:
+                result += importer.store(session)
+            except (TransferError, SessionExistsError) as error:
+                failures[session.session_id] = error
+    if failures:
+        number = f"{len(failures)} session{' was' if len(failures) == 1 else 's were'}"
+        named = "; ".join(str(error) for error in list(failures.values())[:_NAMED_FAILURES])
+        further = f"; and {len(failures) - _NAMED_FAILURES} more" if len(failures) > _NAMED_FAILURES else ""
+        raise IncompleteTransferError(f"{number} not imported: {named}{further}", result=result, failures=failures)
+    return result
+
+
+def import_one(
+    repository: PostgresSessionRepository, session: SourceSession, *, skip_bad: bool = False
+) -> TransferResult:
+    """Store one session, as ``import_sessions`` does, but raise what is in its way."""
+    return _Importer(repository, skip_bad=skip_bad, progress=None).store(session)
+
+
+class _Importer:
+    """Stores sessions in a repository."""
+
+    def __init__(
+        self, repository: PostgresSessionRepository, *, skip_bad: bool, progress: Callable[[int], None] | None
+    ) -> None:
+        self._repository = repository
+        self._database = repository.database
+        self._stored = StoredSessions(repository)
+        self._skip_bad = skip_bad
+        self._progress = progress
+        self._create = compose(self._database, _CREATE)
+        self._write_id = compose(self._database, _WRITE_ID)
+        self._agents = compose(self._database, _AGENTS)
+        self._messages = compose(self._database, _MESSAGES)
+        self._multi_agents = compose(self._database, _MULTI_AGENTS)
+
+    def store(self, session: SourceSession) -> TransferResult:
+        """Store a session, or find that it is there.
+
+        Raises:
+            SessionExistsError: Another session of this id exists.
+            TransferError: The session cannot be read.
+        """
+        write_id = uuid4()
+        doing = f"importing session {session.session_id!r}"
+        result = self._database.transact(
+            doing, lambda cursor: self._write(cursor, doing, session, write_id), answer_timeout=float("inf")
+        )
+        if result is not None:
+            return result
+        notes = Notes(skip_bad=self._skip_bad)
+        if not _is_same(self._stored.read(session.session_id), session.rows(notes)):
+            raise SessionExistsError(
+                f"{doing}: a session of this id exists and is not the same; delete it first, or keep it"
+            )
+        return TransferResult(already_there=1, skipped=tuple(notes.skipped))
+
+    def _write(
+        self, cursor: Cursor[TupleRow], doing: str, session: SourceSession, write_id: UUID
+    ) -> TransferResult | None:
+        """Write a session; None if it exists."""
+        notes = Notes(skip_bad=self._skip_bad)
+        rows = session.rows(notes)
+        first = next(rows, None)
+        if not isinstance(first, SessionRow):
+            return TransferResult(skipped=tuple(notes.skipped))
+        batches = _Batches(rows)
+        if self._begin(cursor, doing, first, write_id):
+            for agents, messages, multi_agents in batches:
+                with watchdog.watch(cursor.connection, _BATCH_TIMEOUT):
+                    for statement, batch in (
+                        (self._agents, agents),
+                        (self._messages, messages),
+                        (self._multi_agents, multi_agents),
+                    ):
+                        _copy(cursor, statement, first.session_id, write_id, batch)
+                if self._progress is not None:
+                    self._progress(len(messages))
+        elif cursor.execute(self._write_id, {"session_id": first.session_id}).fetchall() != [(str(write_id),)]:
+            return None
+        else:
+            # An earlier attempt was carried out, but its answer was lost.
+            for _ in batches:
+                pass
+        return TransferResult(
+            sessions=1,
+            agents=batches.agents,
+            messages=batches.messages,
+            multi_agents=batches.multi_agents,
+            gaps_closed=notes.gaps_closed,
+            skipped=tuple(notes.skipped),
+        )
+
+    def _begin(self, cursor: Cursor[TupleRow], doing: str, row: SessionRow, write_id: UUID) -> bool:
+        """Write a session's own row, unless there is one."""
+        term = self._repository.leases.term(row.session_id)
+        cursor.execute(self._create, {**row._asdict(), "write_id": write_id, "term": term, **UNTIMED})
+        allowed_at, created = cursor.fetchall()[0]
+        check_lease(allowed_at, doing, row.session_id)
+        return bool(created)
+
+
+class _Batches:
+    """Rows in batches, each with what its rows refer to before them.
+
+    Attributes:
+        agents: How many agents' rows there have been so far, as ``messages`` and ``multi_agents`` count theirs.
+    """
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self.agents = self.messages = self.multi_agents = 0
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[tuple[list[AgentRow], list[MessageRow], list[MultiAgentRow]]]:
+        agents: list[AgentRow] = []
+        messages: list[MessageRow] = []
+        multi_agents: list[MultiAgentRow] = []
+        size = 0
+        for row in self._rows:
+            match row:
+                case AgentRow():
+                    agents.append(row)
+                    self.agents += 1
+                    size += len(row.state) + len(row.conversation_manager_state) + len(row.internal_state)
+                case MessageRow():
+                    messages.append(row)
+                    self.messages += 1
+                    size += len(row.message)
+                case MultiAgentRow():
+                    multi_agents.append(row)
+                    self.multi_agents += 1
+                    size += len(row.state)
+            if len(agents) + len(messages) + len(multi_agents) >= _MOST_ROWS or size >= _MOST_CHARACTERS:
+                yield agents, messages, multi_agents
+                agents, messages, multi_agents, size = [], [], [], 0
+        yield agents, messages, multi_agents
+
+
+def _copy(
+    cursor: Cursor[TupleRow],
+    statement: bytes,
+    session_id: str,
+    write_id: UUID,
+    rows: list[AgentRow] | list[MessageRow] | list[MultiAgentRow],
+) -> None:
+    if rows:
+        with cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row((session_id, write_id, *row))
+
+
+def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
+    """Tell whether a stored session is that of the rows, times included."""
+    messages: Iterator[MessageRow] = iter(())
+    missing = {("agent", agent_id) for agent_id in stored.agents}
+    missing |= {("multi-agent", multi_agent_id) for multi_agent_id in stored.multi_agents}
+    for row in rows:
+        match row:
+            case SessionRow():
+                same = row == session_row(stored.session)
+            case AgentRow():
+                same = next(messages, None) is None and row.agent_id in stored.agents
+                if same:
+                    same = row == agent_row(stored.agents[row.agent_id].agent)
+                    missing.discard(("agent", row.agent_id))
+                    messages = stored.messages(row.agent_id)
+            case MessageRow():
+                same = row == next(messages, None)
+            case MultiAgentRow():
+                same = row.multi_agent_id in stored.multi_agents
+                if same:
+                    same = row == multi_agent_row(*stored.multi_agents[row.multi_agent_id])
+                    missing.discard(("multi-agent", row.multi_agent_id))
+        if not same:
+            return False
+    return next(messages, None) is None and not missing

@@ -1,0 +1,228 @@
+"""Sessions as they are stored, for reading them whole without holding a transaction or all their messages."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from strands_psycopg.codec import decode
+from strands_psycopg.errors import SessionNotFoundError, TransferError
+from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.identifiers import check_id
+from strands_psycopg.transfer.rows import MessageRow, message_row
+
+# For this transaction only: its statements see one moment.
+_ONE_MOMENT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+
+_SESSION = """
+    SELECT t.write_id::text, t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.session_id = %(session_id)s
+"""
+
+_AGENTS = """
+    SELECT t.agent_id, t.state::text, t.state_exact, t.conversation_manager_state::text,
+        t.conversation_manager_state_exact, t._internal_state::text, t._internal_state_exact,
+        coalesce((
+            SELECT max(m.message_id) + 1 FROM {messages} AS m
+            WHERE m.session_id = %(session_id)s AND m.agent_id = t.agent_id
+        ), 0),
+        {times_of_t}
+    FROM {agents} AS t WHERE t.session_id = %(session_id)s ORDER BY t.agent_id
+"""
+
+_MULTI_AGENTS = """
+    SELECT t.multi_agent_id, t.state::text, t.state_exact, {times_of_t}
+    FROM {multi_agents} AS t WHERE t.session_id = %(session_id)s ORDER BY t.multi_agent_id
+"""
+
+_BIRTHS = """
+    SELECT s.write_id::text, t.agent_id, {times_of_t}
+    FROM {sessions} AS s LEFT JOIN {agents} AS t ON t.session_id = %(session_id)s
+    WHERE s.session_id = %(session_id)s
+"""
+
+_IDS = """
+    SELECT session_id FROM {sessions}
+    WHERE session_id >= %(first)s AND (%(after)s::text IS NULL OR session_id > %(after)s)
+    ORDER BY session_id LIMIT %(limit)s
+"""
+
+_IDS_PAGE = 1_000
+
+# A page of messages is about so many characters of JSON, so that memory stays flat with long messages too.
+_PAGE = 2**20
+_FIRST_PAGE_MESSAGES = 16
+_MOST_PAGE_MESSAGES = 1_000
+
+
+class StoredMultiAgent(NamedTuple):
+    """A multi-agent with its times."""
+
+    multi_agent_id: str
+    state: dict[str, Any]
+    created_at: str
+    updated_at: str
+
+
+class StoredAgent(NamedTuple):
+    """An agent and how many messages it has."""
+
+    agent: SessionAgent
+    messages: int
+
+
+class StoredSession:
+    """A session as it was at one moment.
+
+    Its messages are read when they are asked for, up to the last one of that moment. What has been redacted or
+    replaced in the meantime is given as it is then.
+
+    Attributes:
+        session: The session.
+        agents: Its agents by their ids.
+        multi_agents: Its multi-agents by their ids.
+    """
+
+    def __init__(
+        self,
+        sessions: "StoredSessions",
+        write_id: str,
+        session: Session,
+        agents: dict[str, StoredAgent],
+        multi_agents: dict[str, StoredMultiAgent],
+    ) -> None:
+        self.session = session
+        self.agents = agents
+        self.multi_agents = multi_agents
+        self._sessions = sessions
+        self._write_id = write_id
+
+    def messages(self, agent_id: str) -> Iterator[MessageRow]:
+        """Give an agent's messages in order.
+
+        Raises:
+            TransferError: Some were deleted in the meantime.
+        """
+        session_id, end = self.session.session_id, self.agents[agent_id].messages
+        offset, limit = 0, _FIRST_PAGE_MESSAGES
+        while offset < end:
+            page = self._sessions.page(session_id, agent_id, offset, min(limit, end - offset))
+            if [message.message_id for message in page] != list(range(offset, offset + min(limit, end - offset))):
+                raise _changed(session_id)
+            rows = [message_row(agent_id, message) for message in page]
+            yield from rows
+            offset += len(page)
+            characters = sum(len(row.message) for row in rows)
+            limit = max(1, min(_MOST_PAGE_MESSAGES, _PAGE * len(page) // characters))
+
+    def check(self) -> None:
+        """Make sure that what was read was of one session.
+
+        Raises:
+            TransferError: The session, or an agent of it, was deleted in the meantime, and perhaps made anew.
+        """
+        births = self._sessions.births(self.session.session_id)
+        mine = {(self._write_id, agent_id, stored.agent.created_at) for agent_id, stored in self.agents.items()}
+        if not births or births[0][0] != self._write_id or not mine <= set(births):
+            raise _changed(self.session.session_id)
+
+
+class StoredSessions:
+    """The sessions of a repository."""
+
+    def __init__(self, repository: PostgresSessionRepository) -> None:
+        self._repository = repository
+        self._database = repository.database
+        self._session = compose(self._database, _SESSION)
+        self._agents = compose(self._database, _AGENTS)
+        self._multi_agents = compose(self._database, _MULTI_AGENTS)
+        self._births = compose(self._database, _BIRTHS)
+        self._ids = compose(self._database, _IDS)
+
+    def read(self, session_id: str) -> StoredSession:
+        """Look at a session.
+
+        Raises:
+            SessionNotFoundError: There is none.
+        """
+        key = {"session_id": check_id("session_id", session_id)}
+        doing = f"reading session {session_id!r}"
+
+        def look(cursor: Cursor[TupleRow]) -> list[list[TupleRow]]:
+            cursor.execute(_ONE_MOMENT)
+            statements = (self._session, self._agents, self._multi_agents)
+            return [cursor.execute(statement, key).fetchall() for statement in statements]
+
+        sessions, agents, multi_agents = self._database.transact(doing, look)
+        if not sessions:
+            raise SessionNotFoundError(f"{doing}: the session does not exist")
+        write_id, session_type, created_at, updated_at = sessions[0]
+        return StoredSession(
+            self,
+            write_id,
+            Session(session_id, SessionType(session_type), created_at, updated_at or created_at),
+            {row[0]: _agent(row) for row in agents},
+            {row[0]: _multi_agent(row) for row in multi_agents},
+        )
+
+    def ids(self, prefix: str = "") -> Iterator[str]:
+        """Give the ids of all sessions that begin so, in the order of Python's strings."""
+        after = None
+        while True:
+            window = {"first": prefix, "after": after, "limit": _IDS_PAGE}
+            rows = self._database.fetch("listing sessions", self._ids, window).rows
+            for (session_id,) in rows:
+                if not session_id.startswith(prefix):
+                    return
+                yield session_id
+            if len(rows) < _IDS_PAGE:
+                return
+            after = rows[-1][0]
+
+    def page(self, session_id: str, agent_id: str, offset: int, limit: int) -> list[SessionMessage]:
+        """Give some messages of an agent in order.
+
+        Raises:
+            TransferError: The agent does not exist any more.
+        """
+        try:
+            return self._repository.messages.list(session_id, agent_id, limit=limit, offset=offset)
+        except SessionNotFoundError as error:
+            raise _changed(session_id) from error
+
+    def births(self, session_id: str) -> list[tuple[str, str, str]]:
+        """Tell when each agent of a session was created, with the write that created the session."""
+        doing = f"reading session {session_id!r}"
+        rows = self._database.fetch(doing, self._births, {"session_id": session_id}).rows
+        return [(write_id, agent_id, created_at) for write_id, agent_id, created_at, _ in rows]
+
+
+def _changed(session_id: str) -> TransferError:
+    return TransferError(
+        f"session {session_id!r} has lost messages or agents while it was being read, or was deleted; read it again"
+    )
+
+
+def _agent(row: TupleRow) -> StoredAgent:
+    agent_id, state, state_exact, manager, manager_exact, internal, internal_exact, messages, created, updated = row
+    agent = SessionAgent(
+        agent_id,
+        decode(state, state_exact),
+        decode(manager, manager_exact),
+        decode(internal, internal_exact),
+        created,
+        updated or created,
+    )
+    return StoredAgent(agent, messages)
+
+
+def _multi_agent(row: TupleRow) -> StoredMultiAgent:
+    multi_agent_id, state, state_exact, created, updated = row
+    return StoredMultiAgent(multi_agent_id, decode(state, state_exact), created, updated or created)
+
+
+def session_ids(repository: PostgresSessionRepository, prefix: str = "") -> Iterator[str]:
+    """Give the ids of all sessions that begin so, page by page, in the order of Python's strings."""
+    return StoredSessions(repository).ids(prefix)

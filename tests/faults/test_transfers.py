@@ -1,0 +1,65 @@
+"""Imports that lose their connection: the session is there once and whole, or not at all."""
+
+from itertools import count
+from typing import Any
+
+import psycopg
+import pytest
+
+from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.transfer import (
+    SessionLines,
+    TransferResult,
+    export_session,
+    import_session,
+    import_sessions,
+    importing,
+)
+from support import transfers
+from support.proxy import Proxy
+from support.retries import Retries
+
+Connection = psycopg.Connection[Any]
+
+FILLED = TransferResult(sessions=1, agents=2, messages=2 * len(transfers.ODD), multi_agents=2)
+
+
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_session_is_stored_once_whatever_is_lost(
+    lost: str, own_dsn: str, look: Connection, retries: Retries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "_MOST_ROWS", 5)
+    with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn) as repository:
+        transfers.fill(repository)
+        lines = list(export_session(repository, "s"))
+        position = 0
+        for position in count():
+            session_id = f"faulty {position}"
+            lose = proxy.lose_requests if lost == "request" else proxy.lose_answers
+            lose(after=position)
+            assert import_session(repository, lines, session_id=session_id) == FILLED
+            assert transfers.rows(look, session_id) == transfers.rows(look)
+            if len(retries()) == position:
+                break
+    # It begins, makes the session, copies two agents, fourteen messages and two multi-agents, and commits.
+    assert position >= 6
+
+
+def test_session_whose_backend_is_terminated_again_and_again_is_stored_once(
+    own_dsn: str, look: Connection, retries: Retries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminate(_: int) -> None:
+        if next(batches, None) is not None:
+            look.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND state = 'idle in transaction'"
+            )
+
+    monkeypatch.setattr(importing, "_MOST_ROWS", 5)
+    batches = iter(range(6))
+    with PostgresSessionRepository(own_dsn) as repository:
+        transfers.fill(repository)
+        lines = SessionLines(export_session(repository, "s"), session_id="faulty")
+        assert import_sessions(repository, lines, progress=terminate) == FILLED
+    assert len(retries()) == 6
+    assert transfers.rows(look, "faulty") == transfers.rows(look)

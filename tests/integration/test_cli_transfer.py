@@ -1,0 +1,330 @@
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from moto import mock_aws
+from strands.session import FileSessionManager
+from strands.types.session import Session, SessionType
+
+from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.cli import main
+from strands_psycopg.transfer import export_session, session_ids
+from support import processes, transfers
+from support.tables import blocked, one
+from support.waiting import wait_until
+
+MAIN = "import sys; from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
+
+COUNTS = {"sessions": 1, "agents": 2, "messages": 14, "multi_agents": 2}
+NOTHING = {"already_there": 0, "gaps_closed": 0, "skipped": []}
+
+
+@pytest.fixture(autouse=True)
+def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("PG") or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def other_dsn(empty_dsn: str) -> str:
+    """Another migrated database."""
+    with PostgresSessionRepository(empty_dsn) as repository:
+        repository.ensure_schema()
+    return empty_dsn
+
+
+def exported(repository: PostgresSessionRepository, *ids: str) -> str:
+    return "".join(line for session_id in ids for line in export_session(repository, session_id))
+
+
+def stored(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
+    """Give the sessions with their numbers of messages."""
+    return connection.execute(
+        "SELECT s.session_id, count(m) FROM strands_sessions AS s LEFT JOIN strands_messages AS m USING (session_id) "
+        "GROUP BY s.session_id ORDER BY 1"
+    ).fetchall()
+
+
+def test_sessions_move_through_a_file(
+    capsys: pytest.CaptureFixture[str],
+    repository: PostgresSessionRepository,
+    dsn: str,
+    other_dsn: str,
+    tmp_path: Path,
+) -> None:
+    for session_id in ("a-1", "a-2", "b"):
+        transfers.fill(repository, session_id)
+    file = str(tmp_path / "sessions.jsonl")
+    assert main(["export", "--prefix", "a-", "--to", file, "--dsn", dsn]) == 0
+    assert capsys.readouterr() == ("exported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
+    assert main(["import", "--from", file, "--dsn", other_dsn]) == 0
+    assert capsys.readouterr() == ("imported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
+    with PostgresSessionRepository(other_dsn) as other:
+        assert exported(other, *session_ids(other)) == exported(repository, "a-1", "a-2") == Path(file).read_text()
+    assert main(["import", "--from", file, "--dsn", other_dsn]) == 0
+    assert capsys.readouterr().out == (
+        "imported 0 sessions, 0 agents, 0 messages, 0 multi-agents\n2 sessions already there\n"
+    )
+
+
+def test_programs_are_told_the_counts(
+    capsys: pytest.CaptureFixture[str],
+    repository: PostgresSessionRepository,
+    dsn: str,
+    other_dsn: str,
+    tmp_path: Path,
+) -> None:
+    transfers.fill(repository)
+    file = str(tmp_path / "sessions.jsonl")
+    assert main(["export", "s", "--to", file, "--json", "--dsn", dsn]) == 0
+    assert json.loads(capsys.readouterr().out) == COUNTS | NOTHING
+    assert main(["import", "--from", file, "--json", "--dsn", other_dsn]) == 0
+    assert json.loads(capsys.readouterr().out) == COUNTS | NOTHING | {"failures": {}}
+
+
+def test_sessions_move_through_a_pipe(repository: PostgresSessionRepository, dsn: str, other_dsn: str) -> None:
+    transfers.fill(repository)
+    transfers.fill(repository, "t")
+    export = processes.start(MAIN, "export", "--all", "--dsn", dsn)
+    code, lines, errors = processes.finish(export)
+    assert (code, errors) == (0, "")
+    assert lines == exported(repository, "s", "t")
+    import_ = processes.start(MAIN, "import", "--from", "-", "--dsn", other_dsn)
+    assert import_.stdin is not None
+    import_.stdin.write(lines)
+    assert processes.finish(import_) == (0, "imported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
+
+
+def test_sessions_move_through_files(
+    capsys: pytest.CaptureFixture[str],
+    repository: PostgresSessionRepository,
+    connection: psycopg.Connection[Any],
+    dsn: str,
+    other_dsn: str,
+    tmp_path: Path,
+) -> None:
+    transfers.fill(repository, documents=transfers.IN_FILES)
+    folder = str(tmp_path / "files")
+    assert main(["export", "--all", "--files", folder, "--dsn", dsn]) == 0
+    assert main(["export", "s", "--files", folder, "--dsn", dsn]) == 0
+    assert main(["import", "--files", folder, "--dsn", other_dsn]) == 0
+    assert capsys.readouterr() == (
+        "exported 1 session, 2 agents, 10 messages, 2 multi-agents\n"
+        "exported 0 sessions, 0 agents, 0 messages, 0 multi-agents\n1 session already there\n"
+        "imported 1 session, 2 agents, 10 messages, 2 multi-agents\n",
+        "",
+    )
+    with PostgresSessionRepository(other_dsn) as other:
+        assert transfers.restored(other) == transfers.restored(repository)
+
+
+def test_bad_files_are_named_and_the_rest_is_imported(
+    capsys: pytest.CaptureFixture[str], dsn: str, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    for session_id in ("a", "b\x1b[31m"):
+        FileSessionManager(session_id, str(tmp_path)).create_agent(session_id, transfers.agent("x"))
+    bad = tmp_path / "session_b\x1b[31m/session.json"
+    bad.write_text("{")
+    assert main(["import", "--files", str(tmp_path), "--dsn", dsn]) == 1
+    written = capsys.readouterr()
+    assert written.out == "imported 1 session, 1 agent, 0 messages, 0 multi-agents\n"
+    reason = f"{tmp_path}/session_b\\x1b[31m/session.json is no JSON: Expecting property name"
+    assert written.err.startswith(f"refused: {reason}")
+    assert written.err.count("\n") == 1
+    assert main(["import", "--files", str(tmp_path), "--json", "--dsn", dsn]) == 1
+    described = json.loads(capsys.readouterr().out)
+    assert list(described["failures"]) == ["b\x1b[31m"]
+    assert (described["sessions"], described["already_there"]) == (0, 1)
+    assert main(["import", "--files", str(tmp_path), "--skip-bad", "--dsn", dsn]) == 0
+    written = capsys.readouterr()
+    assert written.err.startswith(f"skipped: {reason}")
+    assert written.out.endswith("1 session already there\n")
+    assert stored(connection) == [("a", 0)]
+
+
+def test_gaps_are_told(capsys: pytest.CaptureFixture[str], dsn: str, tmp_path: Path) -> None:
+    files = FileSessionManager("s", str(tmp_path))
+    files.create_agent("s", transfers.agent("a"))
+    for index in (1, 3):
+        files.create_message("s", "a", transfers.message(index))
+    assert main(["import", "--files", str(tmp_path), "--dsn", dsn]) == 0
+    assert capsys.readouterr().out.endswith("\n2 gaps in the indexes of messages closed\n")
+
+
+def test_s3_is_a_source(
+    capsys: pytest.CaptureFixture[str], dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import boto3  # type: ignore[import-untyped]
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        body = json.dumps({"session_type": "AGENT", "created_at": "2025-01-02T03:04:05+00:00"})
+        client.put_object(Bucket="bucket", Key="a/b/session_s/session.json", Body=body.encode())
+        assert main(["import", "--s3", "s3://bucket/a/b", "--dsn", dsn]) == 0
+        assert main(["import", "--s3", "s3://nowhere", "--dsn", dsn]) == 1
+    written = capsys.readouterr()
+    assert written.out == "imported 1 session, 0 agents, 0 messages, 0 multi-agents\n"
+    assert written.err == "strands-psycopg: error: s3://nowhere/ cannot be read: NoSuchBucket\n"
+
+
+def test_schema_and_prefix_say_which_tables(
+    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, tmp_path: Path
+) -> None:
+    transfers.fill(repository)
+    file = str(tmp_path / "sessions.jsonl")
+    options = ["--schema", "select", "--table-prefix", "crm_", "--dsn", dsn]
+    assert main(["migrate", *options]) == 0
+    assert main(["export", "s", "--to", file, "--dsn", dsn]) == 0
+    assert main(["import", "--from", file, *options]) == 0
+    with PostgresSessionRepository(dsn, schema="select", table_prefix="crm_") as other:
+        assert exported(other, "s") == exported(repository, "s")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["export"],
+        ["export", "s", "--all"],
+        ["export", "--all", "--prefix", "s"],
+        ["export", "s", "--json"],
+        ["export", "s", "--to", "x", "--files", "y"],
+        ["import"],
+        ["import", "--from", "-", "--files", "x"],
+        ["import", "--from", "-", "--skip-bad"],
+        ["import", "--files", "x", "--peer-schema", "y"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(argv)
+    assert capsys.readouterr().err.startswith(f"usage: strands-psycopg {argv[0]}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["import", "--s3", "bucket/prefix"], 2, "--s3 must be s3://BUCKET or s3://BUCKET/PREFIX, not 'bucket/prefix'"),
+        (["import", "--peer-dsn", "postgresql://app:se@same@db/agents"], 2, "the DSN has more than one '@'"),
+        (["import", "--peer", "--peer-schema", "Sales"], 2, "schema must match"),
+        (["import", "--from", "{tmp_path}/missing"], 1, "{tmp_path}/missing cannot be read: No such file"),
+        (["import", "--files", "{tmp_path}/missing"], 1, "the directory {tmp_path}/missing cannot be read: No such"),
+        (["import", "--from", "{tmp_path}/latin"], 1, "{tmp_path}/latin is not UTF-8"),
+        (["import", "--from", "{tmp_path}/text"], 1, "line 1 is in no session; only what export wrote"),
+        (["import", "--peer"], 1, "the schema 'public' has no tables sessions, agents and messages"),
+        (["export", "missing"], 1, "reading session 'missing': the session does not exist"),
+        (["export", "missing", "--to", "{tmp_path}/new"], 1, "reading session 'missing': the session does not exist"),
+        (["export", "--all", "--to", "{tmp_path}/text"], 1, "{tmp_path}/text exists; remove it first"),
+        (["export", "--all", "--to", "{tmp_path}/x/y"], 1, "{tmp_path}/x/y cannot be written: No such file"),
+        (["export", "a/b", "--files", "{tmp_path}"], 1, "the session id 'a/b' is no plain file name"),
+    ],
+    ids=str,
+)
+def test_failure_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    repository: PostgresSessionRepository,
+    dsn: str,
+    tmp_path: Path,
+    argv: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "latin").write_bytes(b"\xe9\n")
+    (tmp_path / "text").write_text("text\n")
+    repository.create_session(Session("a/b", SessionType.AGENT))
+    assert main([*(each.format(tmp_path=tmp_path) for each in argv), "--dsn", dsn]) == code
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith(f"strands-psycopg: error: {message.format(tmp_path=tmp_path)}")
+    assert written.err.count("\n") == 1
+    assert "same@" not in written.err
+    assert (tmp_path / "text").read_text() == "text\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin", "text"]
+
+
+def start_import(dsn: str, folder: Path, connection: psycopg.Connection[Any]) -> "subprocess.Popen[str]":
+    """Import one session of a folder, then begin on all, and stand still in the middle of the second one."""
+    first = FileSessionManager("a", str(folder / "sessions"))
+    first.create_agent("a", transfers.agent("x"))
+    first.create_message("a", "x", transfers.message(0))
+    assert main(["import", "--files", str(folder / "sessions"), "--dsn", dsn]) == 0
+    for session_id in ("b", "c"):
+        more = FileSessionManager(session_id, str(folder / "sessions"))
+        more.create_agent(session_id, transfers.agent("x"))
+        for index in range(3):
+            more.create_message(session_id, "x", transfers.message(index))
+    # Readers are let through, but not who writes messages.
+    connection.execute("BEGIN; LOCK TABLE strands_messages IN EXCLUSIVE MODE")
+    return processes.start(MAIN, "import", "--files", str(folder / "sessions"), "--dsn", dsn)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)], ids=str)
+def test_interrupted_import_leaves_whole_sessions_and_can_be_run_again(
+    capsys: pytest.CaptureFixture[str],
+    dsn: str,
+    connection: psycopg.Connection[Any],
+    watcher: psycopg.Connection[Any],
+    tmp_path: Path,
+    number: signal.Signals,
+    status: int,
+) -> None:
+    process = start_import(dsn, tmp_path, connection)
+    wait_until(lambda: blocked(watcher) == 1)
+    process.send_signal(number)
+    assert processes.finish(process)[::2] == (status, "")
+    connection.execute("ROLLBACK")
+    wait_until(lambda: one(watcher, "SELECT count(*) FROM pg_locks WHERE relation = 'strands_messages'::regclass") == 0)
+    assert stored(connection) == [("a", 1)]
+    capsys.readouterr()
+    assert main(["import", "--files", str(tmp_path / "sessions"), "--dsn", dsn]) == 0
+    assert capsys.readouterr().out == (
+        "imported 2 sessions, 2 agents, 6 messages, 0 multi-agents\n1 session already there\n"
+    )
+    assert stored(connection) == [("a", 1), ("b", 3), ("c", 3)]
+
+
+def test_interrupted_stream_leaves_whole_sessions_in_the_database(
+    repository: PostgresSessionRepository, other_dsn: str, dsn: str
+) -> None:
+    transfers.fill(repository)
+    transfers.fill(repository, "t")
+    process = processes.start(MAIN, "import", "--from", "-", "--dsn", other_dsn)
+    assert process.stdin is not None
+    process.stdin.write(exported(repository, "s", "t")[:-100])
+    process.stdin.flush()
+    with psycopg.connect(other_dsn, autocommit=True) as connection:
+        wait_until(lambda: stored(connection) == [("s", 14)])
+        process.send_signal(signal.SIGINT)
+        assert processes.finish(process) == (130, "", "")
+        assert stored(connection) == [("s", 14)]
+
+
+def test_interrupted_export_leaves_whole_sessions_in_its_file(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any], dsn: str, tmp_path: Path
+) -> None:
+    transfers.fill(repository, "a")
+    for agent_id in ("a", "b"):
+        if agent_id == "a":
+            repository.create_session(Session("b", SessionType.AGENT))
+        repository.create_agent("b", transfers.agent(agent_id))
+    connection.execute(
+        "INSERT INTO strands_messages SELECT 'b', 'a', n, '{}', NULL, NULL, NULL, write_id, created_at, updated_at "
+        "FROM strands_sessions, generate_series(0, 99999) AS n WHERE session_id = 'b'"
+    )
+    file = tmp_path / "sessions.jsonl"
+    process = processes.start(MAIN, "export", "--all", "--to", str(file), "--dsn", dsn)
+    wait_until(lambda: file.exists() and file.stat().st_size > 2**20)
+    process.send_signal(signal.SIGINT)
+    assert processes.finish(process) == (130, "", "")
+    assert file.read_text() == exported(repository, "a")

@@ -1,0 +1,356 @@
+import itertools
+import json
+import re
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from strands_psycopg import LeaseLostError, PostgresSessionRepository, SessionExistsError, SessionNotFoundError
+from strands_psycopg.errors import BadFileError, TransferError
+from strands_psycopg.transfer import (
+    IncompleteTransferError,
+    SessionLines,
+    TransferResult,
+    export_session,
+    import_session,
+    import_sessions,
+    session_ids,
+)
+from support import transfers
+from support.tables import blocked
+from support.waiting import wait_until
+
+FILLED = TransferResult(sessions=1, agents=2, messages=2 * len(transfers.ODD), multi_agents=2)
+
+
+@pytest.fixture
+def other(empty_dsn: str, pool_options: dict[str, Any]) -> Iterator[PostgresSessionRepository]:
+    """A repository on another database."""
+    with PostgresSessionRepository(empty_dsn, **pool_options) as repository:
+        repository.ensure_schema()
+        yield repository
+
+
+@pytest.fixture
+def other_connection(other: PostgresSessionRepository, empty_dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        yield connection
+
+
+def test_session_comes_back_to_the_byte_in_another_database(
+    repository: PostgresSessionRepository,
+    connection: psycopg.Connection[Any],
+    other: PostgresSessionRepository,
+    other_connection: psycopg.Connection[Any],
+) -> None:
+    transfers.fill(repository)
+    transfers.age(connection)
+    assert import_session(other, export_session(repository, "s")) == FILLED
+    assert transfers.rows(other_connection) == transfers.rows(connection)
+    assert transfers.restored(other) == transfers.restored(repository)
+    assert list(export_session(other, "s")) == list(export_session(repository, "s"))
+
+
+def test_every_line_is_ascii_and_json_for_any_program(repository: PostgresSessionRepository) -> None:
+    def refuse(literal: str) -> None:
+        raise AssertionError(literal)
+
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert all(line.isascii() and line.endswith("}\n") and line.count("\n") == 1 for line in lines)
+    assert not re.search(
+        r"\\ud[89ab]..(?!\\ud[c-f])", "".join(line.replace('"\\\\', "") for line in lines if "exact" not in line)
+    )
+    kinds = ["session", *(["agent"] + ["message"] * len(transfers.ODD)) * 2, "multi_agent", "multi_agent", "end"]
+    assert [record["kind"] for record in records] == kinds
+    assert {key: records[0][key] for key in ("format", "version", "session_id", "session_type")} == {
+        "format": "strands-psycopg",
+        "version": 1,
+        "session_id": "s",
+        "session_type": "AGENT",
+    }
+    assert records[-1] == {"kind": "end", "agents": 2, "messages": 2 * len(transfers.ODD), "multi_agents": 2}
+    # What JSON can hold stands there as it is, in its own order of keys.
+    assert json.dumps(records[2]["message"]) == json.dumps(transfers.message(0, transfers.ODD[0]).message)
+    assert "message_exact" not in records[2]
+
+
+documents = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.binary(max_size=5)
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from(["\0", "\ud800", "\u2028", "order [", "bytes ", "aGk=", "__bytes_encoded__"]),
+    lambda children: (
+        st.lists(children, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["b", "a", "é", "\0", "\ud800", "__bytes_encoded__", "data"]) | st.text(max_size=3),
+            children,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=documents)
+def test_any_document_survives(repository: PostgresSessionRepository, document: object) -> None:
+    session_id = next(_NUMBERS)
+    repository.create_session(Session(session_id, SessionType.AGENT))
+    repository.create_agent(session_id, SessionAgent("a", {"document": document}, {"document": document}))
+    repository.create_message(session_id, "a", transfers.message(0, document, redacted=True))
+    lines = list(export_session(repository, session_id))
+    import_session(repository, [line.rstrip() for line in lines], session_id=f"copy of {session_id}")
+    copied = list(export_session(repository, f"copy of {session_id}"))
+    assert copied[1:] == lines[1:]
+    before, after = (repository.list_messages(each, "a") for each in (session_id, f"copy of {session_id}"))
+    assert repr(after) == repr(before)
+    assert repr(repository.read_agent(f"copy of {session_id}", "a")) == repr(repository.read_agent(session_id, "a"))
+
+
+_NUMBERS = map(str, itertools.count())
+
+
+def test_the_same_session_is_already_there(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any]
+) -> None:
+    transfers.fill(repository)
+    before = transfers.rows(connection)
+    assert import_session(repository, export_session(repository, "s")) == TransferResult(already_there=1)
+    assert transfers.rows(connection) == before
+
+
+_CHANGES = {
+    "session": "UPDATE strands_sessions SET updated_at = updated_at + interval '1 us'",
+    "agent's state": "UPDATE strands_agents SET state = '{}', state_exact = NULL WHERE agent_id = 'ö'",
+    "order of keys": "UPDATE strands_agents SET state_exact = NULL WHERE agent_id = 'a'",
+    "message": "UPDATE strands_messages SET message = '{}', message_exact = NULL WHERE message_id = 3",
+    "redaction": "UPDATE strands_messages SET redact_message = NULL, redact_message_exact = NULL",
+    "one message more": "INSERT INTO strands_messages SELECT session_id, agent_id, 7, message, message_exact, NULL, "
+    "NULL, write_id, created_at, updated_at FROM strands_messages WHERE agent_id = 'a' AND message_id = 0",
+    "one message less": "DELETE FROM strands_messages WHERE agent_id = 'ö' AND message_id = 6",
+    "one agent less": "DELETE FROM strands_agents WHERE agent_id = 'ö'",
+    "one agent more": "INSERT INTO strands_agents SELECT session_id, 'more', state, state_exact, "
+    "conversation_manager_state, conversation_manager_state_exact, _internal_state, _internal_state_exact, write_id, "
+    "created_at, updated_at FROM strands_agents WHERE agent_id = 'a'",
+    "multi-agent": "UPDATE strands_multi_agents SET state = '{\"a\": 2}', state_exact = NULL",
+    "one multi-agent less": "DELETE FROM strands_multi_agents WHERE multi_agent_id = 'swarm'",
+    "one multi-agent more": "INSERT INTO strands_multi_agents SELECT session_id, 'more', state, state_exact, write_id, "
+    "created_at, updated_at FROM strands_multi_agents WHERE multi_agent_id = 'swarm'",
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+def test_another_session_of_that_id_is_refused_and_stays(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any], change: str
+) -> None:
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    connection.execute(_CHANGES[change].encode())
+    before = transfers.rows(connection)
+    with pytest.raises(
+        SessionExistsError, match="importing session 's': a session of this id exists and is not the same"
+    ):
+        import_session(repository, lines)
+    assert transfers.rows(connection) == before
+
+
+def test_several_sessions_follow_each_other(
+    repository: PostgresSessionRepository, other: PostgresSessionRepository
+) -> None:
+    for session_id in ("tenant-1", "tenant-2", "u", "tenant"):
+        transfers.fill(repository, session_id)
+    ids = list(session_ids(repository, "tenant-"))
+    assert ids == ["tenant-1", "tenant-2"]
+    assert list(session_ids(repository)) == ["tenant", "tenant-1", "tenant-2", "u"]
+    lines = [line for session_id in ids for line in export_session(repository, session_id)]
+    counts: list[int] = []
+    result = import_sessions(other, SessionLines(["\n", *lines, "\n"]), progress=counts.append)
+    assert result == FILLED + FILLED
+    assert sum(counts) == result.messages
+    assert list(session_ids(other)) == ids
+    with pytest.raises(TransferError, match="more than one session; use import_sessions"):
+        import_session(other, lines)
+
+
+def test_missing_session_is_not_exported(repository: PostgresSessionRepository) -> None:
+    with pytest.raises(SessionNotFoundError, match="reading session 's': the session does not exist"):
+        export_session(repository, "s")
+
+
+def refused(repository: PostgresSessionRepository, lines: list[str]) -> str:
+    """Import what must be refused; give the error's text."""
+    with pytest.raises(TransferError) as caught:
+        import_session(repository, lines, session_id="copy")
+    assert repository.read_session("copy") is None
+    return str(caught.value)
+
+
+def test_cut_off_stream_is_refused_wherever_it_is_cut(repository: PostgresSessionRepository) -> None:
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    for end in range(1, len(lines)):
+        assert "is cut off before its last line" in refused(repository, lines[:end])
+        torn = "".join(lines[: end + 1])[: -len(lines[end]) // 2].splitlines(keepends=True)
+        assert re.search("is cut off before its last line|line 20 cannot be read", refused(repository, torn))
+    assert "hold no session" in refused(repository, [])
+
+
+def test_lost_doubled_and_swapped_lines_are_noticed(repository: PostgresSessionRepository) -> None:
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    for number in range(1, len(lines) - 1):
+        assert refused(repository, lines[:number] + lines[number + 1 :])
+        assert refused(repository, [*lines[:number], lines[number], *lines[number:]])
+    assert "line 3, not the next message" in refused(repository, [*lines[:2], lines[3], lines[2], *lines[4:]])
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new", "reason"),
+    [
+        (0, '"version": 1', '"version": 2', "version 2 of the format, and this package reads version 1; install"),
+        (0, "strands-psycopg", "strands", "line 1 cannot be read: its format is not strands-psycopg"),
+        (0, '"AGENT"', '"ROBOT"', "line 1 cannot be read: 'ROBOT' is not a valid SessionType"),
+        (0, '"created_at": "', '"created_at": "x', "line 1 cannot be read: created_at is no time"),
+        (1, '"a"', '"\\u0000"', "line 2 cannot be read: agent_id must not contain NUL"),
+        (2, '"message": {', '"massage": {', "line 3 lacks 'message'"),
+        (2, '"message": {', '"message": [{', "line 3 cannot be read: Expecting"),
+        (2, '"message": {', '"message": 1, "x": {', "line 3 cannot be read: message must be a JSON object, not int"),
+        (2, '"message_id": 0', '"message_id": true', "line 3 cannot be read: message_id must be an integer"),
+        (2, '"kind": "message"', '"kind": "massage"', "line 3 cannot be read: its kind is unknown"),
+        (1, '"created_at"', '"made_at"', "line 2 lacks 'created_at'"),
+        (5, '_exact": "', '_exact": 5, "x": "', "line 6 cannot be read: message_exact must be a string"),
+        (5, '_exact": "', '_exact": "x', "line 6 cannot be read: Expecting"),
+    ],
+)
+def test_bad_line_is_named(repository: PostgresSessionRepository, number: int, old: str, new: str, reason: str) -> None:
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    assert old in lines[number]
+    lines[number] = lines[number].replace(old, new, 1)
+    # A header's id is given, so that the error is not about that.
+    with pytest.raises(TransferError) as caught:
+        import_session(repository, lines, session_id="copy")
+    assert reason in str(caught.value)
+    assert "text 0" not in str(caught.value)
+    assert repository.read_session("copy") is None
+
+
+def test_lines_outside_of_a_session_are_refused(repository: PostgresSessionRepository) -> None:
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    with pytest.raises(BadFileError, match="line 1 is in no session") as caught:
+        import_session(repository, lines[1:])
+    assert caught.value.file == "line 1"
+
+
+def test_one_bad_session_does_not_keep_the_others_out(
+    repository: PostgresSessionRepository, other: PostgresSessionRepository
+) -> None:
+    for session_id in "abc":
+        transfers.fill(repository, session_id)
+    exported = {session_id: list(export_session(repository, session_id)) for session_id in "abc"}
+    lines = [*exported["a"], *exported["b"][:5], *exported["c"]]
+    with pytest.raises(
+        IncompleteTransferError, match="1 session was not imported: session 'b', which begins in line"
+    ) as caught:
+        import_sessions(other, SessionLines(lines))
+    assert caught.value.result == FILLED + FILLED
+    assert list(caught.value.failures) == ["b"]
+    assert list(session_ids(other)) == ["a", "c"]
+    assert import_sessions(other, SessionLines([*exported["a"], *exported["b"], *exported["c"]])) == TransferResult(
+        sessions=1, agents=2, messages=14, multi_agents=2, already_there=2
+    )
+
+
+def test_export_leaves_out_what_is_added_meanwhile(repository: PostgresSessionRepository) -> None:
+    transfers.fill(repository)
+    expected = list(export_session(repository, "s"))
+    lines = export_session(repository, "s")
+    taken = [next(lines), next(lines)]
+    repository.create_message("s", "a", transfers.message(len(transfers.ODD)))
+    repository.create_agent("s", SessionAgent("new", {}, {}))
+    repository.update_agent("s", SessionAgent("ö", {"changed": 1}, {"removed_message_count": 9}))
+    assert taken + list(lines) == expected
+
+
+def test_export_is_of_one_moment(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any], watcher: psycopg.Connection[Any]
+) -> None:
+    transfers.fill(repository)
+    expected = list(export_session(repository, "s"))
+    with ThreadPoolExecutor() as executor:
+        # Agents are read by then, and multi-agents are not.
+        connection.execute("BEGIN; LOCK TABLE strands_multi_agents")
+        export = executor.submit(lambda: list(export_session(repository, "s")))
+        wait_until(lambda: blocked(watcher) == 1)
+        connection.execute(_CHANGES["one multi-agent more"].encode())
+        connection.execute("COMMIT")
+        assert export.result() == expected
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "DELETE FROM strands_sessions",
+        "DELETE FROM strands_agents WHERE agent_id = 'ö'",
+        "DELETE FROM strands_messages WHERE agent_id = 'ö' AND message_id = 2",
+        "UPDATE strands_sessions SET write_id = gen_random_uuid()",
+        "UPDATE strands_agents SET created_at = created_at + interval '1 s' WHERE agent_id = 'a'",
+    ],
+)
+def test_export_of_a_session_that_is_deleted_meanwhile_has_no_last_line(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any], loss: str
+) -> None:
+    transfers.fill(repository)
+    lines = export_session(repository, "s")
+    taken = [next(lines), next(lines)]
+    connection.execute(loss.encode())
+    with pytest.raises(TransferError, match="session 's' has lost messages or agents while it was being read"):
+        taken.extend(lines)
+    assert '"end"' not in taken[-1]
+
+
+def test_import_under_a_lease_is_fenced(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any]
+) -> None:
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    with repository.lease("copy"):
+        assert import_session(repository, lines, session_id="copy") == FILLED
+    with repository.lease("other"):
+        connection.execute("UPDATE strands_leases SET term = gen_random_uuid()")
+        with pytest.raises(LeaseLostError, match="importing session 'other': another holder"):
+            import_session(repository, lines, session_id="other")
+    assert repository.read_session("other") is None
+
+
+def test_export_and_import_take_little_memory(
+    repository: PostgresSessionRepository, other: PostgresSessionRepository, connection: psycopg.Connection[Any]
+) -> None:
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.create_agent("s", SessionAgent("a", {}, {}))
+    repository.create_message("s", "a", SessionMessage({"role": "user", "content": [{"text": "x" * 4_000}]}, 0))
+    connection.execute(
+        "INSERT INTO strands_messages SELECT session_id, agent_id, n, message, NULL, NULL, NULL, write_id, created_at, "
+        "updated_at FROM strands_messages, generate_series(1, 8000) AS n"
+    )
+    tracemalloc.start()
+    try:
+        result = import_session(other, export_session(repository, "s"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.messages == 8_001
+    assert peak < 24 * 2**20
