@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from strands_psycopg.cli import demonstration, schema
+from strands_psycopg.cli import analytics, demonstration, schema
 from strands_psycopg.cli.options import Parser
 from strands_psycopg.errors import StrandsPsycopgError
 
@@ -61,5 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('strands-psycopg')}")
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     schema.add_to(commands)
+    analytics.add_to(commands)
     demonstration.add_to(commands)
     return parser

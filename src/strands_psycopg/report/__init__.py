@@ -77,8 +77,8 @@ def write_report(
             replace(destination, page)
         except OSError as error:
             raise ReportError(
-                f"the report cannot be written to {os.fspath(destination)!r}: {error.strerror}; name a file in a folder "
-                "that exists and may be written to"
+                f"the report cannot be written to {os.fspath(destination)!r}: {error.strerror}; name a file in a "
+                "folder that exists and may be written to"
             ) from error
     else:
         destination.write(page)

@@ -11,8 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from strands_psycopg.report import words
-from strands_psycopg.report.plots import draw
+from strands_psycopg.report import days, rows, words
 from strands_psycopg.report.statistics import Statistics
 
 
@@ -33,9 +32,9 @@ def render(statistics: Statistics) -> str:
     style, script = _part("page.css"), _part("page.js")
     return environment.from_string(_part("page.html")).render(
         figures=statistics,
-        plots=draw(statistics),
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
+        plots=[*days.plots(statistics), *rows.plots(statistics)],
+        style=Markup(style),
+        script=Markup(script),
         # Nothing else may run, or be loaded, whatever an id is made of.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
