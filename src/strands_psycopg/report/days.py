@@ -26,7 +26,7 @@ def plots(statistics: Statistics) -> Iterable[Plot]:
         f"{words.count(total.messages)} messages, of which {words.count(total.turns)} begin a turn.",
         statistics,
         [
-            ("all messages", "var(--pale)", lambda day: day.messages),
+            ("messages", "var(--pale)", lambda day: day.messages),
             ("beginning a turn", "var(--blue)", lambda day: day.turns),
         ],
         widths=("narrow", "wide", "full"),
