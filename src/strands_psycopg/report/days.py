@@ -67,7 +67,7 @@ def _plot(
 ) -> Plot:
     """Draw the series over one another: each is a part of the one before it."""
     values = _values(statistics, [(name, count) for name, _, count in series]) if statistics.days else []
-    date_format = "%-d %b" if len(values) < _MOST_BARS and _span(statistics)[2] == 1 else "%b %Y"
+    date_format = "%-d %b" if not values or _span(statistics)[2] == 1 else "%b %Y"
 
     def layers(width: int) -> list[Json]:
         axis = {
@@ -124,9 +124,11 @@ def _values(statistics: Statistics, counts: Sequence[tuple[str, Count]]) -> list
 
 
 def _span(statistics: Statistics) -> tuple[int, int, int]:
-    """Give the ordinals of the first and the last day, and the days per bar."""
-    until = max(statistics.until, statistics.days[-1].day).toordinal() if statistics.days else 1
-    first = min(statistics.since or statistics.until, *(day.day for day in statistics.days[:1])).toordinal()
+    """Give the ordinals of the first and the last day, and the days per bar; there must be a day."""
+    until = max(statistics.until, statistics.days[-1].day).toordinal()
+    first = statistics.days[0].day.toordinal()
+    if statistics.since is not None and until - statistics.since.toordinal() < _MOST_BARS:
+        first = statistics.since.toordinal()
     first = max(min(first, until - _FEWEST_BARS + 1), 1)
     days = until - first + 1
     return first, until, 1 if days <= _MOST_BARS else 7 * -(-days // (7 * _MOST_BARS // 2))
