@@ -113,6 +113,8 @@ def _latency(statistics: Statistics) -> Plot:
             "values": [tick for tick in _TICKS if low <= tick <= high],
             "labelExpr": " ".join(_TICK_LABEL.split()),
             "labelFlush": True,
+            # The names begin where the first line would be.
+            "gridOpacity": {"condition": {"test": "datum.index === 0", "value": 0}, "value": 1},
         },
     }
     rule = {"type": "rule", "aria": False, "strokeWidth": 6, "strokeCap": "round", "yOffset": _DOWN}

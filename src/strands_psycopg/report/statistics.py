@@ -194,7 +194,7 @@ def read_statistics(
 ) -> Statistics:
     """Read what all sessions of a time amount to.
 
-    The server reads every message for it, whatever the time: about 12 seconds for a million on two cores. It takes no
+    The server reads every message for it, whatever the time: 10 to 20 seconds for a million on two cores. It takes no
     lock that a writer waits for, and needs no right but SELECT on tables and views.
 
     Args:
