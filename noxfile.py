@@ -15,7 +15,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 
 TESTED: dict[str, dict[str, list[str]]] = PROJECT["tool"]["strands-psycopg"]["tested"]
 
-nox.options.sessions = ["tests", "lowest", "lint", "types", "layers", "packages"]
+nox.options.sessions = ["tests", "lowest", "lint", "types", "layers", "packages", "browser"]
 
 # A Python that is not installed is skipped; nothing is fetched for it.
 nox.options.error_on_missing_interpreters = False
@@ -54,6 +54,12 @@ def layers(session: nox.Session) -> None:
 def packages(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("pytest", "-m", "packages", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-m", "browser", *session.posargs)
 
 
 @nox.session

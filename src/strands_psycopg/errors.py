@@ -133,3 +133,19 @@ class PostgresStorageError(StrandsPsycopgError, StorageError):
 
 class EmbeddedPostgresError(StrandsPsycopgError):
     """The embedded server could not be found, set up, started or stopped; the message says what to do."""
+
+
+class MissingExtraError(StrandsPsycopgError, ImportError):
+    """What was asked for needs an optional dependency; the message says what to install.
+
+    Attributes:
+        extra: The extra of this package that brings it.
+    """
+
+    def __init__(self, message: str, *, extra: str) -> None:
+        super().__init__(message)
+        self.extra = extra
+
+
+class ReportError(StrandsPsycopgError):
+    """The report could not be written; the message says why."""

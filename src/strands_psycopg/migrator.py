@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _DEFAULT_PREFIX = re.compile(r"\bstrands_(?=\w)")
 _COMMENT = re.compile(r"--[^\n]*")
+# Up to a semicolon that is not quoted.
+_STATEMENT = re.compile(r"(?:[^;']|'[^']*')+")
 
 # Not to_regclass and its kin, which after the wait for a lock may answer as of before.
 _FIND = """
@@ -67,7 +69,7 @@ class Migration:
     def statements(self, table_prefix: str) -> list[str]:
         """Give the statements one by one, with ``strands_`` replaced by the prefix."""
         text = _DEFAULT_PREFIX.sub(table_prefix, _COMMENT.sub("", self.text))
-        return [statement.strip() for statement in text.split(";") if statement.strip()]
+        return [statement.strip() for statement in _STATEMENT.findall(text) if statement.strip()]
 
 
 def packaged_migrations() -> list[Migration]:

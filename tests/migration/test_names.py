@@ -8,6 +8,7 @@ from strands.types.session import Session, SessionType
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.migrator import packaged_migrations
+from strands_psycopg.report import read_statistics
 from support import agents, catalog
 
 LONGEST = "a_" + "0123456789" * 3 + "_bcdefgh"
@@ -40,10 +41,30 @@ def test_each_schema_and_prefix_has_tables_of_its_own(
     assert catalog.tables(empty_dsn, "office") == sorted(
         prefix + name for prefix in ("strands_", "crm_", "_") for name in catalog.TABLES
     )
+    for schema, prefixes in {"public": ("strands_", "crm_"), "office": ("strands_", "crm_", "_")}.items():
+        assert catalog.views(empty_dsn, schema) == sorted(
+            prefix + name for prefix in prefixes for name in catalog.VIEWS
+        )
     with psycopg.connect(empty_dsn) as connection:
         for schema, prefix in [("public", "crm_"), ("office", "strands_"), ("office", "_")]:
             ledger = connection.execute(f"SELECT version FROM {schema}.{prefix}migrations".encode()).fetchall()
             assert ledger == [(each.version,) for each in packaged_migrations()]
+
+
+def test_views_read_their_own_neighbours_alone(neighbours: list[PostgresSessionRepository], empty_dsn: str) -> None:
+    for schema, prefixes in {"public": ("strands_", "crm_"), "office": ("strands_", "crm_", "_")}.items():
+        read = catalog.read_by_views(empty_dsn, schema)
+        assert {view for view, _, _ in read} == {prefix + name for prefix in prefixes for name in catalog.VIEWS}
+        for view, of_schema, name in read:
+            [prefix] = [
+                prefix for prefix in prefixes if view.startswith(prefix) and view[len(prefix) :] in catalog.VIEWS
+            ]
+            assert of_schema == schema
+            assert name in {prefix + each for each in [*catalog.TABLES, *catalog.VIEWS]}
+
+    agents.build(neighbours[3], session_id="mine")("hello")
+    counts = [read_statistics(repository).total.messages for repository in neighbours]
+    assert counts == [0, 0, 0, 2, 0]
 
 
 def test_neighbours_do_not_see_each_other(neighbours: list[PostgresSessionRepository]) -> None:
@@ -101,5 +122,6 @@ def test_reserved_words_and_the_longest_names_work(empty_dsn: str, options: dict
 
     schema, prefix = options.get("schema", "public"), options.get("table_prefix", "strands_")
     assert catalog.tables(empty_dsn, schema) == [prefix + name for name in catalog.TABLES]
+    assert catalog.views(empty_dsn, schema) == [prefix + name for name in catalog.VIEWS]
     # The server shortens what it names itself, such as constraints.
     assert [name for name in catalog.objects(empty_dsn, schema) if not name.startswith(prefix[:20])] == []

@@ -8,6 +8,7 @@ from psycopg.conninfo import make_conninfo
 from strands.types.session import Session, SessionType
 
 from strands_psycopg import DatabaseError, PostgresSessionRepository
+from strands_psycopg.report import read_statistics
 from support import agents, catalog
 
 
@@ -48,6 +49,45 @@ def test_a_role_with_the_four_rights_runs_a_whole_session(dsn: str) -> None:
 
         with psycopg.connect(of_clerk) as connection, pytest.raises(errors.InsufficientPrivilege):
             connection.execute("CREATE TABLE public.more ()")
+
+
+def test_who_may_not_read_the_views_runs_a_whole_session(dsn: str) -> None:
+    tables = ", ".join(f"strands_{name}" for name in catalog.TABLES)
+    rights = f"SELECT, INSERT, UPDATE, DELETE ON {tables}"
+    with (
+        clerk(dsn, "USAGE ON SCHEMA public", rights) as of_clerk,
+        PostgresSessionRepository(of_clerk) as repository,
+    ):
+        repository.ensure_schema()
+        agent = agents.build(repository, replies=[["one"]])
+        agent("1")
+        assert agents.dump(agents.build(repository)) == agents.dump(agent)
+        assert repository.status().ready
+        repository.delete_session("s")
+
+        with pytest.raises(DatabaseError, match=r"permission denied for view strands_.*; grant") as error:
+            read_statistics(repository)
+        assert error.value.sqlstate == "42501"
+
+
+def test_views_show_no_more_than_the_tables_do(dsn: str, repository: PostgresSessionRepository) -> None:
+    agents.build(repository, "tenant-1")("mine")
+    agents.build(repository, "tenant-2")("yours")
+    with psycopg.connect(dsn) as connection:
+        if connection.info.server_version < 150000:
+            pytest.skip("before PostgreSQL 15 a view reads with its owner's rights")
+        for table in ("strands_sessions", "strands_messages"):
+            connection.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY".encode())
+            connection.execute(f"CREATE POLICY mine ON {table} USING (session_id = 'tenant-1')".encode())
+    with (
+        clerk(dsn, "USAGE ON SCHEMA public", "SELECT ON ALL TABLES IN SCHEMA public") as of_clerk,
+        psycopg.connect(of_clerk) as connection,
+    ):
+        for view in catalog.VIEWS:
+            if view != "daily_figures":
+                seen = connection.execute(f"SELECT DISTINCT session_id FROM strands_{view}".encode()).fetchall()
+                assert seen in ([("tenant-1",)], [] if view == "tool_calls" else None)
+        assert connection.execute("SELECT sessions, messages FROM strands_daily_figures").fetchall() == [(1, 2)]
 
 
 @pytest.mark.parametrize(

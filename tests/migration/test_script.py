@@ -29,7 +29,7 @@ def run(dsn: str, script: str) -> None:
 def run_by_statement(dsn: str, script: str) -> None:
     """Hand a script over as psql does unless told otherwise: go on after an error."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in script.split(";\n"):
+        for statement in script.split(";\n\n"):
             with suppress(psycopg.Error):
                 connection.execute(statement.encode())
 
@@ -83,6 +83,15 @@ def test_a_script_that_fails_halfway_leaves_nothing(empty_dsn: str, options: dic
 
     run_by_statement(empty_dsn, re.sub("SELECT 1 / 0;", "", script))
     assert everything(empty_dsn) != before
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_script_makes_the_views_that_apply_makes(empty_dsn: str, options: dict[str, Any]) -> None:
+    with PostgresSessionRepository(empty_dsn, **options) as repository:
+        run(empty_dsn, Migrator(repository.database).script())
+
+    schema, prefix = options.get("schema", "public"), options.get("table_prefix", "strands_")
+    assert catalog.views(empty_dsn, schema) == [prefix + name for name in catalog.VIEWS]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

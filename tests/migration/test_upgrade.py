@@ -7,6 +7,7 @@ import pytest
 
 from strands_psycopg import DatabaseError, PostgresSessionRepository, SchemaError
 from strands_psycopg.migrator import Migration, Migrator, packaged_migrations
+from strands_psycopg.report import read_statistics
 from support import agents, catalog
 
 Connection = psycopg.Connection[Any]
@@ -67,6 +68,25 @@ def test_an_upgrade_keeps_the_data(
     assert agents.dump(agents.build(repository)) == agents.dump(agent)
     with pytest.raises(SchemaError, match=rf"version {NEXT} \(labels\), newer than this package"):
         Migrator(repository.database).pending()
+
+
+def test_an_upgrade_may_change_a_column_that_views_read(
+    dsn: str, repository: PostgresSessionRepository, dump: str, connection: Connection
+) -> None:
+    analytics = next(each for each in packaged_migrations() if each.name == "analytics")
+    drop = "".join(f"DROP VIEW strands_{name} CASCADE;\n" for name in ("message_figures", "content_blocks"))
+    alter = "ALTER TABLE strands_messages ALTER COLUMN created_at TYPE timestamptz(3);\n"
+    layout = catalog.layout(dsn)
+    with pytest.raises(DatabaseError, match="cannot alter type of a column used by a view"):
+        Migrator(repository.database, [*packaged_migrations(), Migration(NEXT, "times", alter)]).apply()
+    assert catalog.layout(dsn) == layout
+
+    changed = Migration(NEXT, "times", drop + alter + analytics.text)
+    assert Migrator(repository.database, [*packaged_migrations(), changed]).apply() == [changed]
+
+    assert catalog.views(dsn) == [f"strands_{name}" for name in catalog.VIEWS]
+    assert agents.dump(agents.build(repository)) == dump
+    assert read_statistics(repository).total.messages == 4
 
 
 def test_an_upgrade_reaches_its_own_schema_and_prefix_alone(

@@ -49,7 +49,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("source", ["wheel", "wheel of the sdist"])
 def test_a_wheel_holds_the_package_and_nothing_else(built: dict[str, Path], source: str) -> None:
-    modules = [file.relative_to(ROOT / "src") for file in (ROOT / "src").rglob("*.py")]
+    modules = [
+        file.relative_to(ROOT / "src")
+        for file in (ROOT / "src").rglob("*")
+        if file.suffix in {".py", ".html", ".css", ".js"}
+    ]
     scripts = [Path("strands_psycopg", file.relative_to(ROOT)) for file in (ROOT / "sql").iterdir()]
 
     with zipfile.ZipFile(built[source]) as wheel:

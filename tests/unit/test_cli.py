@@ -22,6 +22,9 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         ["migrate", "--sql", "--json"],
         ["migrate", "--dsn"],
         ["status", "--table", "crm_"],
+        ["stats", "--days", "many"],
+        ["report"],
+        ["report", "--html"],
     ],
     ids=" ".join,
 )

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from strands_psycopg.cli import demonstration, schema, sessions, show, transfer
+from strands_psycopg.cli import analytics, demonstration, schema, sessions, show, transfer
 from strands_psycopg.cli.options import Parser
 from strands_psycopg.errors import StrandsPsycopgError
 
@@ -64,5 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     sessions.add_to(commands)
     show.add_to(commands)
     transfer.add_to(commands)
+    analytics.add_to(commands)
     demonstration.add_to(commands)
     return parser

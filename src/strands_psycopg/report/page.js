@@ -1,0 +1,60 @@
+"use strict";
+for (const table of document.querySelectorAll("table")) {
+  const section = table.closest("section");
+  const rows = [...table.tBodies[0].rows];
+  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+
+  const search = section.querySelector("input");
+  const none = section.querySelector(".none");
+  const filter = () => {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of rows) {
+      row.hidden = !words.every((word) => texts.get(row).includes(word));
+      shown += !row.hidden;
+    }
+    none.hidden = shown > 0;
+    section.querySelector("output").value = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+  };
+  search.addEventListener("input", filter);
+  search.parentElement.hidden = false;
+  filter();
+
+  const key = (row, column) => {
+    const { dataset, textContent } = row.cells[column];
+    return "value" in dataset ? Number(dataset.value) : textContent.toLowerCase();
+  };
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      // Numbers are looked at from the largest down, names from A on.
+      const first = head.classList.contains("number") ? "descending" : "ascending";
+      const other = first === "ascending" ? "descending" : "ascending";
+      const order = head.getAttribute("aria-sort") === first ? other : first;
+      for (const each of head.parentElement.cells) each.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", order);
+      const sign = order === "ascending" ? 1 : -1;
+      const keys = new Map(rows.map((row) => [row, key(row, column)]));
+      rows.sort((a, b) => sign * (keys.get(a) < keys.get(b) ? -1 : keys.get(a) > keys.get(b) ? 1 : 0));
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
+
+const tip = document.querySelector(".tip");
+const tell = (event) => {
+  const mark = event.target.closest?.(".plot svg [aria-label]");
+  tip.hidden = !mark;
+  if (!mark) return;
+  tip.textContent = mark.getAttribute("aria-label");
+  const { width, height } = tip.getBoundingClientRect();
+  const left = Math.min(Math.max(event.clientX - width / 2, 8), document.documentElement.clientWidth - width - 8);
+  const above = event.clientY - height - 14;
+  tip.style.transform = `translate(${left}px, ${above < 8 ? event.clientY + 20 : above}px)`;
+};
+document.addEventListener("pointermove", tell);
+document.addEventListener("pointerdown", tell);
+document.addEventListener("scroll", () => { tip.hidden = true; }, { capture: true, passive: true });

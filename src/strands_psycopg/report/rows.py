@@ -1,0 +1,148 @@
+"""The plots with a row for each tool or session."""
+
+from collections.abc import Iterable
+
+from strands_psycopg.report import words
+from strands_psycopg.report.drawing import Json, Plot, draw, told_over
+from strands_psycopg.report.statistics import Statistics
+
+# The tables have all.
+_MOST = 10
+
+# Above its bar a row has its name, and its figures at the right, so the bar gets the whole width.
+_HEIGHT = {"step": 34}
+_Y = {"field": "row", "type": "ordinal", "axis": None}
+_UP, _DOWN = -9, 6
+
+_TEXT = {"type": "text", "aria": False, "fontSize": 12, "yOffset": _UP, "baseline": "middle"}
+
+_LABELS: list[Json] = [
+    {
+        "mark": {**_TEXT, "align": "left", "color": "var(--ink)", "limit": {"expr": "width - 135"}},
+        "encoding": {"x": {"value": 0}, "y": _Y, "text": {"field": "name"}},
+    },
+    {
+        "mark": {**_TEXT, "align": "right", "color": "var(--muted)"},
+        "encoding": {"x": {"value": "width"}, "y": _Y, "text": {"field": "label"}},
+    },
+    told_over({"x": {"value": 0}, "x2": {"value": "width"}, "y": _Y}),
+]
+
+# The axis of times is logarithmic, and has no zero.
+_SHORTEST = 0.001
+_TICKS = (0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 86400)
+_TICK_LABEL = """
+    datum.value < 1 ? format(datum.value * 1000, '~r') + ' ms'
+    : datum.value < 60 ? datum.value + ' s'
+    : datum.value < 3600 ? datum.value / 60 + ' min'
+    : datum.value / 3600 + ' h'
+"""
+
+
+def plots(statistics: Statistics) -> Iterable[Plot]:
+    """Draw them."""
+    yield _tool_use(statistics)
+    yield _latency(statistics)
+    yield _longest(statistics)
+
+
+def _tool_use(statistics: Statistics) -> Plot:
+    values = [
+        {
+            "name": _name(tool.name),
+            "calls": tool.calls,
+            "failed": tool.failures,
+            "failed_or_unanswered": tool.failures + tool.unanswered,
+            "label": f"{words.short(tool.calls)}, {words.share(tool.failures, tool.calls)} failed",
+            "told": f"{_name(tool.name)}: {words.count(tool.calls)} calls, {words.count(tool.failures)} failed "
+            f"({words.share(tool.failures, tool.calls)}), {words.count(tool.unanswered)} without a result",
+        }
+        for tool in statistics.tools[:_MOST]
+    ]
+    bars = [_bar("calls", "var(--blue)"), _bar("failed_or_unanswered", "var(--grey)"), _bar("failed", "var(--red)")]
+    legend = (("succeeded", "var(--blue)"), ("without result", "var(--grey)"), ("failed", "var(--red)"))
+    return _plot("Most called tools", "No tool was called", legend, values, bars)
+
+
+def _longest(statistics: Statistics) -> Plot:
+    values = [
+        {
+            "name": _name(session.session_id),
+            "messages": session.messages,
+            "turns": session.turns,
+            "label": words.count(session.messages),
+            "told": f"{_name(session.session_id)}: {words.count(session.messages)} messages, "
+            f"{words.count(session.turns)} beginning a turn, "
+            f"over {words.duration((session.last_active_at - session.first_active_at).total_seconds())}",
+        }
+        for session in statistics.longest[:_MOST]
+        if session.messages
+    ]
+    bars = [_bar("messages", "var(--pale)"), _bar("turns", "var(--blue)")]
+    legend = (("messages", "var(--pale)"), ("beginning a turn", "var(--blue)"))
+    return _plot("Longest sessions, by messages", "No session has a message", legend, values, bars)
+
+
+def _latency(statistics: Statistics) -> Plot:
+    named = [
+        ("model, first byte", statistics.first_byte),
+        ("model, whole answer", statistics.model_latency),
+        *((_name(tool.name), tool.latency) for tool in statistics.tools[: _MOST - 2]),
+    ]
+    values = [
+        {
+            "name": name,
+            "median": max(latency.median, _SHORTEST),
+            "p95": max(latency.p95, _SHORTEST),
+            "label": f"{words.duration(latency.median)}, {words.duration(latency.p95)}",
+            "told": f"{name}: half within {words.duration(latency.median)}, 95 % within "
+            f"{words.duration(latency.p95)}, the longest took {words.duration(latency.longest)}",
+        }
+        for name, latency in named
+        if latency is not None
+    ]
+    low = min((latency.median for _, latency in named if latency is not None), default=_SHORTEST)
+    high = max((latency.p95 for _, latency in named if latency is not None), default=_SHORTEST)
+    # From a tick to a tick, and never nothing.
+    low = max((tick for tick in _TICKS if tick <= low), default=_SHORTEST)
+    high = max(high, low * 10)
+    x = {
+        "type": "quantitative",
+        "scale": {"type": "log", "domain": [low, high], "nice": False},
+        "axis": {
+            "values": [tick for tick in _TICKS if low <= tick <= high],
+            "labelExpr": " ".join(_TICK_LABEL.split()),
+            "labelFlush": True,
+            # The names begin where the first line would be.
+            "gridOpacity": {"condition": {"test": "datum.index === 0", "value": 0}, "value": 1},
+        },
+    }
+    rule = {"type": "rule", "aria": False, "strokeWidth": 6, "strokeCap": "round", "yOffset": _DOWN}
+    point = {"type": "point", "aria": False, "filled": True, "size": 70, "opacity": 1, "yOffset": _DOWN}
+    marks: list[Json] = [
+        {
+            "mark": {**rule, "color": "var(--pale)"},
+            "encoding": {"x": {**x, "field": "median"}, "x2": {"field": "p95"}, "y": _Y},
+        },
+        {"mark": {**point, "color": "var(--violet)"}, "encoding": {"x": {**x, "field": "p95"}, "y": _Y}},
+        {"mark": {**point, "color": "var(--blue)"}, "encoding": {"x": {**x, "field": "median"}, "y": _Y}},
+    ]
+    legend = (("half are faster", "var(--blue)"), ("95 % are faster", "var(--violet)"))
+    return _plot("Time until the answer", "Nothing was measured", legend, values, marks)
+
+
+def _plot(title: str, nothing: str, legend: tuple[tuple[str, str], ...], values: list[Json], marks: list[Json]) -> Plot:
+    summary = "; ".join(value["told"] for value in values) or nothing
+    values = [{**value, "row": row} for row, value in enumerate(values)]
+    return Plot(title, f"{summary}.", legend, draw(("narrow",), _HEIGHT, values, lambda _: [*marks, *_LABELS]))
+
+
+def _name(name: str | None) -> str:
+    return words.visible(name) if name else "(no name)"
+
+
+def _bar(field: str, colour: str) -> Json:
+    return {
+        "mark": {"type": "bar", "aria": False, "color": colour, "height": 10, "yOffset": _DOWN},
+        "encoding": {"x": {"field": field, "type": "quantitative", "scale": {"nice": False}, "axis": None}, "y": _Y},
+    }
