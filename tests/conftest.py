@@ -20,8 +20,8 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import Server
 from support.crew import Crew
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
-from support.servers import InstalledServer
 from support.retries import Retries
+from support.servers import InstalledServer
 
 
 def pytest_configure() -> None:
