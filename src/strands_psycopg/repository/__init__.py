@@ -19,6 +19,7 @@ from strands_psycopg.database import Database
 from strands_psycopg.lease import Lease, Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.repository.agents import Agents
+from strands_psycopg.repository.conversations import Conversations
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages
 from strands_psycopg.repository.multi_agents import MultiAgents
@@ -60,6 +61,7 @@ class PostgresSessionRepository(SessionRepository):
         leases: The leases that this process holds.
         sessions: The rows of sessions, as are ``agents``, ``messages`` and ``multi_agents`` theirs: for writers
             that keep write ids, such as ``PostgresSessionManager``.
+        conversations: Agents with their messages.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class PostgresSessionRepository(SessionRepository):
         self.sessions = Sessions(self.database)
         self.messages = Messages(self.database)
         self.agents = Agents(self.database)
+        self.conversations = Conversations(self.database)
         self.multi_agents = MultiAgents(self.database)
 
     def ensure_schema(self) -> None:
