@@ -22,7 +22,7 @@ from strands_psycopg import (
 )
 from strands_psycopg.scripted_model import ScriptedModel
 from support import processes
-from support.agents import LOOK_UP, build, dump, look_up
+from support.agents import LOOK_UP, StatefulModel, build, dump, look_up
 from support.proxy import Proxy
 from support.waiting import wait_until
 
@@ -120,7 +120,7 @@ def test_restored_messages_replace_initial_ones(repository: PostgresSessionRepos
 def test_loser_of_a_race_for_a_new_agent_restores_what_the_winner_stored(
     repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, winners = repository.agents.read, []
+    read, winners = repository.conversations.read, []
 
     def read_while_another_creates(session_id: str, agent_id: str) -> Any:
         found = read(session_id, agent_id)
@@ -129,7 +129,7 @@ def test_loser_of_a_race_for_a_new_agent_restores_what_the_winner_stored(
         winners[0]("more")
         return found
 
-    monkeypatch.setattr(repository.agents, "read", read_while_another_creates)
+    monkeypatch.setattr(repository.conversations, "read", read_while_another_creates)
     loser = build(repository, messages=greeting("loser"), state={"loser": 1})
 
     assert dump(loser) == dump(winners[0])
@@ -414,3 +414,13 @@ def test_manager_that_cannot_be_built_leaves_no_connection_behind(
     wait_until(
         lambda: not connection.execute("SELECT FROM pg_stat_activity WHERE application_name = 'left behind'").fetchall()
     )
+
+
+def test_state_that_is_changed_in_place_after_a_restore_is_stored(repository: PostgresSessionRepository) -> None:
+    build(repository, model=StatefulModel([["one"]]))("1")
+    agent = build(repository, model=StatefulModel([["two"]]))
+    # Strands goes on working with the very dict that was restored.
+    agent("2")
+
+    assert agent._model_state == {"response_id": "response-2"}
+    assert build(repository, model=StatefulModel([["three"]]))._model_state == agent._model_state

@@ -20,6 +20,7 @@ from strands_psycopg.database import Database
 from strands_psycopg.lease import Lease, Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.repository.agents import Agents
+from strands_psycopg.repository.conversations import Conversations
 from strands_psycopg.repository.copies import Copies
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.listing import AgentSummary, Listing, SessionPage, SessionSummary
@@ -66,6 +67,7 @@ class PostgresSessionRepository(SessionRepository):
             that keep write ids, such as ``PostgresSessionManager``.
         listing: What there is of all these, without their contents.
         retention: ``purge_sessions`` batch by batch, for callers that show how far it is.
+        conversations: Agents with their messages.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class PostgresSessionRepository(SessionRepository):
         self.sessions = Sessions(self.database)
         self.messages = Messages(self.database)
         self.agents = Agents(self.database)
+        self.conversations = Conversations(self.database)
         self.multi_agents = MultiAgents(self.database)
         self.listing = Listing(self.database)
         self.retention = Retention(self.database)

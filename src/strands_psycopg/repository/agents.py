@@ -1,7 +1,7 @@
 """Rows of agents."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import Cursor
@@ -33,9 +33,7 @@ _CREATE = """
 """  # without times: another call created it first
 
 _READ = """
-    SELECT t.state::text, t.state_exact, t.conversation_manager_state::text, t.conversation_manager_state_exact,
-        t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0),
-        {times_of_t}
+    SELECT {stored_agent}
     FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
 """
 
@@ -70,6 +68,19 @@ _DELETE = """
     )
     SELECT {allowed_at}, t.agent_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
 """
+
+
+class Documents(NamedTuple):
+    """What is kept of an agent, each as its JSONB and its exact text."""
+
+    state: tuple[str, str | None]
+    conversation_manager_state: tuple[str, str | None]
+    internal_state: tuple[str, str | None]
+
+    @classmethod
+    def of(cls, agent: SessionAgent) -> "Documents":
+        """Encode an agent's documents; equal ones are stored alike."""
+        return cls(encode(agent.state), encode(agent.conversation_manager_state), encode(agent._internal_state))
 
 
 class StoredAgent(NamedTuple):
@@ -148,20 +159,7 @@ class Agents:
         """Give an agent, or None."""
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         rows = self._database.fetch(f"reading agent {agent_id!r} of session {session_id!r}", self._read, key).rows
-        if not rows:
-            return None
-        state, state_exact, manager, manager_exact, internal, internal_exact, write_id, index, created, updated = rows[
-            0
-        ]
-        agent = SessionAgent(
-            agent_id,
-            decode(state, state_exact),
-            decode(manager, manager_exact),
-            decode(internal, internal_exact),
-            created,
-            updated or created,
-        )
-        return StoredAgent(agent, UUID(write_id), index)
+        return stored_agent(agent_id, rows[0]) if rows else None
 
     def update(
         self,
@@ -256,6 +254,20 @@ class Agents:
             raise SessionNotFoundError(f"{doing}: the agent does not exist")
 
 
+def stored_agent(agent_id: str, row: Sequence[Any]) -> StoredAgent:
+    """Decode the columns of ``{stored_agent}``."""
+    state, state_exact, manager, manager_exact, internal, internal_exact, write_id, index, created, updated = row
+    agent = SessionAgent(
+        agent_id,
+        decode(state, state_exact),
+        decode(manager, manager_exact),
+        decode(internal, internal_exact),
+        created,
+        updated or created,
+    )
+    return StoredAgent(agent, UUID(write_id), index)
+
+
 def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | None = None) -> SessionConflictError:
     return SessionConflictError(
         f"{doing}: the agent has been written by someone else since it was read here; nothing was stored. Build a "
@@ -268,9 +280,7 @@ def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | Non
 
 def _agent_row(session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None) -> dict[str, object]:
     """Encode an agent as the parameters of a statement."""
-    state, state_exact = encode(agent.state)
-    manager, manager_exact = encode(agent.conversation_manager_state)
-    internal, internal_exact = encode(agent._internal_state)
+    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = Documents.of(agent)
     return {
         "session_id": check_id("session_id", session_id),
         "agent_id": check_id("agent_id", agent.agent_id),

@@ -10,7 +10,12 @@ _TIMES = """
     to_char(NULLIF({row}.updated_at, {row}.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
 """
 
+# Each may use those after it.
 _FRAGMENTS = {
+    "stored_agent": """
+        t.state::text, t.state_exact, t.conversation_manager_state::text, t.conversation_manager_state_exact,
+        t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0), {times_of_t}
+    """,
     # Locked until the statement commits, so that nobody can take the session over between this check and the write: a
     # bare EXISTS would be no fence. Without a term nothing is looked up.
     "lease": """

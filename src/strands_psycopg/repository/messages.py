@@ -130,7 +130,7 @@ class Messages:
         }
         doing = f"reading message {message_id} of agent {agent_id!r} in session {session_id!r}"
         rows = self._database.fetch(doing, self._read, key).rows
-        return _message(rows[0]) if rows else None
+        return stored_message(*rows[0]) if rows else None
 
     def list(self, session_id: str, agent_id: str, *, limit: int | None, offset: int) -> list[SessionMessage]:
         """Give an agent's messages from index ``offset`` on, ``limit`` at most, in order.
@@ -154,8 +154,8 @@ class Messages:
             return []
         # They arrive in order; no ORDER BY over the join promises it without sorting the documents.
         rows.sort(key=itemgetter(0))
-        with _collector_paused():
-            return [_message(row) for row in rows]
+        with collector_paused():
+            return [stored_message(*row) for row in rows]
 
     def update(
         self,
@@ -259,7 +259,7 @@ def refused(
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Keep the garbage collector from looking again and again through what is being built, none of which is garbage.
 
     Otherwise it takes longer than the decoding.
@@ -273,8 +273,16 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _message(row: TupleRow) -> SessionMessage:
-    message_id, content, content_exact, redaction, redaction_exact, created_at, updated_at = row
+def stored_message(
+    message_id: int,
+    content: str,
+    content_exact: str | None,
+    redaction: str | None,
+    redaction_exact: str | None,
+    created_at: str,
+    updated_at: str | None,
+) -> SessionMessage:
+    """Decode the columns of a message."""
     return SessionMessage(
         decode(content, content_exact),
         message_id,

@@ -17,6 +17,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from strands_psycopg.errors import SessionExistsError
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.agents import Documents
 from strands_psycopg.view.threads import LeaveLoopError, Thread
 from strands_psycopg.view.transcript import Transcript
 from strands_psycopg.view.writers import Writer
@@ -52,11 +53,12 @@ class SessionView(SessionRepository):
         self._thread.new_agents[agent.agent_id] = agent
         try:
             yield
-            if self._thread.restored:
-                self._agents[agent.agent_id].transcript.restore(agent, self._thread.restored)
+            restored = self._thread.restored
+            if restored is not None and restored.messages:
+                self._agents[agent.agent_id].transcript.restore(agent, restored.messages)
         finally:
             self._thread.new_agents.pop(agent.agent_id, None)
-            self._thread.restored = []
+            self._thread.restored = None
 
     @contextmanager
     def initializing_multi_agent(self, multi_agent: "MultiAgentBase") -> Iterator[None]:
@@ -115,16 +117,20 @@ class SessionView(SessionRepository):
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Give a stored agent; None if it was not stored, though it may be now (see ``initializing_agent``)."""
-        stored = self._repository.agents.read(session_id, agent_id)
-        if stored is None and agent_id in self._thread.new_agents:
+        conversation = self._repository.conversations.read(session_id, agent_id)
+        if conversation is None and agent_id in self._thread.new_agents:
             with self._writing():
                 try:
                     self._store_new_agent(self._thread.new_agents[agent_id])
                 except SessionExistsError:
-                    stored = self._repository.agents.read(session_id, agent_id)
-        if stored is None:
+                    conversation = self._repository.conversations.read(session_id, agent_id)
+        if conversation is None:
             return None
-        self._agents[agent_id] = Writer(stored.write_id, Transcript(stored.next_message_id))
+        self._thread.restored = conversation
+        stored = conversation.stored
+        # Now, since Strands goes on working with some of these documents themselves.
+        unchanged = Documents.of(stored.agent)
+        self._agents[agent_id] = Writer(stored.write_id, unchanged, Transcript(stored.next_message_id))
         return stored.agent
 
     def _store_new_agent(self, agent: "LocalAgent") -> None:
@@ -133,7 +139,7 @@ class SessionView(SessionRepository):
         self._repository.agents.create(
             self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._term
         )
-        self._agents[agent.agent_id] = Writer(write_id, Transcript(len(messages)))
+        self._agents[agent.agent_id] = Writer(write_id, transcript=Transcript(len(messages)))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent, unless ``read_agent`` has."""
@@ -151,12 +157,14 @@ class SessionView(SessionRepository):
         else:
             message = None
         self._write_group()
-        transcript = self._agents[session_agent.agent_id].transcript
+        writer = self._agents[session_agent.agent_id]
         state = session_agent.conversation_manager_state
         if (removed := state.get("removed_message_count")) is not None:
-            index = transcript.first_index(removed)
+            index = writer.transcript.first_index(removed)
             session_agent.conversation_manager_state = {**state, "removed_message_count": index}
-        self._write_agent(session_agent.agent_id, session_agent, message)
+        # Strands writes after each restore, since it does not know what it has restored.
+        unchanged = writer.unchanged is not None and Documents.of(session_agent) == writer.unchanged
+        self._write_agent(session_agent.agent_id, None if unchanged else session_agent, message)
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store an agent's next message, unless ``read_agent`` has; its index is set here."""
@@ -193,7 +201,7 @@ class SessionView(SessionRepository):
                     self._session_id, agent, message, write_id=write_id, expected=writer.write_id, term=self._term
                 )
             if agent is not None:
-                writer.write_id = write_id
+                writer.write_id, writer.unchanged = write_id, None
             if message is not None:
                 writer.transcript.next_message_id += 1
 
@@ -233,13 +241,13 @@ class SessionView(SessionRepository):
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
     ) -> list[SessionMessage]:
         """Give an agent's messages from index ``offset`` on."""
-        messages = self._repository.list_messages(session_id, agent_id, limit, offset)
-        if messages and agent_id in self._agents:
-            transcript = self._agents[agent_id].transcript
-            transcript.next_message_id = max(transcript.next_message_id, messages[-1].message_id + 1)
-            if agent_id in self._thread.new_agents:
-                self._thread.restored = messages
-        return messages
+        restored = self._thread.restored
+        if restored is None or restored.stored.agent.agent_id != agent_id:
+            return self._repository.list_messages(session_id, agent_id, limit, offset)
+        if (limit, offset) != (None, restored.begin):
+            restored = restored._replace(messages=self._repository.list_messages(session_id, agent_id, limit, offset))
+            self._thread.restored = restored
+        return restored.messages
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Give a stored multi-agent's state; None if it was not stored, though it may be now."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from strands.types.session import SessionMessage
 
+from strands_psycopg.repository.conversations import Conversation
+
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
     from strands.types.agent import LocalAgent
@@ -24,7 +26,7 @@ class Thread(threading.local):
         group: Messages that wait for the write that follows them in the same event; None outside of one.
         new_agents: Agents that it is initializing. Other threads may be writing to one of the same id.
         new_multi_agents: Multi-agents that it is initializing.
-        restored: The messages of the agent that it is initializing.
+        restored: What the agent that it is initializing is restored from.
     """
 
     def __init__(self) -> None:
@@ -33,4 +35,4 @@ class Thread(threading.local):
         self.group: list[tuple[str, SessionMessage]] | None = None
         self.new_agents: dict[str, LocalAgent] = {}
         self.new_multi_agents: dict[str, MultiAgentBase] = {}
-        self.restored: list[SessionMessage] = []
+        self.restored: Conversation | None = None

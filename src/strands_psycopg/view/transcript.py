@@ -32,6 +32,7 @@ class Transcript:
     def restore(self, agent: "LocalAgent", stored: Sequence[SessionMessage]) -> None:
         """Take note of what an agent was restored from, at the end of it."""
         self.latest = stored[-1]
+        self.next_message_id = max(self.next_message_id, self.latest.message_id + 1)
         by_tracking_id: dict[str, list[SessionMessage]] = {}
         for message in stored:
             if tracking_id := _tracking_id(message.message):
