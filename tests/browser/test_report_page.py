@@ -99,6 +99,11 @@ def visit(request: pytest.FixtureRequest, browser: Browser, report: str, scheme:
 def test_nothing_is_wider_than_the_screen(visit: Visit) -> None:
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert visit.page.evaluate(overflow) == 0
+    # Wide tables scroll by themselves.
+    assert (
+        visit.page.locator(".scroll").evaluate_all("all => all.map(each => getComputedStyle(each).overflowX)")
+        == ["auto"] * 3
+    )
     plots = visit.page.locator(".plot svg:visible")
     assert plots.count() == 7
     for box in [plots.nth(number).bounding_box() for number in range(7)]:

@@ -179,7 +179,7 @@ BROKEN: dict[str, Callable[[str], str]] = {
     "empty": lambda _: "",
     "truncated": lambda cursor: cursor[:-3],
     "prolonged": lambda cursor: cursor + "AAAA",
-    "with a space": lambda cursor: cursor[:4] + " " + cursor[4:],
+    "with characters of no meaning": lambda cursor: cursor[:4] + "!!!!" + cursor[4:],
     "not base64": lambda _: "é" * 8,
     "a session id": lambda _: "s-1",
     "no list": lambda _: encoded({"a": 1}),

@@ -106,7 +106,7 @@ async def post_turn(request: Request) -> Response:
 
 
 async def server_sent(event: tuple[str, Any], events: "asyncio.Queue[tuple[str, Any]]") -> AsyncIterator[str]:
-    """Give this event and those after it in the form that browsers' EventSource reads."""
+    """Give this event and those after it as server-sent events."""
     while True:
         name, data = event
         if isinstance(data, HTTPException):

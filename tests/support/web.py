@@ -51,10 +51,10 @@ class Web:
         try:
             wait_until(lambda: self._process.poll() is not None or self._serves(), seconds=_DEADLINE)
             assert self._process.poll() is None, self.log()
+            [self.url] = re.findall(r"running on (http://[\d.:]+)", self.log())
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        [self.url] = re.findall(r"running on (http://[\d.:]+)", self.log())
         return self
 
     def __exit__(
