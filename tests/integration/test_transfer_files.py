@@ -319,7 +319,7 @@ def test_what_strands_would_give_back_as_something_else_is_refused(
 ) -> None:
     lookalike = {"__bytes_encoded__": True, "data": "aGk="}
     repository.create_session(Session("s", SessionType.AGENT))
-    repository.create_agent("s", SessionAgent("a", {"x": lookalike if place == "agent" else b"hi"}, {}))
+    repository.create_agent("s", SessionAgent("a", {"x": lookalike if place == "agent" else 1}, {}))
     repository.create_message("s", "a", transfers.message(0, lookalike if place == "message" else b"hi"))
     repository.create_multi_agent("s", Team("m", {"x": b"hi" if place == "multi-agent" else lookalike}))
     with pytest.raises(TransferError, match=f"{place} .* of .*bytes.*; export JSON lines instead"):

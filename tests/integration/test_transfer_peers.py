@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg_pool import ConnectionPool
-from strands.types.session import SessionMessage
+from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main
@@ -64,6 +64,8 @@ CREATE TABLE multi_agents (
 
 TIMES = ("2025-01-02 03:04:05.000006", "2025-02-03 04:05:06.7")
 UTC = ("2025-01-02T03:04:05.000006+00:00", "2025-02-03T04:05:06.700000+00:00")
+
+WINDOW = {"conversation_manager_state": {"removed_message_count": 3}}
 
 
 class Peer:
@@ -139,9 +141,12 @@ def test_everything_comes_over(repository: PostgresSessionRepository, peer: Peer
     assert session is not None
     assert (session.created_at, session.updated_at) == UTC
     # JSONB has lost the order of keys before.
-    state = {"z": 1, "a": b"hi"} if peer.version == "0.1" else {"a": b"hi", "z": 1}
+    data = {"__bytes_encoded__": True, "data": "aGk="}
+    data = data if peer.version == "0.1" else dict(reversed(data.items()))
+    state = {"z": 1, "a": data} if peer.version == "0.1" else {"a": data, "z": 1}
     assert agent is not None
-    assert repr(agent.state) == repr(state)
+    # Older versions of Strands leave bytes in an agent's state encoded.
+    assert repr(agent.state) == repr(SessionAgent.from_dict({"agent_id": "a", "state": state, **WINDOW}).state)
     assert (agent.conversation_manager_state, agent._internal_state) == ({"removed_message_count": 3}, {})
     assert (agent.created_at, agent.updated_at) == UTC
     redaction: Any = {"role": "user", "content": [{"text": "[redacted]"}]}

@@ -149,29 +149,26 @@ def _write(stored: StoredSession, folder: Path) -> TransferResult:
     for path in (folder, folder / "agents", folder / "multi_agents"):
         path.mkdir(mode=0o700)
     session = stored.session.to_dict()
-    _write_file(folder / "session.json", {**session, **_times(session["created_at"], session["updated_at"])})
+    times = _times(session["created_at"], session["updated_at"])
+    _write_file(folder / "session.json", {**session, **times}, f"session {session_id!r}")
     messages = 0
     for agent in (each.agent for each in stored.agents.values()):
         path = folder / "agents" / _file_name("agent", AGENT, agent.agent_id)
         (path / "messages").mkdir(mode=0o700, parents=True)
-        _refuse_lookalikes(f"agent {agent.agent_id!r} of session {session_id!r}", *agent_row(agent))
+        what = f"agent {agent.agent_id!r} of session {session_id!r}"
+        _refuse_lookalikes(what, *agent_row(agent))
         record = agent.to_dict()
-        _write_file(path / "agent.json", {**record, **_times(agent.created_at, agent.updated_at)})
+        _write_file(path / "agent.json", {**record, **_times(agent.created_at, agent.updated_at)}, what)
         for row in stored.messages(agent.agent_id):
             what = f"message {row.message_id} of agent {agent.agent_id!r} in session {session_id!r}"
             _refuse_lookalikes(what, *row)
-            _write_file(path / "messages" / f"{MESSAGE}{row.message_id}{JSON}", _message(row))
+            _write_file(path / "messages" / f"{MESSAGE}{row.message_id}{JSON}", _message(row), what)
             messages += 1
     for multi_agent in stored.multi_agents.values():
         path = folder / "multi_agents" / _file_name("multi-agent", MULTI_AGENT, multi_agent.multi_agent_id)
         path.mkdir(mode=0o700)
-        try:
-            _write_file(path / "multi_agent.json", multi_agent.state)
-        except TypeError:
-            raise TransferError(
-                f"multi-agent {multi_agent.multi_agent_id!r} of session {session_id!r} has bytes in its state, for "
-                "which Strands' files have no place; export JSON lines instead"
-            ) from None
+        what = f"multi-agent {multi_agent.multi_agent_id!r} of session {session_id!r}"
+        _write_file(path / "multi_agent.json", multi_agent.state, what)
     stored.check()
     return TransferResult(
         sessions=1, agents=len(stored.agents), messages=messages, multi_agents=len(stored.multi_agents)
@@ -199,10 +196,13 @@ def _refuse_lookalikes(what: str, *columns: object) -> None:
         )
 
 
-def _write_file(path: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=2, ensure_ascii=False)
+def _write_file(path: Path, record: dict[str, Any], what: str) -> None:
     try:
-        data = text.encode()
+        data = json.dumps(record, indent=2, ensure_ascii=False).encode()
+    except TypeError:
+        raise TransferError(
+            f"{what} has bytes in its state, for which Strands' files have no place; export JSON lines instead"
+        ) from None
     except UnicodeEncodeError:
         # Lone surrogates, which Strands reads but cannot write.
         data = json.dumps(record, indent=2).encode()
