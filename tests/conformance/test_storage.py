@@ -12,11 +12,18 @@ from strands_psycopg import PostgresSessionRepository, PostgresStorage
 storages = pytest.importorskip("strands.storage", reason="strands-agents before 1.48 has no storage")
 pytest.importorskip("strands.storage.search", reason="strands-agents before 1.54 has no search")
 
+import strands.storage.search.keyword  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from strands.types.exceptions import StorageError  # noqa: E402
 
 T = TypeVar("T")
+
+try:
+    storages.storage._normalize_key("a\\b")
+    BACKSLASHES = []  # before strands-agents 1.56
+except StorageError:
+    BACKSLASHES = ["a\\b", "..\\a"]
 
 
 def run(awaitable: Awaitable[T]) -> T:
@@ -104,7 +111,7 @@ def test_slashes_are_normalised(storage: Any, key: str) -> None:
     assert run(storage.list("")) == []
 
 
-@pytest.mark.parametrize("key", ["", "/", "//", "../etc/passwd", "a/../b", "a/..", "a\\b", "..\\a"])
+@pytest.mark.parametrize("key", ["", "/", "//", "../etc/passwd", "a/../b", "a/..", *BACKSLASHES])
 def test_bad_keys_are_refused_by_every_method(storage: Any, key: str) -> None:
     methods: list[Callable[[], Awaitable[Any]]] = [
         lambda: storage.write(key, b"1"),
@@ -117,7 +124,7 @@ def test_bad_keys_are_refused_by_every_method(storage: Any, key: str) -> None:
     assert run(storage.list("")) == []
 
 
-@pytest.mark.parametrize("prefix", ["..", "a/../b", "a\\"])
+@pytest.mark.parametrize("prefix", ["..", "a/../b", *(["a\\"] if BACKSLASHES else [])])
 def test_bad_prefixes_are_refused(storage: Any, prefix: str) -> None:
     with pytest.raises(StorageError):
         run(storage.list(prefix))
@@ -209,9 +216,10 @@ def test_search_finds_values_by_the_words_of_text_and_key(storage: Any) -> None:
     assert found(storage, "GRÖSSE größe") == ["deploy.md"]
     assert found(storage, "10") == ["deploy.md"]
     assert found(storage, "what is the settings") == ["dark-mode.md"]
-    assert found(storage, "the in it") == []
+    if hasattr(strands.storage.search.keyword, "STOP_WORDS"):  # from strands-agents 1.62
+        assert found(storage, "the in it") == []
+        assert found(storage, "md") == []
     assert found(storage, "prod") == []
-    assert found(storage, "md") == []
     assert found(storage, "") == []
     assert found(storage, "?!") == []
 

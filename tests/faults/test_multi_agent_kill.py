@@ -2,6 +2,7 @@
 
 import json
 import signal
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import pytest
@@ -123,6 +124,12 @@ LIVES = {
         Life("", {"a", "b", "c"}, ["c"]),
     ],
 }
+
+# Before, a swarm forgot whose turn it was, and a node that waits for several was run after one of them.
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, version("strands-agents").split(".")[:2])) < (1, 52),
+    reason="strands-agents before 1.52 does not always go on where it was",
+)
 
 
 def completed(repository: PostgresSessionRepository, kind: str) -> set[str]:

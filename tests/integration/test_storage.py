@@ -16,6 +16,7 @@ from strands_psycopg import (
     PostgresStorageError,
     SchemaError,
 )
+from support import processes
 from support.storage import needs_storage
 from support.waiting import until, wait_until
 
@@ -36,6 +37,23 @@ def storage(repository: PostgresSessionRepository) -> PostgresStorage:
 @pytest.fixture
 def options(pool_options: dict[str, Any]) -> dict[str, Any]:
     return {"min_size": 1, "max_size": 2, **pool_options}
+
+
+WITHOUT_STORAGE = """
+import sys
+import strands
+sys.modules["strands.storage.storage"] = sys.modules["strands.storage.search.keyword"] = None
+import strands_psycopg
+try:
+    strands_psycopg.PostgresStorage("postgresql://localhost/nowhere")
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_a_strands_without_storages_is_told_when_one_is_built() -> None:
+    told = "PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents\n"
+    assert processes.run(WITHOUT_STORAGE) == told
 
 
 def test_storage_on_a_repository_shares_its_pool_and_leaves_it_open(dsn: str, options: dict[str, Any]) -> None:

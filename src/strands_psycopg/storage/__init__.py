@@ -20,15 +20,19 @@ from strands_psycopg.storage.values import LARGEST_VALUE, LONGEST_KEY, Values
 from strands_psycopg.storage.words import query_of, words_of
 
 try:
-    from strands.storage.search.keyword import STOP_WORDS
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
 except ImportError:  # before strands-agents 1.54
-    Storage = object  # type: ignore[assignment, misc]
+    Storage = StorageSearchResult = object  # type: ignore[assignment, misc]
     _NAMESPACED = None
 
 _T = TypeVar("_T")
 
 _NO_WORDS: frozenset[str] = frozenset()
+
+try:
+    from strands.storage.search.keyword import STOP_WORDS
+except ImportError:  # before strands-agents 1.62
+    STOP_WORDS = _NO_WORDS
 
 
 class Sharing(Protocol):
@@ -193,8 +197,8 @@ class PostgresStorage(Storage):
 
         Found are values that are UTF-8 text of up to 64 KB without NUL, by their own words and those of the last part
         of their key. The more of the query's words a value has, and the more often, the better, as PostgreSQL's
-        ``ts_rank`` has it. With the configuration ``simple`` English stop words do not count; others have stop words
-        of their own. A query's first 64 words count.
+        ``ts_rank`` has it. With the configuration ``simple`` the stop words of Strands' keyword search do not count (it
+        has some from 1.62 on); others have stop words of their own. A query's first 64 words count.
         """
         words = query_of(query, self._stop_words)
         if not words:
