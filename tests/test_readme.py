@@ -49,8 +49,8 @@ def blocks(file: Path) -> list[Block]:
     return found
 
 
-def run(file: Path, block: Block, dsn: str) -> "subprocess.CompletedProcess[str]":
-    """Run a block in a process of its own, with its DSN replaced; errors tell the line in the file."""
+def run(file: Path, block: Block, dsn: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a block in a process of its own, with its DSN replaced, in a folder; errors tell the line in the file."""
     # A URL, since the other form may hold quotation marks.
     code = block.code.replace(DSN, "postgresql://?" + urlencode(conninfo_to_dict(dsn)))
     return subprocess.run(
@@ -59,14 +59,15 @@ def run(file: Path, block: Block, dsn: str) -> "subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=folder,
     )
 
 
 @pytest.mark.parametrize("block", [pytest.param(each, id=f"line-{each.line}") for each in blocks(README)])
-def test_blocks_of_the_readme_run(block: Block, dsn: str) -> None:
+def test_blocks_of_the_readme_run(block: Block, dsn: str, tmp_path: Path) -> None:
     if block.reason is not None:
         pytest.skip(block.reason)
-    done = run(README, block, dsn)
+    done = run(README, block, dsn, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -123,9 +124,9 @@ def test_blocks_are_found_and_run(tmp_path: Path, dsn: str) -> None:
     assert [agent.line, in_list.line, endless.line, failing.line] == [4, 18, 24, 29]
     assert [each.reason for each in (agent, in_list, endless, failing)] == [None, None, "it has no end", None]
 
-    assert run(page, agent, dsn).stdout == "Hello!\n\n"
-    assert run(page, in_list, dsn).stdout.startswith("postgresql://?")
-    done = run(page, failing, dsn)
+    assert run(page, agent, dsn, tmp_path).stdout == "Hello!\n\n"
+    assert run(page, in_list, dsn, tmp_path).stdout.startswith("postgresql://?")
+    done = run(page, failing, dsn, tmp_path)
     assert (done.returncode, done.stdout) == (1, "first\n")
     assert f'File "{page}", line 30' in done.stderr
     assert "ValueError: second" in done.stderr

@@ -725,7 +725,7 @@ def test_every_schema_and_prefix_is_named_in_its_statements(
     with PostgresSessionRepository(dsn, schema="quux", table_prefix="corge_") as elsewhere:
         elsewhere.ensure_schema()
         for table in ("messages", "multi_agents", "agents", "sessions", "migrations"):
-            connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(f"strands_{table}")))
+            connection.execute(sql.SQL("DROP TABLE {} CASCADE").format(sql.Identifier(f"strands_{table}")))
         elsewhere.create_session(new_session())
         elsewhere.create_agent("s", new_agent())
         elsewhere.create_message("s", "a", new_message(0))
