@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 import nox
 import pytest
+from packaging.requirements import Requirement
 from psycopg.conninfo import conninfo_to_dict
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +28,8 @@ exec(compile(sys.stdin.read(), sys.argv[1], "exec"), {"__name__": "__main__"})
 """
 
 _BLOCK = re.compile(
-    r"^(?:<!--\s*not run:(?P<reason>.*?)-->\s*?\n\s*)?^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^ *```$",
+    r"^(?:<!--\s*(?:not run:(?P<reason>.*?)|needs (?P<needs>.*?))-->\s*?\n\s*)?"
+    r"^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -44,9 +47,17 @@ def blocks(file: Path) -> list[Block]:
     found = []
     for match in _BLOCK.finditer(text):
         code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
-        reason = match["reason"]
+        reason = match["reason"] or missing(match["needs"])
         found.append(Block(text.count("\n", 0, match.start("code")) + 1, code, reason and reason.strip()))
     return found
+
+
+def missing(needs: str | None) -> str | None:
+    """Give what a block needs, ``strands-agents>=1.54``, if it is not installed."""
+    if needs is None:
+        return None
+    requirement = Requirement(needs)
+    return None if version(requirement.name) in requirement.specifier else f"needs {needs}"
 
 
 def run(file: Path, block: Block, dsn: str, folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -108,7 +119,12 @@ python
 while True: ...
 ```
 
-<!-- a comment -->
+<!-- needs pytest>=1000 -->
+```python
+import pytest.of_the_future
+```
+
+<!-- needs pytest>=1 -->
 ```python
 print("first")
 raise ValueError("second")
@@ -120,15 +136,16 @@ def test_blocks_are_found_and_run(tmp_path: Path, dsn: str) -> None:
     page = tmp_path / "PAGE.md"
     page.write_text(PAGE)
 
-    agent, in_list, endless, failing = blocks(page)
-    assert [agent.line, in_list.line, endless.line, failing.line] == [4, 18, 24, 29]
-    assert [each.reason for each in (agent, in_list, endless, failing)] == [None, None, "it has no end", None]
+    agent, in_list, endless, future, failing = blocks(page)
+    assert [each.line for each in (agent, in_list, endless, future, failing)] == [4, 18, 24, 29, 34]
+    assert (agent.reason, in_list.reason, failing.reason) == (None, None, None)
+    assert (endless.reason, future.reason) == ("it has no end", "needs pytest>=1000")
 
     assert run(page, agent, dsn, tmp_path).stdout == "Hello!\n\n"
     assert run(page, in_list, dsn, tmp_path).stdout.startswith("postgresql://?")
     done = run(page, failing, dsn, tmp_path)
     assert (done.returncode, done.stdout) == (1, "first\n")
-    assert f'File "{page}", line 30' in done.stderr
+    assert f'File "{page}", line 35' in done.stderr
     assert "ValueError: second" in done.stderr
 
 
@@ -169,7 +186,7 @@ LOWEST = {
 def test_the_readme_states_the_versions_of_the_project(name: str) -> None:
     expected = re.search(r">=([\d.]+)", LOWEST[name])
     assert expected
-    assert stated(name, README.read_text("utf-8")) == {expected[1]}
+    assert stated(name, re.sub(r"<!--.*?-->", "", README.read_text("utf-8"))) == {expected[1]}
 
 
 def test_the_classifiers_begin_with_the_lowest_python() -> None:
