@@ -149,6 +149,12 @@ class PostgresSessionManager(RepositorySessionManager):
         self._view.leave_loop()
         if not self._view.continue_latest(agent, message):
             super().append_message(message, agent, **kwargs)
+            self._view.look_ahead(agent)
+
+    def sync_agent(self, agent: "LocalAgent", **kwargs: Any) -> None:
+        """Store an agent's state if it has changed."""
+        super().sync_agent(agent, **kwargs)
+        self._view.catch_up(agent)
 
     def replace_message(self, message: Message, agent: "LocalAgent") -> None:
         """Store what has taken a message's place, such as the transcript for which a placeholder was stored.

@@ -241,9 +241,15 @@ def test_changed_state_is_stored_with_the_next_message(repository: PostgresSessi
     assert exchange[1:] == (2, ["I"] * 2)
 
 
-def test_turn_with_a_full_sliding_window_is_one_update_more(repository: PostgresSessionRepository, wire: Wire) -> None:
+def test_turn_with_a_full_sliding_window_takes_along_what_the_window_drops(
+    repository: PostgresSessionRepository, wire: Wire
+) -> None:
     agent = build(repository, conversation_manager=SlidingWindowConversationManager(window_size=2))
     agent("hello")
     exchange = wire.during(lambda: agent("hello"))
-    assert exchange.changes == [["INSERT messages"], ["INSERT messages"], ["UPDATE agents"]]
-    assert exchange[1:] == (3, ["I"] * 3)
+    assert exchange.changes == [["INSERT messages"], ["INSERT messages", "UPDATE agents"]]
+    assert exchange[1:] == (2, ["I"] * 2)
+    assert agent.conversation_manager.removed_message_count == 2
+    stored = repository.read_agent("s", "default")
+    assert stored is not None
+    assert stored.conversation_manager_state == agent.conversation_manager.get_state()

@@ -1,17 +1,22 @@
 """Agents whose conversation managers drop or summarize messages: the session keeps all and restores what they held."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
+import pytest
+from strands import Agent
 from strands.agent.conversation_manager import (
     NullConversationManager,
     SlidingWindowConversationManager,
     SummarizingConversationManager,
 )
+from strands.hooks import MessageAddedEvent
 from strands.types.content import Message
+from strands.types.exceptions import ContextWindowOverflowException
 
 from strands_psycopg import PostgresSessionRepository
-from support.agents import OverflowingModel, build, dump
+from support.agents import LOOK_UP, OverflowingModel, Replies, build, dump, look_up
 
 
 def stored_texts(repository: PostgresSessionRepository) -> list[str]:
@@ -125,3 +130,57 @@ def test_agent_whose_manager_dropped_more_than_is_stored_goes_on_after_the_last_
     restored("2")
 
     assert stored_texts(repository) == ["1", "ok", "2", "two"]
+
+
+@pytest.mark.parametrize("window_size", [0, 2, 3, 4])
+@pytest.mark.parametrize("replies", [(("ok",),), [*LOOK_UP] * 5], ids=["texts", "tools"])
+def test_full_window_is_stored_as_it_is_after_each_turn(
+    repository: PostgresSessionRepository, window_size: int, replies: Replies
+) -> None:
+    def agent() -> Agent:
+        window = SlidingWindowConversationManager(window_size=window_size)
+        return build(repository, replies=replies, tools=[look_up], conversation_manager=window)
+
+    agent_of_all_turns = agent()
+    for number in range(5):
+        agent_of_all_turns(str(number))
+        assert dump(agent()) == dump(agent_of_all_turns)
+
+
+def test_turn_that_dies_after_its_last_message_is_restored_as_if_it_had_ended(
+    repository: PostgresSessionRepository,
+) -> None:
+    def agent() -> Agent:
+        return build(repository, conversation_manager=SlidingWindowConversationManager(window_size=2))
+
+    first = agent()
+    first("1")
+    restored = []
+    first.hooks.add_callback(MessageAddedEvent, lambda _: restored.append(dump(agent())))
+    first("2")
+    assert len(restored) == 2
+    assert restored[-1] == dump(first)
+
+
+def test_turn_that_does_not_end_as_was_foreseen_is_stored_as_it_did(repository: PostgresSessionRepository) -> None:
+    def drop(event: MessageAddedEvent) -> None:
+        if event.message["role"] == "assistant":
+            del event.agent.messages[:-2]
+
+    agent = build(repository, conversation_manager=SlidingWindowConversationManager(window_size=2))
+    agent("1")
+    agent.hooks.add_callback(MessageAddedEvent, drop)
+    agent("2")
+    stored = repository.read_agent("s", "default")
+    assert stored is not None
+    assert stored.conversation_manager_state == agent.conversation_manager.get_state()
+    assert stored.conversation_manager_state["removed_message_count"] == 0
+
+
+def test_window_that_cannot_be_reduced_is_left_to_strands(repository: PostgresSessionRepository) -> None:
+    replies: Replies = [({"name": "look_up", "input": {"city": "Köln"}},)] * 3 + [("It is warm.",)]
+    window = SlidingWindowConversationManager(window_size=1)
+    agent = build(repository, replies=replies, tools=[look_up], conversation_manager=window)
+    with suppress(ContextWindowOverflowException):  # as Strands did before 1.46
+        agent("1")
+    assert [message.message for message in repository.list_messages("s", "default")][-1] == agent.messages[-1]

@@ -18,7 +18,8 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from strands_psycopg.errors import SessionExistsError
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.agents import Documents
-from strands_psycopg.view.threads import LeaveLoopError, Thread
+from strands_psycopg.view.foresight import after_turn
+from strands_psycopg.view.threads import LeaveLoopError, Thread, Waiting
 from strands_psycopg.view.transcript import Transcript
 from strands_psycopg.view.writers import Writer
 
@@ -130,7 +131,7 @@ class SessionView(SessionRepository):
         stored = conversation.stored
         # Now, since Strands goes on working with some of these documents themselves.
         unchanged = Documents.of(stored.agent)
-        self._agents[agent_id] = Writer(stored.write_id, unchanged, Transcript(stored.next_message_id))
+        self._agents[agent_id] = Writer(stored.write_id, unchanged, transcript=Transcript(stored.next_message_id))
         return stored.agent
 
     def _store_new_agent(self, agent: "LocalAgent") -> None:
@@ -151,20 +152,20 @@ class SessionView(SessionRepository):
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store an agent's state, with its message that waits for it, where nobody else has written it."""
-        group = self._thread.group
-        if group and group[-1][0] == session_agent.agent_id:
-            message: SessionMessage | None = group.pop()[1]
-        else:
-            message = None
+        waiting = self._take_waiting(session_agent.agent_id)
         self._write_group()
-        writer = self._agents[session_agent.agent_id]
+        if waiting is not None and waiting.ahead is not None:
+            session_agent.conversation_manager_state = waiting.ahead.conversation_manager_state
         state = session_agent.conversation_manager_state
         if (removed := state.get("removed_message_count")) is not None:
-            index = writer.transcript.first_index(removed)
+            index = self._agents[session_agent.agent_id].transcript.first_index(removed)
             session_agent.conversation_manager_state = {**state, "removed_message_count": index}
-        # Strands writes after each restore, since it does not know what it has restored.
-        unchanged = writer.unchanged is not None and Documents.of(session_agent) == writer.unchanged
-        self._write_agent(session_agent.agent_id, None if unchanged else session_agent, message)
+        message, is_ahead = (None, False) if waiting is None else (waiting.message, waiting.ahead is not None)
+        self._write_agent(session_agent.agent_id, message, session_agent, is_ahead=is_ahead)
+
+    def _take_waiting(self, agent_id: str) -> Waiting | None:
+        group = self._thread.group
+        return group.pop() if group and group[-1].agent_id == agent_id else None
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store an agent's next message, unless ``read_agent`` has; its index is set here."""
@@ -172,19 +173,47 @@ class SessionView(SessionRepository):
         if agent_id in self._thread.new_agents:
             return
         if self._thread.group is None:
-            self._write_agent(agent_id, None, session_message)
+            self._write_agent(agent_id, session_message)
         else:
-            self._thread.group.append((agent_id, session_message))
+            self._thread.group.append(Waiting(agent_id, session_message))
+
+    def look_ahead(self, agent: "LocalAgent") -> None:
+        """Have an agent's message that waits take along what the turn that it may end will do to the agent."""
+        waiting = self._take_waiting(agent.agent_id)
+        if waiting is not None and self._thread.group is not None:
+            # After a repair, which message is the first depends on those that the agent still holds.
+            known = not self._agents[agent.agent_id].transcript.repaired
+            ahead = after_turn(agent, waiting.message.to_message()) if known else None
+            self._thread.group.append(waiting._replace(ahead=ahead))
+
+    def catch_up(self, agent: "LocalAgent") -> None:
+        """Store an agent as it is if the row is ahead of it still, since the turn did not end as was foreseen."""
+        if self._agents[agent.agent_id].ahead and not self._thread.group:
+            self.leave_loop()
+            self.update_agent(self._session_id, SessionAgent.from_agent(agent))
 
     def _write_group(self) -> None:
         group = self._thread.group
         while group:
-            agent_id, message = group.pop(0)
-            self._write_agent(agent_id, None, message)
+            agent_id, message, ahead = group.pop(0)
+            self._write_agent(agent_id, message, ahead, is_ahead=ahead is not None)
 
-    def _write_agent(self, agent_id: str, agent: SessionAgent | None, message: SessionMessage | None) -> None:
+    def _write_agent(
+        self,
+        agent_id: str,
+        message: SessionMessage | None,
+        agent: SessionAgent | None = None,
+        *,
+        is_ahead: bool = False,
+    ) -> None:
+        """Store a message, or an agent, or both in one statement; an agent only if it is not stored as it is."""
         writer = self._agents[agent_id]
         write_id = uuid4()
+        documents = None if agent is None or not (is_ahead or writer.unchanged) else Documents.of(agent)
+        if agent is not None:
+            writer.ahead = is_ahead
+        if documents is not None and documents == writer.unchanged:
+            agent = None
         with writer.lock, self._writing():
             if message is not None:
                 message.message_id = writer.transcript.next_message_id
@@ -201,7 +230,7 @@ class SessionView(SessionRepository):
                     self._session_id, agent, message, write_id=write_id, expected=writer.write_id, term=self._term
                 )
             if agent is not None:
-                writer.write_id, writer.unchanged = write_id, None
+                writer.write_id, writer.unchanged = write_id, documents if is_ahead else None
             if message is not None:
                 writer.transcript.next_message_id += 1
 

@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from strands.types.session import SessionMessage
+from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.repository.conversations import Conversation
 
@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 
 class LeaveLoopError(Exception):
     """What was called on the event loop needs the database and must be called again in a worker thread."""
+
+
+class Waiting(NamedTuple):
+    """A message that waits for the write that follows it in the same event.
+
+    Attributes:
+        agent_id: Whose it is.
+        message: The message.
+        ahead: The agent as it will be after the turn that the message ends, if that can be told.
+    """
+
+    agent_id: str
+    message: SessionMessage
+    ahead: SessionAgent | None = None
 
 
 class Thread(threading.local):
@@ -32,7 +46,7 @@ class Thread(threading.local):
     def __init__(self) -> None:
         self.on_loop = False
         self.deferred: list[Callable[[], None]] = []
-        self.group: list[tuple[str, SessionMessage]] | None = None
+        self.group: list[Waiting] | None = None
         self.new_agents: dict[str, LocalAgent] = {}
         self.new_multi_agents: dict[str, MultiAgentBase] = {}
         self.restored: Conversation | None = None

@@ -41,6 +41,11 @@ class Transcript:
         if not agent.model.stateful:
             self._repairs = Repairs(agent, stored) or None
 
+    @property
+    def repaired(self) -> bool:
+        """Whether positions in memory are not the stored indexes."""
+        return self._repairs is not None
+
     def others(self, message: SessionMessage) -> list[SessionMessage]:
         """Give the restored messages that are the same one, stored again when a turn that had failed was retried."""
         same = self._restored_more_than_once.get(_tracking_id(message.message) or "", [])

@@ -14,7 +14,9 @@ class Writer:
 
     Attributes:
         write_id: Of the last write to the row that this manager has seen; None if it is new to it.
-        unchanged: What an agent was restored from, until the row is first written.
+        unchanged: An agent's documents as the row has them, if what comes next may be the same: after a restore, and
+            after a write ahead.
+        ahead: The agent's row is ahead of the agent, by what the end of the turn will do.
         transcript: An agent's messages.
         serialized: How many states of a multi-agent were given to be stored.
         stored: The number of the newest of them that is stored.
@@ -23,6 +25,7 @@ class Writer:
 
     write_id: UUID | None
     unchanged: Documents | None = None
+    ahead: bool = False
     transcript: Transcript = field(default_factory=Transcript)
     serialized: int = 0
     stored: int = 0
