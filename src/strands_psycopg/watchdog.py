@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from psycopg import Connection, OperationalError
@@ -29,7 +29,7 @@ class Watchdog:
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._watched: dict[object, tuple[float, socket.socket]] = {}
+        self._watched: dict[object, tuple[float, int]] = {}
         self._wakes_at = float("inf")
         self._thread: threading.Thread | None = None
 
@@ -42,7 +42,7 @@ class Watchdog:
         """
         # A duplicate, because libpq closes its own descriptor when it finds the connection lost, and the number
         # could be another socket's by the time the watchdog looks at it.
-        line = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(connection.fileno()))
+        line = os.dup(connection.fileno())
         key = object()
         due = time.monotonic() + seconds
         with self._changed:
@@ -64,7 +64,7 @@ class Watchdog:
         finally:
             with self._changed:
                 self._watched.pop(key, None)
-            line.close()
+            os.close(line)
 
     def _run(self) -> None:
         with self._changed:
@@ -78,10 +78,14 @@ class Watchdog:
                 self._changed.wait(None if self._wakes_at == float("inf") else self._wakes_at - now)
 
 
-def _shut_down(line: socket.socket) -> None:
-    # If it was lost by itself at the same moment, the waiting thread has noticed too.
-    with suppress(OSError):
+def _shut_down(descriptor: int) -> None:
+    line = socket.socket(fileno=descriptor)
+    try:
         line.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it was lost by itself at the same moment, and the waiting thread has noticed too
+    finally:
+        line.detach()
 
 
 watchdog = Watchdog()
