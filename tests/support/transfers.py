@@ -100,4 +100,4 @@ def restored(repository: SessionRepository, session_id: str = "s") -> str:
         parts.append(agent.to_dict())
         parts += [each.to_dict() for each in repository.list_messages(session_id, agent_id)]
     parts += [repr(repository.read_multi_agent(session_id, each)) for each in ("graph", "swarm")]
-    return json.dumps(parts)
+    return json.dumps(parts, default=repr)
