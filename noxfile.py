@@ -154,6 +154,30 @@ def torture(session: nox.Session) -> None:
     session.run("pytest", "tests/faults", *session.posargs, env={"STRANDS_TORTURE": "1"})
 
 
+# With which the benchmarks compare, each in a Python of its own. Of the first, newer sqlmodels break it.
+_PEERS = {
+    "session_manager": ["strands-postgresql-session-manager==0.2.0", "sqlmodel==0.0.27"],
+    "session_sql": ["strands-session-sql[postgres]==0.2.0"],
+    "postgres_storage": ["strands-postgres-storage==0.1.1", "psycopg2-binary>=2.9"],
+}
+
+_VERSION_OF_STRANDS = "import importlib.metadata as m; print('strands-agents==' + m.version('strands-agents'))"
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the library beside its peers and the limit; ``-- --help`` tells what can be chosen."""
+    session.install("-e", ".[dev]")
+    strands = str(session.run("python", "-c", _VERSION_OF_STRANDS, silent=True)).strip()
+    peers = []
+    for name, requirements in _PEERS.items():
+        folder = Path(session.create_tmp(), name)
+        session.run("python", "-m", "venv", str(folder))
+        session.run(str(folder / "bin" / "pip"), "install", "--quiet", strands, *requirements, external=True)
+        peers.append(f"--peer={name}={folder.resolve() / 'bin' / 'python'}")
+    session.run("python", "-m", "benchmarks", *peers, *session.posargs, env={"PYTHONPATH": "tests"})
+
+
 # Of those that Strands has for everything that takes a storage.
 _UPSTREAM = "1.62.0"
 _UPSTREAM_TESTS = [

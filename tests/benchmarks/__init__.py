@@ -1,0 +1,1 @@
+"""What the library costs beside its peers and beside the limit: ``nox -s bench``."""

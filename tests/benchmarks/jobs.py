@@ -1,0 +1,93 @@
+"""What is measured, with whom, and how much of it."""
+
+from typing import Any, NamedTuple
+
+SESSIONS = ("none", "ours", "session_manager", "session_sql", "files", "limit")
+STORED = SESSIONS[1:]
+OWN = ("ours", "limit")
+STORAGES = ("ours", "postgres_storage", "limit")
+SERVED = ("ours", "session_manager", "session_sql")
+
+
+class Job(NamedTuple):
+    """A work.
+
+    Attributes:
+        name: What it is called in the results; each measure but the seconds is named behind a colon.
+        work: The function that does it.
+        numbers: Its arguments.
+        contenders: Who does it.
+        rounds: How often at most; None for as often as was asked for.
+        delay: For a work through a network: how many seconds each answer takes.
+    """
+
+    name: str
+    work: str
+    numbers: dict[str, Any]
+    contenders: tuple[str, ...]
+    rounds: int | None = None
+    delay: float | None = None
+
+
+def jobs(*, quick: bool) -> list[Job]:
+    """Give all works, in their order.
+
+    Args:
+        quick: So little of each that the figures mean nothing.
+    """
+
+    def count(full: int, little: int) -> int:
+        return little if quick else full
+
+    few = count(15, 2)
+    return [
+        Job("turn", "turns", {"count": count(60, 5)}, SESSIONS),
+        Job("turn, tool call", "turns", {"count": count(30, 5), "tool": True}, SESSIONS),
+        Job("turn, window full", "turns", {"count": count(60, 5), "full": True}, SESSIONS),
+        Job("turn by agent()", "turns", {"count": count(60, 5), "loop": False}, SESSIONS),
+        Job("request", "requests", {"count": few}, SESSIONS),
+        *(
+            Job(
+                f"restore of {messages:,}",
+                "restores",
+                {"messages": messages, "count": 3 if messages > 1000 else 8},
+                STORED,
+            )
+            for messages in (10, 100, count(1_000, 200), count(10_000, 300))
+        ),
+        *(
+            Job(f"append at {messages:,}", "appends", {"messages": messages, "count": count(100, 5)}, OWN)
+            for messages in (10, count(1_000, 500), count(100_000, 2_000))
+        ),
+        *(
+            Job(f"last 40 of {messages:,}", "last_of", {"messages": messages, "count": few}, OWN)
+            for messages in (40, count(100_000, 2_000))
+        ),
+        *(
+            Job(kind, "codec", {"document": kind, "count": count(each, 2)}, OWN, rounds=3)
+            for kind, each in (("chat", 2_000), ("tool result", 200), ("image", 10))
+        ),
+        *(
+            Job(f"value of {name}", "values", {"size": size, "count": count(each, 3)}, STORAGES)
+            for name, size, each in (("1 KB", 1_000, 50), ("100 KB", 100_000, 20), ("1 MB", 1_000_000, 6))
+        ),
+        Job("snapshot of 1 MB", "snapshots", {"size": count(1_000_000, 50_000), "count": count(10, 3)}, STORAGES),
+        *(
+            Job(f"{agents} agents, {delay * 1000:g} ms", "crowd", {"agents": agents, "count": 4}, SERVED, 3, delay)
+            for agents in (count(50, 5),)
+            for delay in (0.0, 0.002, 0.05)
+        ),
+    ]
+
+
+def late_jobs(*, quick: bool) -> list[Job]:
+    """Give the works that leave so much behind that the others must have been done."""
+    million, keys = (5_000, 500) if quick else (1_000_000, 100_000)
+    some = 200 if quick else 1_000
+    return [
+        Job(f"append at {million:,}", "appends", {"messages": million, "count": 5 if quick else 100}, OWN),
+        Job("memory of 10,000", "memory_of_restore", {"messages": 300 if quick else 10_000}, STORED[:-1], rounds=1),
+        Job(f"search of {some:,}", "searches", {"entries": some, "count": 10}, ("ours",), rounds=2),
+        Job(f"list of {keys:,}", "lists", {"entries": keys, "count": 5}, STORAGES, rounds=2),
+        Job(f"search of {keys:,}", "searches", {"entries": keys, "count": 10}, ("ours",), rounds=2),
+    ]

@@ -1,0 +1,67 @@
+"""Agents whose model costs next to nothing and needs no network."""
+
+import importlib.util
+import random
+from pathlib import Path
+from typing import Any
+
+from strands import Agent, tool
+from strands.agent.conversation_manager import NullConversationManager, SlidingWindowConversationManager
+
+# Loaded from its file, since a peer's Python does not have the package.
+_FILE = Path(__file__).parents[2] / "src" / "strands_psycopg" / "scripted_model.py"
+_SPECIFICATION = importlib.util.spec_from_file_location("benchmarks.scripted_model", _FILE)
+assert _SPECIFICATION is not None
+assert _SPECIFICATION.loader is not None
+_MODULE = importlib.util.module_from_spec(_SPECIFICATION)
+_SPECIFICATION.loader.exec_module(_MODULE)
+
+_RANDOM = random.Random(7)
+_WORDS = ["".join(_RANDOM.choices("abcdefghijklmnopqrstuvwxyz", k=_RANDOM.randint(2, 9))) for _ in range(3000)]
+
+
+def text(words: int) -> str:
+    """Give some words, about six bytes each."""
+    return " ".join(_RANDOM.choices(_WORDS, k=words))
+
+
+def conversation(messages: int) -> list[dict[str, Any]]:
+    """Give a conversation: prompts of about 150 bytes, answers of about 600."""
+    return [
+        {"role": "assistant", "content": [{"text": text(100)}]} if index % 2 else user_message()
+        for index in range(messages)
+    ]
+
+
+def user_message() -> dict[str, Any]:
+    """Give a prompt as a message."""
+    return {"role": "user", "content": [{"text": text(25)}]}
+
+
+@tool
+def look_up(city: str) -> str:
+    """Look up a city's weather."""
+    return f"{city}: {text(50)}"
+
+
+_ANSWER: list[Any] = [text(100)]
+_CALL: list[Any] = [{"name": "look_up", "input": {"city": "Lisbon"}}]
+
+
+def build(manager: Any, *, calls_tool: bool = False, window: int | None = None, messages: Any = None) -> Agent:
+    """Build an agent.
+
+    Args:
+        manager: Its session manager, or None.
+        calls_tool: Whether it calls a tool in each of its first thousand turns.
+        window: Of its sliding window; None for a conversation manager that keeps everything.
+        messages: With which it begins.
+    """
+    return Agent(
+        model=_MODULE.ScriptedModel([_CALL, _ANSWER] * 1000 if calls_tool else [_ANSWER]),
+        session_manager=manager,
+        conversation_manager=NullConversationManager() if window is None else SlidingWindowConversationManager(window),
+        messages=messages,
+        tools=[look_up],
+        callback_handler=None,
+    )

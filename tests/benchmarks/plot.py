@@ -1,0 +1,87 @@
+"""The results as a plot that can be read on white and on black."""
+
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from benchmarks.results import Results
+
+_COLOURS = {
+    "this library": "#3b82f6",
+    "the limit": "#9ca3af",
+    "FileSessionManager": "#d97706",
+    "strands-postgresql-session-manager": "#dc2626",
+    "strands-session-sql": "#9333ea",
+    "strands-postgres-storage": "#0d9488",
+}
+
+NAMES = dict(
+    zip(
+        ("ours", "limit", "files", "session_manager", "session_sql", "postgres_storage"),
+        _COLOURS,
+        strict=True,
+    )
+)
+
+_TEXT = "#808080"
+
+
+def draw(results: Results, works: list[str], path: Path) -> None:
+    """Draw the milliseconds of works, a row for each and a mark for each contender, on a logarithmic scale."""
+    values = []
+    for work in works:
+        for contender in results.contenders(work):
+            beyond = "none" if contender in ("ours", "files", "session_manager", "session_sql") else None
+            beyond = beyond if "none" in results.contenders(work) else None
+            figure = results.figure(work, contender, beyond=beyond)
+            if contender in NAMES and figure is not None:
+                values.append(
+                    {
+                        "work": work,
+                        "who": NAMES[contender],
+                        **{key: max(value * 1000, 0.01) for key, value in figure._asdict().items()},
+                    }
+                )
+    encoding: dict[str, Any] = {
+        "y": {"field": "work", "type": "nominal", "sort": works, "title": None},
+        "color": {
+            "field": "who",
+            "type": "nominal",
+            "scale": {"domain": list(_COLOURS), "range": list(_COLOURS.values())},
+            "legend": {"title": None, "orient": "top", "columns": 3, "labelLimit": 300},
+        },
+    }
+    axis = {"labelColor": _TEXT, "titleColor": _TEXT, "gridColor": _TEXT, "gridOpacity": 0.25, "domain": False}
+    specification = {
+        "width": 560,
+        "height": {"step": 22},
+        "background": None,
+        "config": {
+            "view": {"stroke": None},
+            "font": "sans-serif",
+            "axis": {**axis, "labelLimit": 300, "ticks": False, "labelPadding": 6},
+            "legend": {"labelColor": _TEXT},
+        },
+        "data": {"values": values},
+        "layer": [
+            {
+                "mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.5},
+                "encoding": {
+                    **encoding,
+                    "x": {
+                        "field": "least",
+                        "type": "quantitative",
+                        "scale": {"type": "log"},
+                        "title": "milliseconds: median, least and greatest round",
+                    },
+                    "x2": {"field": "greatest"},
+                },
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {**encoding, "x": {"field": "median", "type": "quantitative"}},
+            },
+        ],
+    }
+    path.write_text(vl_convert.vegalite_to_svg(specification))

@@ -1,0 +1,59 @@
+"""What was measured: for each work and contender a list for each round."""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Figure(NamedTuple):
+    """The median of the rounds' medians, and the least and the greatest of those."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+class Results:
+    """Figures by work and contender.
+
+    Args:
+        facts: What it was measured on.
+    """
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
+        self._rounds: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, work: str, contender: str, values: list[float]) -> None:
+        """Take in a round."""
+        self._rounds[work][contender].append(values)
+
+    @property
+    def works(self) -> list[str]:
+        """What was measured."""
+        return list(self._rounds)
+
+    def contenders(self, work: str) -> list[str]:
+        """Who did a work."""
+        return list(self._rounds[work])
+
+    def figure(self, work: str, contender: str, *, beyond: str | None = None) -> Figure | None:
+        """Give a figure, if it was measured; what it is beyond another contender's in the same round, if so wished."""
+        rounds = self._rounds.get(work, {})
+        if contender not in rounds or (beyond is not None and beyond not in rounds):
+            return None
+        medians = [statistics.median(values) for values in rounds[contender]]
+        if beyond is not None:
+            others = (statistics.median(values) for values in rounds[beyond])
+            medians = [mine - other for mine, other in zip(medians, others, strict=True)]
+        return Figure(statistics.median(medians), min(medians), max(medians))
+
+    def write(self, path: Path) -> None:
+        """Write everything as JSON: of each round the median."""
+        works = {
+            work: {contender: [statistics.median(values) for values in rounds] for contender, rounds in each.items()}
+            for work, each in self._rounds.items()
+        }
+        path.write_text(json.dumps({"facts": self.facts, "medians of rounds": works}, indent=2) + "\n")
