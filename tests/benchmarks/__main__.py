@@ -19,7 +19,7 @@ from benchmarks.server import Databases, databases
 from support.proxy import Proxy
 
 _PEERS = ("session_manager", "session_sql", "postgres_storage")
-_COUNTED = ("ours", "session_manager", "session_sql")
+_COUNTED = ("ours", "session_manager", "session_sql", "limit")
 _PLOTTED = (
     *("turn", "turn, tool call", "turn, window full", "request", "restore of 10", "restore of 100"),
     *("restore of 1,000", "restore of 10,000", "value of 1 KB: write", "value of 1 MB: write", "snapshot of 1 MB"),
@@ -120,7 +120,7 @@ def _print(results: Results) -> None:
         for contender in results.contenders(work):
             for beyond in (None, "none"):
                 figure = results.figure(work, contender, beyond=beyond)
-                if figure is None or contender == beyond or (beyond and contender == "limit"):
+                if figure is None or contender == beyond:
                     continue
                 factor, unit = _unit(work)
                 told = "  ".join(f"{value * factor:,.3f}" for value in figure)

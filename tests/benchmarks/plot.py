@@ -32,8 +32,7 @@ def draw(results: Results, works: list[str], path: Path) -> None:
     values = []
     for work in works:
         for contender in results.contenders(work):
-            beyond = "none" if contender in ("ours", "files", "session_manager", "session_sql") else None
-            beyond = beyond if "none" in results.contenders(work) else None
+            beyond = "none" if "none" in results.contenders(work) else None
             figure = results.figure(work, contender, beyond=beyond)
             if contender in NAMES and figure is not None:
                 values.append(

@@ -1,22 +1,35 @@
-"""The limit: the same rows through one bare connection with prepared statements, and no agent."""
+"""The limit: the same rows through one bare connection with prepared statements."""
 
 import json
-import time
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 from psycopg.types.json import Jsonb
+from strands.session.session_manager import SessionManager
 from strands.types.session import SessionMessage
 
 from benchmarks.contenders.filling import fill
-from benchmarks.model import conversation, text, user_message
-from benchmarks.works import Measured, new_session, timed
+from benchmarks.model import build, text, user_message
+from benchmarks.works import Measured, timed
 from strands_psycopg import PostgresSessionRepository
 
 _INSERT = """
     INSERT INTO strands_messages (session_id, agent_id, message_id, message, write_id, created_at, updated_at)
     VALUES (%s, 'default', %s, %s, %s, now(), now())
+"""
+
+_SESSION = "SELECT session_type FROM strands_sessions WHERE session_id = %s"
+
+_NEW_SESSION = """
+    INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at)
+    VALUES (%s, 'AGENT', gen_random_uuid(), now(), now())
+"""
+
+_NEW_AGENT = """
+    INSERT INTO strands_agents (session_id, agent_id, state, conversation_manager_state, _internal_state, write_id,
+        created_at, updated_at)
+    VALUES (%s, 'default', '{}', '{}', '{}', gen_random_uuid(), now(), now())
 """
 
 _AGENT = """
@@ -30,8 +43,50 @@ _MESSAGES = """
 """
 
 
+class _Manager(SessionManager):
+    """Stores each message as it is added, and restores them: on the event loop, unchecked, and nothing else."""
+
+    def __init__(self, connection: psycopg.Connection[Any], session_id: str) -> None:
+        self._cursor = connection.cursor()
+        self._key = [session_id]
+        self._next_index = 0
+
+    def initialize(self, agent: Any, **kwargs: Any) -> None:
+        self._cursor.execute(_SESSION, self._key)
+        if self._cursor.fetchall():
+            rows = self._cursor.execute(_AGENT, self._key).fetchall()
+            removed = [json.loads(column) for column in rows[0]][1].get("removed_message_count", 0)
+            agent.messages = _messages(self._cursor, self._key[0], removed)
+            self._next_index = removed + len(agent.messages)
+        else:
+            self._cursor.execute(_NEW_SESSION, self._key)
+            self._cursor.execute(_NEW_AGENT, self._key)
+            for message in agent.messages:
+                self.append_message(message, agent)
+
+    def append_message(self, message: Any, agent: Any, **kwargs: Any) -> None:
+        insert(self._cursor, self._key[0], self._next_index, message)
+        self._next_index += 1
+
+    def sync_agent(self, agent: Any, **kwargs: Any) -> None:
+        pass
+
+    def redact_latest_message(self, redact_message: Any, agent: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+
+def insert(cursor: psycopg.Cursor[Any], session_id: str, index: int, message: Any) -> None:
+    """Store a message."""
+    cursor.execute(_INSERT, [session_id, index, Jsonb(message), uuid4()])
+
+
+def _messages(cursor: psycopg.Cursor[Any], session_id: str, offset: int) -> list[Any]:
+    rows = cursor.execute(_MESSAGES, [session_id, offset]).fetchall()
+    return [SessionMessage(json.loads(row), index).to_message() for index, row in rows]
+
+
 class Contender:
-    """Keeps messages in tables of the very same shape; of a turn it does nothing but store its messages."""
+    """Keeps messages in tables of the very same shape."""
 
     def __init__(self, dsn: str, folder: str) -> None:
         self._dsn = dsn
@@ -40,83 +95,27 @@ class Contender:
         self._connection: psycopg.Connection[Any] = psycopg.connect(dsn, autocommit=True)
         self._connection.prepare_threshold = 0
         self._cursor = self._connection.cursor()
-        self._long: dict[int, str] = {}
         self.storage = _Plain(dsn)
+
+    def manager(self, session_id: str) -> _Manager:
+        """Give a session manager."""
+        return _Manager(self._connection, session_id)
 
     def close(self) -> None:
         """Close the connections."""
         self._connection.close()
         self.storage.close()
 
-    def turns(self, *, count: int, tool: bool = False, full: bool = False, loop: bool = True) -> Measured:
-        """Two INSERTs, with a tool call four."""
-        session_id = fill(self._dsn, 0, "turns")
-        index = self._next_index(session_id)
-        messages = [*conversation(2), *conversation(2)] if tool else conversation(2)
-
-        def turn() -> None:
-            nonlocal index
-            for message in messages:
-                self._insert(session_id, index, message)
-                index += 1
-
-        return {"seconds": timed(turn, count)}
-
-    def requests(self, *, count: int, messages: int = 40) -> Measured:
-        """A session that is looked up, an agent, its messages, two INSERTs."""
-        session_id = fill(self._dsn, messages, "requests")
-        index = self._next_index(session_id)
-        two = conversation(2)
-
-        def request() -> None:
-            nonlocal index
-            self._cursor.execute("SELECT session_type FROM strands_sessions WHERE session_id = %s", [session_id])
-            self._cursor.fetchall()
-            self._restore(session_id, index - messages)
-            for message in two:
-                self._insert(session_id, index, message)
-                index += 1
-
-        return {"seconds": timed(request, count)}
-
-    def restores(self, *, messages: int, count: int) -> Measured:
-        """An agent and all its messages."""
-        if messages not in self._long:
-            session_id = self._long[messages] = new_session()
-            self._cursor.execute(
-                "INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at)"
-                " VALUES (%s, 'AGENT', gen_random_uuid(), now(), now())",
-                [session_id],
-            )
-            self._cursor.execute(
-                "INSERT INTO strands_agents (session_id, agent_id, state, conversation_manager_state, _internal_state,"
-                " write_id, created_at, updated_at) VALUES (%s, 'default', '{}', '{}', '{}', gen_random_uuid(), now(),"
-                " now())",
-                [session_id],
-            )
-            with self._connection.transaction():
-                for index, message in enumerate(conversation(messages)):
-                    self._insert(session_id, index, message)
-        session_id = self._long[messages]
-        seconds = []
-        for _ in range(count + 1):
-            began = time.perf_counter()
-            restored = self._restore(session_id, 0)
-            seconds.append(time.perf_counter() - began)
-            assert len(restored) == messages
-        return {"seconds": seconds[1:]}
-
     def last_of(self, *, messages: int, count: int) -> Measured:
         """An agent and the last 40 of so many messages."""
         session_id = fill(self._dsn, messages, "last_of")
-        index = self._next_index(session_id)
-        return {"seconds": timed(lambda: self._restore(session_id, index - 40), count)}
+        return {"seconds": timed(lambda: build(self.manager(session_id), window=40), count)}
 
     def appends(self, *, messages: int, count: int) -> Measured:
         """INSERTs into a session of so many messages."""
         session_id = fill(self._dsn, messages, "appends")
         indexes = iter(range(self._next_index(session_id), 1 << 60))
-        return {"seconds": timed(lambda: self._insert(session_id, next(indexes), user_message()), count)}
+        return {"seconds": timed(lambda: insert(self._cursor, session_id, next(indexes), user_message()), count)}
 
     def codec(self, *, document: Any, count: int) -> Measured:
         """Python's own JSON, which keeps the document's order and knows no bytes."""
@@ -126,14 +125,6 @@ class Contender:
             "encode": timed(lambda: json.dumps(document), count),
             "decode": timed(lambda: json.loads(stored), count),
         }
-
-    def _insert(self, session_id: str, index: int, message: Any) -> None:
-        self._cursor.execute(_INSERT, [session_id, index, Jsonb(message), uuid4()])
-
-    def _restore(self, session_id: str, offset: int) -> list[Any]:
-        [json.loads(column) for column in self._cursor.execute(_AGENT, [session_id]).fetchall()[0]]
-        rows = self._cursor.execute(_MESSAGES, [session_id, offset]).fetchall()
-        return [SessionMessage(json.loads(row), index).to_message() for index, row in rows]
 
     def _next_index(self, session_id: str) -> int:
         query = "SELECT coalesce(max(message_id) + 1, 0) FROM strands_messages WHERE session_id = %s"

@@ -1,6 +1,5 @@
 """This library."""
 
-import time
 from functools import cached_property
 from typing import Any
 
@@ -48,13 +47,7 @@ class Contender:
     def last_of(self, *, messages: int, count: int) -> Measured:
         """Agents restored with the last 40 messages of so many."""
         session_id = fill(self._dsn, messages, "last_of")
-        seconds = []
-        for _ in range(count):
-            began = time.perf_counter()
-            agent = build(self.manager(session_id), window=40)
-            seconds.append(time.perf_counter() - began)
-            assert len(agent.messages) == 40
-        return {"seconds": seconds}
+        return {"seconds": timed(lambda: build(self.manager(session_id), window=40), count)}
 
     def codec(self, *, document: Any, count: int) -> Measured:
         """Encoding and decoding of a document."""
