@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,16 @@ def test_interrupted_export_leaves_whole_sessions_in_its_file(
     process.send_signal(signal.SIGINT)
     assert processes.finish(process) == (130, "", "")
     assert file.read_text() == exported(repository, "a")
+
+
+def test_export_that_fails_leaves_alone_what_its_output_is_appended_to(
+    monkeypatch: pytest.MonkeyPatch, repository: PostgresSessionRepository, dsn: str, tmp_path: Path
+) -> None:
+    transfers.fill(repository)
+    path = tmp_path / "sessions.jsonl"
+    for session_id, code in (("s", 0), ("missing", 1)):
+        # As a shell does for >>: where it writes is told only after it has written.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "w") as file:
+            monkeypatch.setattr(sys, "stdout", file)
+            assert main(["export", session_id, "--dsn", dsn]) == code
+    assert path.read_text() == exported(repository, "s")
