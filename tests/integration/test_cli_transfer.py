@@ -103,12 +103,7 @@ def test_sessions_move_through_a_pipe(repository: PostgresSessionRepository, dsn
 
 
 def test_sessions_move_through_files(
-    capsys: pytest.CaptureFixture[str],
-    repository: PostgresSessionRepository,
-    connection: psycopg.Connection[Any],
-    dsn: str,
-    other_dsn: str,
-    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, other_dsn: str, tmp_path: Path
 ) -> None:
     transfers.fill(repository, documents=transfers.IN_FILES)
     messages = 2 * len(transfers.IN_FILES)
@@ -180,9 +175,7 @@ def test_s3_is_a_source(
     assert written.err == "strands-psycopg: error: s3://nowhere/ cannot be read: NoSuchBucket\n"
 
 
-def test_schema_and_prefix_say_which_tables(
-    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, tmp_path: Path
-) -> None:
+def test_schema_and_prefix_say_which_tables(repository: PostgresSessionRepository, dsn: str, tmp_path: Path) -> None:
     transfers.fill(repository)
     file = str(tmp_path / "sessions.jsonl")
     options = ["--schema", "select", "--table-prefix", "crm_", "--dsn", dsn]
@@ -297,7 +290,7 @@ def test_interrupted_import_leaves_whole_sessions_and_can_be_run_again(
 
 
 def test_interrupted_stream_leaves_whole_sessions_in_the_database(
-    repository: PostgresSessionRepository, other_dsn: str, dsn: str
+    repository: PostgresSessionRepository, other_dsn: str
 ) -> None:
     transfers.fill(repository)
     transfers.fill(repository, "t")
