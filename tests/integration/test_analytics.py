@@ -128,7 +128,7 @@ def test_days_are_those_of_utc(talk: None, repository: PostgresSessionRepository
     ]
 
 
-def test_what_a_guardrail_took_out_is_in_no_view(repository: PostgresSessionRepository, connection: Connection) -> None:
+def test_what_a_guardrail_took_out_is_in_no_view(connection: Connection) -> None:
     raw = assistant("secret", call("secret", "secret"), usage=usage(10, 5))
     redaction = json.dumps({"role": "assistant", "content": [{"text": "[removed]"}]})
     store_json(connection, [json.dumps(user("hello")), json.dumps(raw)], [None, redaction])

@@ -209,7 +209,7 @@ def test_an_overtaken_agent_is_told(repository: PostgresSessionRepository) -> No
     assert len(stored_texts(repository)) == 3
 
 
-def test_a_process_without_bidirectional_agents_imports_nothing_of_them(dsn: str) -> None:
+def test_a_process_without_bidirectional_agents_imports_nothing_of_them() -> None:
     script = """
 import sys
 before = {name for name in sys.modules}

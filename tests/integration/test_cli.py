@@ -281,6 +281,18 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPat
     assert processes.finish(process)[::2] == (1, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "strands_psycopg", "migrate", "--sql"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert processes.finish(process)[::2] == (1, "strands-psycopg: error: [Errno 28] No space left on device\n")
+
+
 def test_ctrl_c_ends_a_command_quietly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         dsn = f"host=127.0.0.1 port={silent.getsockname()[1]}"

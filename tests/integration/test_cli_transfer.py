@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,7 @@ def test_sessions_move_through_a_pipe(repository: PostgresSessionRepository, dsn
 
 
 def test_sessions_move_through_files(
-    capsys: pytest.CaptureFixture[str],
-    repository: PostgresSessionRepository,
-    connection: psycopg.Connection[Any],
-    dsn: str,
-    other_dsn: str,
-    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, other_dsn: str, tmp_path: Path
 ) -> None:
     transfers.fill(repository, documents=transfers.IN_FILES)
     messages = 2 * len(transfers.IN_FILES)
@@ -179,9 +175,7 @@ def test_s3_is_a_source(
     assert written.err == "strands-psycopg: error: s3://nowhere/ cannot be read: NoSuchBucket\n"
 
 
-def test_schema_and_prefix_say_which_tables(
-    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, tmp_path: Path
-) -> None:
+def test_schema_and_prefix_say_which_tables(repository: PostgresSessionRepository, dsn: str, tmp_path: Path) -> None:
     transfers.fill(repository)
     file = str(tmp_path / "sessions.jsonl")
     options = ["--schema", "select", "--table-prefix", "crm_", "--dsn", dsn]
@@ -296,7 +290,7 @@ def test_interrupted_import_leaves_whole_sessions_and_can_be_run_again(
 
 
 def test_interrupted_stream_leaves_whole_sessions_in_the_database(
-    repository: PostgresSessionRepository, other_dsn: str, dsn: str
+    repository: PostgresSessionRepository, other_dsn: str
 ) -> None:
     transfers.fill(repository)
     transfers.fill(repository, "t")
@@ -329,3 +323,16 @@ def test_interrupted_export_leaves_whole_sessions_in_its_file(
     process.send_signal(signal.SIGINT)
     assert processes.finish(process) == (130, "", "")
     assert file.read_text() == exported(repository, "a")
+
+
+def test_export_that_fails_leaves_alone_what_its_output_is_appended_to(
+    monkeypatch: pytest.MonkeyPatch, repository: PostgresSessionRepository, dsn: str, tmp_path: Path
+) -> None:
+    transfers.fill(repository)
+    path = tmp_path / "sessions.jsonl"
+    for session_id, code in (("s", 0), ("missing", 1)):
+        # As a shell does for >>: where it writes is told only after it has written.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "w") as file:
+            monkeypatch.setattr(sys, "stdout", file)
+            assert main(["export", session_id, "--dsn", dsn]) == code
+    assert path.read_text() == exported(repository, "s")

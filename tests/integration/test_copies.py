@@ -305,9 +305,7 @@ def test_try_again_from_a_prompt(repository: PostgresSessionRepository, connecti
     assert texts(connection, "fork") == ["prompt 0", "answer 0", "prompt 1", "other"]
 
 
-def test_cut_before_a_tools_result_has_the_tool_called_again(
-    repository: PostgresSessionRepository, connection: Connection
-) -> None:
+def test_cut_before_a_tools_result_has_the_tool_called_again(repository: PostgresSessionRepository) -> None:
     agent = build(repository, replies=LOOK_UP, tools=[look_up])
     agent("How is the weather in Köln?")
     repository.fork_session("s", "fork", until=2)

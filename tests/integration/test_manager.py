@@ -83,6 +83,15 @@ def refuse_messages(connection: Connection, condition: str) -> Callable[[], obje
     return lambda: connection.execute(f"ALTER TABLE strands_messages DROP CONSTRAINT {name}".encode())
 
 
+def test_messages_asked_for_after_the_restore_are_those_of_now(repository: PostgresSessionRepository) -> None:
+    build(repository, messages=greeting())
+    view = PostgresSessionManager("s", repository).session_repository
+    assert view.read_agent("s", "default") is not None
+    assert len(view.list_messages("s", "default")) == 2
+    build(repository)("how are you")
+    assert len(view.list_messages("s", "default")) == 4
+
+
 def test_initial_messages_are_stored_with_their_agent(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:

@@ -3,6 +3,7 @@
 import builtins
 import io
 import json
+import os
 import re
 from datetime import date, datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -26,6 +27,7 @@ from strands_psycopg.report import (
     read_statistics,
     write_report,
 )
+from strands_psycopg.report.page import replace
 from support.transcripts import assistant, call, result, store, store_json, usage, user
 
 Connection = psycopg.Connection[Any]
@@ -290,6 +292,18 @@ def test_a_file_is_replaced_as_a_whole(talks: None, repository: PostgresSessionR
     write_report(repository, file)
     assert file.read_text("utf-8").startswith("<!doctype html>")
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    try:
+        replace(pipe, "page")
+        assert [each.name for each in tmp_path.iterdir() if each.is_fifo()] == ["pipe"]
+        assert os.read(end, 100) == b"page"
+    finally:
+        os.close(end)
 
 
 def test_a_file_that_cannot_be_written_is_an_error_that_names_it(

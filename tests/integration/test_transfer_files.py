@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from strands import Agent
 from strands.session import FileSessionManager
@@ -350,10 +349,7 @@ def test_exporting_again_finds_the_same_files(repository: PostgresSessionReposit
 
 
 def test_nothing_is_left_of_an_export_that_fails(
-    repository: PostgresSessionRepository,
-    folder: Path,
-    connection: psycopg.Connection[Any],
-    monkeypatch: pytest.MonkeyPatch,
+    repository: PostgresSessionRepository, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transfers.fill(repository, documents=transfers.IN_FILES)
     write_bytes = Path.write_bytes

@@ -23,7 +23,9 @@ from strands_psycopg.transfer import (
     import_sessions,
     session_ids,
 )
+from strands_psycopg.transfer.stored import StoredSessions
 from support import transfers
+from support.pausing import pause_before
 from support.tables import blocked
 from support.waiting import wait_until
 
@@ -164,6 +166,21 @@ def test_another_session_of_that_id_is_refused_and_stays(
     ):
         import_session(repository, lines)
     assert transfers.rows(connection) == before
+
+
+def test_session_that_is_deleted_while_it_is_compared_is_stored(
+    repository: PostgresSessionRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfers.fill(repository)
+    lines = list(export_session(repository, "s"))
+    reached, go = pause_before(monkeypatch, StoredSessions(repository)._session)
+    with ThreadPoolExecutor() as threads:
+        import_ = threads.submit(import_session, repository, lines)
+        assert reached.wait(30)
+        repository.delete_session("s")
+        go.set()
+        assert import_.result(30) == FILLED
+    assert list(export_session(repository, "s")) == lines
 
 
 def test_several_sessions_follow_each_other(

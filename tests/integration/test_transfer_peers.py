@@ -210,9 +210,7 @@ def test_messages_without_an_agent_are_not_lost_silently(repository: PostgresSes
     assert (result.sessions, result.agents, result.messages, len(result.skipped)) == (1, 0, 0, 1)
 
 
-def test_tables_may_be_in_the_same_database(
-    repository: PostgresSessionRepository, dsn: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_may_be_in_the_same_database(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
     peer = Peer(dsn, "0.2")
     with peer.connection:
         peer.fill()

@@ -115,7 +115,7 @@ def test_bucket_that_cannot_be_read_is_told(repository: PostgresSessionRepositor
         import_sessions(repository, S3Sessions("nowhere", "x"))
 
 
-def test_objects_are_fetched_ahead_but_not_all_at_once(repository: PostgresSessionRepository, client: Any) -> None:
+def test_objects_are_fetched_ahead_but_not_all_at_once(client: Any) -> None:
     write_by_strands(client, "p", messages=100)
     ahead: list[int] = []
     fetched = 0

@@ -71,7 +71,7 @@ def test_an_upgrade_keeps_the_data(
 
 
 def test_an_upgrade_may_change_a_column_that_views_read(
-    dsn: str, repository: PostgresSessionRepository, dump: str, connection: Connection
+    dsn: str, repository: PostgresSessionRepository, dump: str
 ) -> None:
     analytics = next(each for each in packaged_migrations() if each.name == "analytics")
     drop = "".join(f"DROP VIEW strands_{name} CASCADE;\n" for name in ("message_figures", "content_blocks"))

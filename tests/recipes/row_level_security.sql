@@ -18,9 +18,10 @@
 --
 -- Limits:
 --   * A repository, and so a pool, per tenant: min_size=0, a small max_size, and max_idle for those that come rarely.
---   * The tables' owner, superusers and roles with BYPASSRLS see everything: those migrate, purge, dump and report.
---   * A view shows what its owner sees, so none is granted here. From PostgreSQL 15 on, ALTER VIEW ... SET
---     (security_invoker = true) makes it show what the one who asks sees.
+--   * The tables' owner, superusers and roles with BYPASSRLS see everything: those migrate, purge, dump, report, and
+--     import, since COPY refuses to write where policies are in force.
+--   * No view is granted here. On PostgreSQL 14 views show what their owner sees; those that were made on 15 or newer
+--     show what the one who asks sees, and may be granted.
 --   * Foreign keys and unique indexes are checked past the policies. Keys tell nothing, as they are refused before;
 --     but a tenant that writes SQL of its own can find out whether a piece of data that it has is stored by another.
 --   * Error messages of the server name tables, never another tenant's rows.

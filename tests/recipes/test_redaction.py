@@ -26,7 +26,7 @@ from strands_psycopg.embedded import Server
 from support import programs
 from support.agents import GuardedModel, build
 from support.multi_agents import Team
-from support.storage import has_storage
+from support.storage import has_storage, needs_storage
 from support.tables import Connection, one, texts
 from support.waiting import wait_until
 
@@ -114,6 +114,20 @@ def test_copies_are_found_wherever_they_are(repository: PostgresSessionRepositor
         expected += ["value|large|", "value|small|"]
 
     assert found(direct_dsn) == expected
+
+
+@needs_storage
+def test_pieces_that_a_killed_process_has_left_are_found_until_they_go(
+    repository: PostgresSessionRepository, connection: Connection, direct_dsn: str
+) -> None:
+    storage = PostgresStorage(repository)
+    asyncio.run(storage.write("large", SECRET.encode() + bytes(20_000)))
+    connection.execute("WITH gone AS (DELETE FROM strands_storage) UPDATE strands_pieces SET released = true")
+    assert [line.split("|")[0] for line in found(direct_dsn)] == ["piece"]
+
+    asyncio.run(storage.write("other", bytes(20_000)))
+    asyncio.run(storage.delete("other"))
+    assert found(direct_dsn) == []
 
 
 def test_server_that_logs_statements_logs_the_text_unless_told_otherwise() -> None:

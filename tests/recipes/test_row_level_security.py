@@ -17,6 +17,7 @@ from strands_psycopg import (
     PostgresStorageError,
     SessionNotFoundError,
 )
+from strands_psycopg.transfer import export_session, import_session
 from support import programs
 from support.agents import build, dump
 from support.errands import run_all
@@ -167,6 +168,13 @@ def test_a_tenant_can_find_out_whether_another_stores_a_piece_that_it_has_too(te
 
     assert '"strands_pieces"' in refused(lambda: asyncio.run(prying.write("pry", b"globex" * 10_000)))
     assert '"strands_storage"' in refused(lambda: asyncio.run(prying.write("pry", b"acme" * 10_000)))
+
+
+def test_a_tenant_exports_its_sessions_but_cannot_import(tenants: Tenants) -> None:
+    build(tenants.acme, "acme/s")("hello")
+    lines = list(export_session(tenants.acme, "acme/s"))
+    with pytest.raises(DatabaseError, match="COPY FROM not supported with row-level security"):
+        import_session(tenants.acme, lines, session_id="acme/t")
 
 
 def test_a_connection_without_a_tenant_gets_nothing(database: Connection, empty_dsn: str) -> None:

@@ -226,7 +226,7 @@ def texts_of(repository: PostgresSessionRepository, session_id: str) -> list[str
     return [each.message["content"][0]["text"] for each in repository.list_messages(session_id, "default")]
 
 
-def test_worker_outlives_the_database(tmp_path: Path) -> None:
+def test_worker_outlives_the_database() -> None:
     async def talk(server: Server, url: str) -> None:
         async with client(url) as http:
             assert (await http.get("/health")).status_code == 503

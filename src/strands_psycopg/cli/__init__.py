@@ -38,12 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _fail(error, 2)
     except BrokenPipeError:
-        # The reader has seen enough. Python would flush once more at its exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has seen enough.
+        _discard_output()
         return 1
+    except OSError as error:
+        _discard_output()
+        return _fail(error, 1)
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _discard_output() -> None:
+    # Python would flush once more at its exit, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -33,7 +33,8 @@ def _add_export(commands: Commands) -> None:
         allow_abbrev=False,
         help="write sessions as JSON lines, or as files of Strands' FileSessionManager",
         description="Write sessions as JSON lines, which import reads on any database, or as the files of Strands' "
-        "FileSessionManager. Interrupted, it leaves whole sessions behind.",
+        "FileSessionManager. Interrupted, it leaves whole sessions behind; on standard output perhaps a last one that "
+        "is cut off, which import refuses.",
     )
     export.add_argument("sessions", metavar="SESSION", nargs="*", help="the id of a session")
     export.add_argument("--all", action="store_true", help="all sessions")
@@ -140,7 +141,8 @@ def _write_files(
 def _write_lines(
     repository: PostgresSessionRepository, session_id: str, file: IO[str], advance: Callable[[int], None]
 ) -> transfer.TransferResult:
-    whole = file.tell() if file.seekable() else None
+    # Standard output may be a file that this is appended to, where nobody can tell where this began.
+    whole = file.tell() if file is not sys.stdout and file.seekable() else None
     line = ""
     try:
         for line in transfer.export_session(repository, session_id):
@@ -240,7 +242,7 @@ def _tell(done: str, result: transfer.TransferResult, *, as_json: bool, failures
         )
         return
     counts = ", ".join(
-        _count(number, noun)
+        output.counted(number, noun)
         for number, noun in (
             (result.sessions, "session"),
             (result.agents, "agent"),
@@ -250,14 +252,10 @@ def _tell(done: str, result: transfer.TransferResult, *, as_json: bool, failures
     )
     print(f"{done} {counts}")
     if result.already_there:
-        print(f"{_count(result.already_there, 'session')} already there")
+        print(f"{output.counted(result.already_there, 'session')} already there")
     if result.gaps_closed:
-        print(f"{_count(result.gaps_closed, 'gap')} in the indexes of messages closed")
+        print(f"{output.counted(result.gaps_closed, 'gap')} in the indexes of messages closed")
     for skipped in result.skipped:
         print("skipped:", output.printable(skipped), file=sys.stderr)
     for failure in (failures or {}).values():
         print("refused:", output.printable(failure), file=sys.stderr)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -46,7 +46,7 @@ def write_report(
 ) -> Statistics:
     """Write a page of HTML with plots and tables, which needs no other file and no network; give what it shows.
 
-    A file is replaced as a whole, or left as it was.
+    A file is replaced as a whole, or left as it was; a pipe or device is written to.
 
     Args:
         repository: Where the sessions are.

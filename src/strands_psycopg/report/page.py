@@ -41,11 +41,14 @@ def render(statistics: Statistics) -> str:
 
 
 def replace(destination: str | os.PathLike[str], page: str) -> None:
-    """Write a file beside the destination, and put it in its place.
+    """Write a file beside the destination, and put it in its place; a pipe or device is written to.
 
     Raises:
-        OSError: It could not be written; the destination is as it was.
+        OSError: It could not be written; a file is as it was.
     """
+    if Path(destination).exists() and not Path(destination).is_file():
+        Path(destination).write_text(page, encoding="utf-8")
+        return
     target = Path(destination).resolve()
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:

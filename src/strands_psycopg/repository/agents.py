@@ -256,16 +256,21 @@ class Agents:
 
 def stored_agent(agent_id: str, row: Sequence[Any]) -> StoredAgent:
     """Decode the columns of ``{stored_agent}``."""
-    state, state_exact, manager, manager_exact, internal, internal_exact, write_id, index, created, updated = row
-    agent = SessionAgent(
+    *documents, write_id, index, created_at, updated_at = row
+    return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), UUID(write_id), index)
+
+
+def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, updated_at: str | None) -> SessionAgent:
+    """Decode the columns of an agent; ``documents`` are those of its three, in the table's order."""
+    state, state_exact, manager, manager_exact, internal, internal_exact = documents
+    return SessionAgent(
         agent_id,
         decode(state, state_exact),
         decode(manager, manager_exact),
         decode(internal, internal_exact),
-        created,
-        updated or created,
+        created_at,
+        updated_at or created_at,
     )
-    return StoredAgent(agent, UUID(write_id), index)
 
 
 def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | None = None) -> SessionConflictError:

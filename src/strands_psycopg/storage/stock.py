@@ -1,7 +1,9 @@
 """Rows of pieces: taken into use by values, given up, and removed when nothing uses them.
 
-All of it happens in transactions of others, who lock the row of the value first, and then pieces in the order of their
-ids; the next statement must see what was committed while one waited.
+All of it happens in transactions of others, who lock the row of the value first, if there is one, and then pieces in
+the order of their ids, statement by statement; the next one must see what was committed while one waited. Two that
+store the same pieces under new keys, or take up what the other gives up, can still wait for each other. Then the server
+ends one, and it is tried again.
 """
 
 from collections.abc import Collection
@@ -16,7 +18,7 @@ from strands_psycopg.database import Database
 # How many released pieces are removed in one transaction.
 _COLLECTED = 1000
 
-# In order, so that no two transactions wait for each other.
+# In order, so that two of these do not wait for each other.
 _KEEP = """
     SELECT piece_id FROM {pieces} WHERE piece_id = ANY(%(piece_ids)s) ORDER BY piece_id FOR KEY SHARE
 """

@@ -8,7 +8,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import UNTIMED
-from strands_psycopg.errors import SessionExistsError, StrandsPsycopgError, TransferError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, StrandsPsycopgError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
@@ -146,13 +146,20 @@ class _Importer:
         """
         write_id = uuid4()
         doing = f"importing session {session.session_id!r}"
-        result = self._database.transact(
-            doing, lambda cursor: self._write(cursor, doing, session, write_id), answer_timeout=float("inf")
-        )
-        if result is not None:
-            return result
+        while True:
+            result = self._database.transact(
+                doing, lambda cursor: self._write(cursor, doing, session, write_id), answer_timeout=float("inf")
+            )
+            if result is not None:
+                return result
+            try:
+                stored = self._stored.read(session.session_id)
+                break
+            except SessionNotFoundError:
+                # It has just been deleted, so there is room for this one.
+                continue
         notes = Notes(skip_bad=self._skip_bad)
-        if not _is_same(self._stored.read(session.session_id), session.rows(notes)):
+        if not _is_same(stored, session.rows(notes)):
             raise SessionExistsError(
                 f"{doing}: a session of this id exists and is not the same; delete it first, or keep it"
             )

@@ -10,6 +10,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from strands_psycopg.codec import decode
 from strands_psycopg.errors import SessionNotFoundError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.agents import session_agent
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.transfer.rows import MessageRow, message_row
@@ -206,16 +207,8 @@ def _changed(session_id: str) -> TransferError:
 
 
 def _agent(row: TupleRow) -> StoredAgent:
-    agent_id, state, state_exact, manager, manager_exact, internal, internal_exact, messages, created, updated = row
-    agent = SessionAgent(
-        agent_id,
-        decode(state, state_exact),
-        decode(manager, manager_exact),
-        decode(internal, internal_exact),
-        created,
-        updated or created,
-    )
-    return StoredAgent(agent, messages)
+    agent_id, *documents, messages, created_at, updated_at = row
+    return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), messages)
 
 
 def _multi_agent(row: TupleRow) -> StoredMultiAgent:

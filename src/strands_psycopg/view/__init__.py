@@ -127,7 +127,8 @@ class SessionView(SessionRepository):
                     conversation = self._repository.conversations.read(session_id, agent_id)
         if conversation is None:
             return None
-        self._thread.restored = conversation
+        if agent_id in self._thread.new_agents:
+            self._thread.restored = conversation
         stored = conversation.stored
         # Now, since Strands goes on working with some of these documents themselves.
         unchanged = Documents.of(stored.agent)
