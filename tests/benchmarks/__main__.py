@@ -120,7 +120,7 @@ def _print(results: Results) -> None:
         for contender in results.contenders(work):
             for beyond in (None, "none"):
                 figure = results.figure(work, contender, beyond=beyond)
-                if figure is None or contender == beyond:
+                if figure is None or contender == beyond or (beyond and not work.startswith(("turn", "request"))):
                     continue
                 factor, unit = _unit(work)
                 told = "  ".join(f"{value * factor:,.3f}" for value in figure)

@@ -49,9 +49,12 @@ class _Ratio(NamedTuple):
 
 
 _TURN = "a further turn, beyond no session manager"
+_AWAY = "turn, 1 ms away"
 _RATIOS = [
     _Ratio(_TURN, PEER, 0.2, ("turn", "ours", "none"), ("turn", PEER, "none")),
     _Ratio(_TURN, "the limit", 1.5, ("turn", "ours", "none"), ("turn", "limit", "none")),
+    _Ratio(f"{_TURN}, 1 ms away", PEER, 0.2, (_AWAY, "ours", "none"), (_AWAY, PEER, "none")),
+    _Ratio(f"{_TURN}, 1 ms away", "the limit", 1.5, (_AWAY, "ours", "none"), (_AWAY, "limit", "none")),
     _Ratio("a request that builds the agent anew", PEER, 0.25, ("request", "ours", "none"), ("request", PEER, "none")),
     _Ratio("restore of 10,000", PEER, 0.1, ("restore of 10,000", "ours", None), ("restore of 10,000", PEER, None)),
     _Ratio(

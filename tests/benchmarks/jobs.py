@@ -45,6 +45,7 @@ def jobs(*, quick: bool) -> list[Job]:
         Job("turn, tool call", "turns", {"count": count(30, 5), "tool": True}, SESSIONS),
         Job("turn, window full", "turns", {"count": count(60, 5), "full": True}, SESSIONS),
         Job("turn by agent()", "turns", {"count": count(60, 5), "loop": False}, SESSIONS),
+        Job("turn, 1 ms away", "turns", {"count": count(30, 5)}, (*SERVED, "none", "limit"), delay=0.001),
         Job("request", "requests", {"count": few}, SESSIONS),
         *(
             Job(

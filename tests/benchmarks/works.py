@@ -3,10 +3,14 @@
 import asyncio
 import gc
 import itertools
+import statistics
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
+
+from strands import Agent
 
 from benchmarks.model import build, conversation, text
 
@@ -124,35 +128,43 @@ def memory_of_restore(contender: Contender, *, messages: int) -> Measured:
 
 
 def crowd(contender: Contender, *, agents: int, count: int) -> Measured:
-    """Many agents at once on one event loop, and for how long something else on it had to wait."""
+    """Many agents at once on one event loop, and for how long a step of one of them held it at most."""
     built = [build(contender.manager(new_session()), window=1_000_000) for _ in range(agents)]
     prompt = text(25)
     seconds: list[float] = []
-    gaps: list[float] = []
 
-    async def take_turns(agent: Any, number: int) -> None:
+    async def take_turns(agent: Agent, number: int) -> None:
         for _ in range(number):
             began = time.perf_counter()
             await agent.invoke_async(prompt)
             seconds.append(time.perf_counter() - began)
 
-    async def tick() -> None:
-        last = time.perf_counter()
-        while True:
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            gaps.append(now - last)
-            last = now
-
-    async def main() -> float:
-        await asyncio.gather(*(take_turns(agent, 1) for agent in built))
+    async def main() -> tuple[float, float]:
+        await asyncio.gather(*(take_turns(agent, 2) for agent in built))
         seconds.clear()
-        ticker = asyncio.create_task(tick())
         began = time.perf_counter()
-        await asyncio.gather(*(take_turns(agent, count) for agent in built))
-        took = time.perf_counter() - began
-        ticker.cancel()
-        return took
+        with _longest_step() as longest:
+            await asyncio.gather(*(take_turns(agent, count) for agent in built))
+        return time.perf_counter() - began, max(longest)
 
-    took = asyncio.run(main())
-    return {"seconds": seconds, "held": [max(gaps)], "rate": [len(seconds) / took]}
+    took, held = asyncio.run(main())
+    slowest = statistics.quantiles(seconds, n=100)[-1]
+    return {"seconds": seconds, "slowest in 100": [slowest], "held": [held], "rate": [len(seconds) / took]}
+
+
+@contextmanager
+def _longest_step() -> Iterator[list[float]]:
+    """Give a list that tells how long the steps took that the loop ran in this block, from one wait to the next."""
+    steps: list[float] = []
+    run = asyncio.Handle._run
+
+    def timed_run(handle: asyncio.Handle) -> None:
+        began = time.perf_counter()
+        run(handle)
+        steps.append(time.perf_counter() - began)
+
+    asyncio.Handle._run = timed_run  # type: ignore[assignment, method-assign]
+    try:
+        yield steps
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]
