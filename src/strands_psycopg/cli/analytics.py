@@ -8,6 +8,7 @@ from datetime import date, datetime
 
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, repository_of
+from strands_psycopg.printable import printable
 from strands_psycopg.report import (
     QUERIES,
     Figures,
@@ -73,7 +74,7 @@ def _stats(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     with repository_of(arguments) as repository, output.progress("reading messages", QUERIES + 1) as progress:
         statistics = write_report(repository, arguments.html, days=arguments.days, progress=progress)
-    print(f"wrote {output.printable(arguments.html)}: {words.count(statistics.total.messages)} messages")
+    print(f"wrote {printable(arguments.html)}: {words.count(statistics.total.messages)} messages")
     return 0
 
 
@@ -140,4 +141,4 @@ def _latency(latency: Latency | None) -> str:
 
 
 def _name(name: str | None) -> str:
-    return output.printable(name) if name else "(no name)"
+    return printable(name) if name else "(no name)"

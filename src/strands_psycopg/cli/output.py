@@ -73,21 +73,6 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
         yield lambda count: bar.advance(task, count)
 
 
-def printable(text: str, *, keep: str = "") -> str:
-    """Give a text with its control, format and unassigned characters escaped, as Python's ``repr`` escapes them.
-
-    Args:
-        text: From a message, an id or another place that users fill.
-        keep: Characters that stay as they are, such as line ends.
-    """
-    return "".join(
-        character
-        if character.isprintable() or character in keep
-        else character.encode("unicode_escape", "backslashreplace").decode()
-        for character in text
-    )
-
-
 def size(count: float) -> str:
     """Give a number of bytes in a unit that suits it."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -7,6 +7,7 @@ import sys
 
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, duration, moment, repository_of
+from strands_psycopg.printable import printable
 from strands_psycopg.repository.retention import Purged
 
 
@@ -76,7 +77,7 @@ def _sessions(arguments: argparse.Namespace) -> int:
         return 0
     rows = [
         (
-            output.printable(session.session_id),
+            printable(session.session_id),
             f"{session.agents:,}",
             f"{session.messages:,}",
             f"{session.multi_agents:,}",
@@ -103,7 +104,7 @@ def _fork(arguments: argparse.Namespace) -> int:
     counts = [output.counted(fork.agents, "agent"), output.counted(fork.messages, "message")]
     if fork.multi_agents:
         counts.append(output.counted(fork.multi_agents, "multi-agent"))
-    print(f"forked {output.printable(arguments.session)} to {output.printable(fork.session_id)}: {', '.join(counts)}")
+    print(f"forked {printable(arguments.session)} to {printable(fork.session_id)}: {', '.join(counts)}")
     return 0
 
 

@@ -11,6 +11,7 @@ from strands.types.session import SessionMessage, encode_bytes_values
 from strands_psycopg.cli import output, transcript
 from strands_psycopg.cli.options import TABLES, Commands, repository_of
 from strands_psycopg.errors import SessionNotFoundError
+from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.listing import AgentSummary, SessionSummary
 
@@ -67,7 +68,7 @@ def _messages(
 def _print(
     repository: PostgresSessionRepository, session: SessionSummary, agents: list[AgentSummary], last: int | None
 ) -> None:
-    output.print_heading(f"session {output.printable(session.session_id)}")
+    output.print_heading(f"session {printable(session.session_id)}")
     print(
         f"created {output.second(session.created_at)} UTC, last active {output.minute(session.updated_at)} UTC; "
         f"{output.counted(session.agents, 'agent')}, {output.counted(session.messages, 'message')}, "
@@ -75,7 +76,7 @@ def _print(
     )
     for agent in agents:
         print()
-        output.print_heading(f"agent {output.printable(agent.agent_id)}, {output.counted(agent.messages, 'message')}")
+        output.print_heading(f"agent {printable(agent.agent_id)}, {output.counted(agent.messages, 'message')}")
         for message in _messages(repository, session, agent, last):
             print()
             content = message.to_message()
@@ -85,9 +86,9 @@ def _print(
                 *transcript.tokens(content),
                 *(["redacted"] if message.redact_message is not None else []),
             ]
-            output.print_heading(output.printable(", ".join(head)))
+            output.print_heading(printable(", ".join(head)))
             for line in transcript.lines(content):
-                print("  " + output.printable(line, keep="\t"))
+                print("  " + printable(line, keep="\t"))
 
 
 def _print_json(

@@ -14,6 +14,7 @@ from strands_psycopg import transfer
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, dsn_of, repository_of
 from strands_psycopg.errors import SessionNotFoundError, TransferError
+from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.transfer.sources import Source
 
@@ -256,6 +257,6 @@ def _tell(done: str, result: transfer.TransferResult, *, as_json: bool, failures
     if result.gaps_closed:
         print(f"{output.counted(result.gaps_closed, 'gap')} in the indexes of messages closed")
     for skipped in result.skipped:
-        print("skipped:", output.printable(skipped), file=sys.stderr)
+        print("skipped:", printable(skipped), file=sys.stderr)
     for failure in (failures or {}).values():
-        print("refused:", output.printable(failure), file=sys.stderr)
+        print("refused:", printable(failure), file=sys.stderr)

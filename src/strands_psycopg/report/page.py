@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from strands_psycopg.printable import printable
 from strands_psycopg.report import days, rows, words
 from strands_psycopg.report.statistics import Statistics
 
@@ -26,7 +27,7 @@ def render(statistics: Statistics) -> str:
         duration=words.duration,
         day=words.day,
         moment=words.moment,
-        visible=words.visible,
+        printable=printable,
     )
     environment.globals["share"] = words.share
     style, script = _part("page.css"), _part("page.js")

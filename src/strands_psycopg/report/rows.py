@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from strands_psycopg.printable import printable
 from strands_psycopg.report import words
 from strands_psycopg.report.drawing import Json, Plot, draw, told_over
 from strands_psycopg.report.statistics import Statistics
@@ -138,7 +139,7 @@ def _plot(title: str, nothing: str, legend: tuple[tuple[str, str], ...], values:
 
 
 def _name(name: str | None) -> str:
-    return words.visible(name) if name else "(no name)"
+    return printable(name) if name else "(no name)"
 
 
 def _bar(field: str, colour: str) -> Json:
