@@ -7,9 +7,8 @@ message, the first write that failed, and which writes belong together.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from strands.session.session_repository import SessionRepository
 from strands.types.content import Message
@@ -19,6 +18,8 @@ from strands_psycopg.errors import SessionExistsError
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.agents import Documents
 from strands_psycopg.view.foresight import after_turn
+from strands_psycopg.view.guard import Guard
+from strands_psycopg.view.multi_agents import MultiAgents
 from strands_psycopg.view.threads import LeaveLoopError, Thread, Waiting
 from strands_psycopg.view.transcript import Transcript
 from strands_psycopg.view.writers import Writer
@@ -40,10 +41,9 @@ class SessionView(SessionRepository):
         self._session_id = session_id
         self._repository = repository
         self._agents: dict[str, Writer] = {}
-        self._multi_agents: dict[str, Writer] = {}
-        self._failure: Exception | None = None
-        self._lease = repository.leases.current(session_id)
         self._thread = Thread()
+        self._guard = Guard(session_id, repository.leases)
+        self._multi_agents = MultiAgents(session_id, repository.multi_agents, self._thread, self._guard)
 
     @contextmanager
     def initializing_agent(self, agent: "LocalAgent") -> Iterator[None]:
@@ -120,7 +120,7 @@ class SessionView(SessionRepository):
         """Give a stored agent; None if it was not stored, though it may be now (see ``initializing_agent``)."""
         conversation = self._repository.conversations.read(session_id, agent_id)
         if conversation is None and agent_id in self._thread.new_agents:
-            with self._writing():
+            with self._guard.writing():
                 try:
                     self._store_new_agent(self._thread.new_agents[agent_id])
                 except SessionExistsError:
@@ -139,7 +139,7 @@ class SessionView(SessionRepository):
         messages = [SessionMessage.from_message(message, index) for index, message in enumerate(agent.messages)]
         write_id = uuid4()
         self._repository.agents.create(
-            self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._term
+            self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._guard.term
         )
         self._agents[agent.agent_id] = Writer(write_id, transcript=Transcript(len(messages)))
 
@@ -147,8 +147,8 @@ class SessionView(SessionRepository):
         """Store a new agent, unless ``read_agent`` has."""
         if session_agent.agent_id not in self._thread.new_agents:
             write_id = uuid4()
-            with self._writing():
-                self._repository.agents.create(session_id, session_agent, write_id=write_id, term=self._term)
+            with self._guard.writing():
+                self._repository.agents.create(session_id, session_agent, write_id=write_id, term=self._guard.term)
             self._agents[session_agent.agent_id] = Writer(write_id)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
@@ -215,20 +215,20 @@ class SessionView(SessionRepository):
             writer.ahead = is_ahead
         if documents is not None and documents == writer.unchanged:
             agent = None
-        with writer.lock, self._writing():
+        with writer.lock, self._guard.writing():
             if message is not None:
                 message.message_id = writer.transcript.next_message_id
             if agent is None and message is not None:
                 self._repository.messages.append(
-                    self._session_id, agent_id, message, write_id=write_id, term=self._term
+                    self._session_id, agent_id, message, write_id=write_id, term=self._guard.term
                 )
             elif agent is not None and message is None:
                 self._repository.agents.update(
-                    self._session_id, agent, write_id=write_id, expected=writer.write_id, term=self._term
+                    self._session_id, agent, write_id=write_id, expected=writer.write_id, term=self._guard.term
                 )
             elif agent is not None and message is not None:
                 self._repository.agents.update_and_append(
-                    self._session_id, agent, message, write_id=write_id, expected=writer.write_id, term=self._term
+                    self._session_id, agent, message, write_id=write_id, expected=writer.write_id, term=self._guard.term
                 )
             if agent is not None:
                 writer.write_id, writer.unchanged = write_id, documents if is_ahead else None
@@ -245,8 +245,8 @@ class SessionView(SessionRepository):
         others = self._agents[agent_id].transcript.others(session_message) if session_message.redact_message else []
         for message in (session_message, *others):
             message.message, message.redact_message = session_message.message, session_message.redact_message
-            with self._writing():
-                self._repository.messages.update(session_id, agent_id, message, write_id=uuid4(), term=self._term)
+            with self._guard.writing():
+                self._repository.messages.update(session_id, agent_id, message, write_id=uuid4(), term=self._guard.term)
 
     def continue_latest(self, agent: "LocalAgent", message: Message) -> bool:
         """Store a message in the place of an agent's last one if it continues that one; give whether it does."""
@@ -263,8 +263,10 @@ class SessionView(SessionRepository):
         """
         self._write_group()
         writer = self._agents[agent_id]
-        with writer.lock, self._writing():
-            self._repository.messages.replace(self._session_id, agent_id, message, write_id=uuid4(), term=self._term)
+        with writer.lock, self._guard.writing():
+            self._repository.messages.replace(
+                self._session_id, agent_id, message, write_id=uuid4(), term=self._guard.term
+            )
         writer.transcript.replace_latest(message)
 
     def list_messages(
@@ -281,75 +283,12 @@ class SessionView(SessionRepository):
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Give a stored multi-agent's state; None if it was not stored, though it may be now."""
-        stored = self._repository.multi_agents.read(session_id, multi_agent_id)
-        if stored is None and multi_agent_id in self._thread.new_multi_agents:
-            with self._writing():
-                try:
-                    self._store_new_multi_agent(self._thread.new_multi_agents[multi_agent_id])
-                except SessionExistsError:
-                    stored = self._repository.multi_agents.read(session_id, multi_agent_id)
-        if stored is None:
-            return None
-        self._multi_agents[multi_agent_id] = Writer(stored.write_id)
-        return stored.state
-
-    def _store_new_multi_agent(self, multi_agent: "MultiAgentBase") -> None:
-        write_id = uuid4()
-        self._repository.multi_agents.create(
-            self._session_id, multi_agent.id, multi_agent.serialize_state(), write_id=write_id, term=self._term
-        )
-        self._multi_agents[multi_agent.id] = Writer(write_id)
+        return self._multi_agents.read(multi_agent_id)
 
     def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
         """Store a new multi-agent, unless ``read_multi_agent`` has."""
-        if multi_agent.id not in self._thread.new_multi_agents:
-            with self._writing():
-                self._store_new_multi_agent(multi_agent)
+        self._multi_agents.create(multi_agent)
 
     def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
-        """Store a multi-agent's state where nobody else has written it.
-
-        The state is taken at once, in the caller's thread, since a graph's other nodes go on changing it; on an event
-        loop it is stored later.
-        """
-        writer = self._multi_agents[multi_agent.id]
-        writer.serialized += 1
-        write = partial(
-            self._write_multi_agent, writer, multi_agent.id, multi_agent.serialize_state(), writer.serialized
-        )
-        if self._thread.on_loop:
-            self._thread.deferred.append(write)
-        else:
-            write()
-
-    def _write_multi_agent(self, writer: Writer, multi_agent_id: str, state: dict[str, Any], number: int) -> None:
-        write_id = uuid4()
-        with writer.lock, self._writing():
-            if number < writer.stored:
-                return
-            self._repository.multi_agents.update(
-                self._session_id, multi_agent_id, state, write_id=write_id, expected=writer.write_id, term=self._term
-            )
-            writer.write_id, writer.stored = write_id, number
-
-    @property
-    def _term(self) -> UUID | None:
-        """The term that writes carry: of the lease in whose block the manager was built, or of a later one."""
-        leases = self._repository.leases
-        if self._lease is not None and leases.holds(self._lease):
-            return self._lease.term
-        return leases.term(self._session_id)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Remember the first write that fails, and raise its error again instead of every later write.
-
-        After it the agent in memory and the session in the database are no longer the same.
-        """
-        if self._failure is not None:
-            raise self._failure
-        try:
-            yield
-        except Exception as error:
-            self._failure = error
-            raise
+        """Store a multi-agent's state as it is now; on an event loop it is taken at once and stored later."""
+        self._multi_agents.update(multi_agent)

@@ -1,0 +1,43 @@
+"""What all writes of a manager have in common."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from strands_psycopg.lease import Leases
+
+
+class Guard:
+    """Lets a manager write for as long as it is in step with the stored session.
+
+    Args:
+        session_id: The session.
+        leases: Those of its repository.
+    """
+
+    def __init__(self, session_id: str, leases: Leases) -> None:
+        self._session_id = session_id
+        self._leases = leases
+        self._lease = leases.current(session_id)
+        self._failure: Exception | None = None
+
+    @property
+    def term(self) -> UUID | None:
+        """The term that writes carry: of the lease in whose block the manager was built, or of a later one."""
+        if self._lease is not None and self._leases.holds(self._lease):
+            return self._lease.term
+        return self._leases.term(self._session_id)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Remember the first write that fails, and raise its error again instead of every later write.
+
+        After it the agent in memory and the session in the database are no longer the same.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except Exception as error:
+            self._failure = error
+            raise
