@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import goals
-from benchmarks.jobs import Job, jobs, late_jobs
+from benchmarks.jobs import COUNTED, Job, jobs, late_jobs
 from benchmarks.plot import NAMES, draw
 from benchmarks.processes import Process
 from benchmarks.results import Results
@@ -19,7 +19,7 @@ from benchmarks.server import Databases, databases
 from support.proxy import Proxy
 
 _PEERS = ("session_manager", "session_sql", "postgres_storage")
-_COUNTED = ("ours", "session_manager", "session_sql", "limit")
+_COUNTING = ("ours", "session_manager", "session_sql", "limit")
 _PLOTTED = (
     *("turn", "turn, tool call", "turn, window full", "request", "restore of 10", "restore of 100"),
     *("restore of 1,000", "restore of 10,000", "value of 1 KB: write", "value of 1 MB: write", "snapshot of 1 MB"),
@@ -82,20 +82,22 @@ class _Run:
     def _start(self, contender: str, dsn: str) -> Process:
         return Process(self._pythons[contender], contender, dsn, self._folder / contender)
 
-    def count(self, name: str, *, full: bool) -> None:
-        """Count what a turn costs on the server: what twice as many turns cost more."""
-        for contender in filter(self._pythons.__contains__, _COUNTED):
+    def count(self, name: str, work: str, **numbers: Any) -> None:
+        """Count what one repetition of a work costs on the server: what twice as many cost more."""
+        for contender in filter(self._pythons.__contains__, _COUNTING):
             database = f"{contender} counted"
-            _, once, twice = (self._count(contender, database, turns, full=full) for turns in (1, 50, 100))
+            _, once, twice = (self._count(contender, database, work, times, numbers) for times in (1, 50, 100))
             for measure, first, second in zip(("round trips", "commits", "bytes of WAL"), once, twice, strict=True):
                 self._results.add(f"{name}: {measure}", contender, [(second - first) / 50])
 
-    def _count(self, contender: str, database: str, turns: int, *, full: bool) -> tuple[int, int, int]:
+    def _count(
+        self, contender: str, database: str, work: str, times: int, numbers: dict[str, Any]
+    ) -> tuple[int, int, int]:
         with Proxy(self._served.dsn(database)) as proxy:
             self._served.checkpoint()
             before = self._served.counts(database)
             with self._start(contender, proxy.dsn) as process:
-                process.do("turns", {"count": turns, "full": full})
+                process.do(work, {"count": times, **numbers})
             after = self._served.counts(database)
             return proxy.round_trips, after.commits - before.commits, after.wal - before.wal
 
@@ -158,9 +160,9 @@ def _main() -> None:
     with databases() as served, tempfile.TemporaryDirectory() as folder:
         results = Results(_facts(served))
         with _Run(pythons, served, Path(folder), results) as run:
-            for name, full in (("turn", False), ("turn, window full", True)):
+            for name, work, numbers in COUNTED:
                 if arguments.only in name:
-                    run.count(name, full=full)
+                    run.count(name, work, **numbers)
             run.measure(chosen(jobs(quick=arguments.quick)), arguments.rounds)
             run.measure(chosen(late_jobs(quick=arguments.quick)), arguments.rounds)
     _print(results)

@@ -8,6 +8,14 @@ OWN = ("ours", "limit")
 STORAGES = ("ours", "postgres_storage", "limit")
 SERVED = ("ours", "session_manager", "session_sql")
 
+# What is counted on the server: a name, the function that does it, its arguments.
+COUNTED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("turn", "turns", {}),
+    ("turn, window full", "turns", {"full": True}),
+    ("turn, tool call", "turns", {"tool": True}),
+    ("opening of a session", "restores", {"messages": 10}),
+)
+
 
 class Job(NamedTuple):
     """A work.

@@ -1,9 +1,12 @@
 """Agents whose model costs next to nothing and needs no network."""
 
+import asyncio
 import importlib.util
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from strands import Agent, tool
 from strands.agent.conversation_manager import NullConversationManager, SlidingWindowConversationManager
@@ -26,16 +29,35 @@ def text(words: int) -> str:
 
 
 def conversation(messages: int) -> list[dict[str, Any]]:
-    """Give a conversation: prompts of about 150 bytes, answers of about 600."""
-    return [
-        {"role": "assistant", "content": [{"text": text(100)}]} if index % 2 else user_message()
-        for index in range(messages)
-    ]
+    """Give a conversation as Strands keeps it: prompts of about 150 bytes, answers of about 600."""
+    return [assistant_message() if index % 2 else user_message() for index in range(messages)]
 
 
 def user_message() -> dict[str, Any]:
     """Give a prompt as a message."""
-    return {"role": "user", "content": [{"text": text(25)}]}
+    return {"role": "user", "content": [{"text": text(25)}], "tracking_id": str(uuid4())}
+
+
+def assistant_message() -> dict[str, Any]:
+    """Give an answer as a message."""
+    return {
+        "role": "assistant",
+        "content": [{"text": text(100)}],
+        "metadata": {
+            "usage": {"inputTokens": 1200, "outputTokens": 130, "totalTokens": 1330},
+            "metrics": {"latencyMs": 2100, "timeToFirstByteMs": 400},
+        },
+        "tracking_id": str(uuid4()),
+    }
+
+
+class _Model(_MODULE.ScriptedModel):  # type: ignore[name-defined, misc]
+    """Lets others on the loop go on, as a real model does, and does not keep what it was asked."""
+
+    async def stream(self, messages: Any, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(0)
+        async for event in super().stream([], *arguments, **options):
+            yield event
 
 
 @tool
@@ -58,7 +80,7 @@ def build(manager: Any, *, calls_tool: bool = False, window: int | None = None, 
         messages: With which it begins.
     """
     return Agent(
-        model=_MODULE.ScriptedModel([_CALL, _ANSWER] * 1000 if calls_tool else [_ANSWER]),
+        model=_Model([_CALL, _ANSWER] * 1000 if calls_tool else [_ANSWER]),
         session_manager=manager,
         conversation_manager=NullConversationManager() if window is None else SlidingWindowConversationManager(window),
         messages=messages,
