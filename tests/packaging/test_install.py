@@ -70,7 +70,7 @@ def test_the_sdist_holds_the_sources_and_the_tests(built: dict[str, Path]) -> No
         names = [member.name.partition("/")[2] for member in sdist.getmembers()]
 
     assert len(names) == len(set(names))
-    assert [name for name in names if name.endswith(".sql")] == [
+    assert [name for name in names if name.startswith("sql/")] == [
         f"sql/{file.name}" for file in sorted((ROOT / "sql").iterdir())
     ]
     assert {"pyproject.toml", "README.md", "LICENSE", "noxfile.py", "tests/conftest.py"} <= set(names)
