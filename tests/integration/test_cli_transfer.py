@@ -84,7 +84,7 @@ def test_programs_are_told_the_counts(
     transfers.fill(repository)
     file = str(tmp_path / "sessions.jsonl")
     assert main(["export", "s", "--to", file, "--json", "--dsn", dsn]) == 0
-    assert json.loads(capsys.readouterr().out) == COUNTS | NOTHING
+    assert json.loads(capsys.readouterr().out) == COUNTS | NOTHING | {"failures": {}}
     assert main(["import", "--from", file, "--json", "--dsn", other_dsn]) == 0
     assert json.loads(capsys.readouterr().out) == COUNTS | NOTHING | {"failures": {}}
 
@@ -119,6 +119,25 @@ def test_sessions_move_through_files(
     )
     with PostgresSessionRepository(other_dsn) as other:
         assert transfers.restored(other) == transfers.restored(repository)
+
+
+def test_what_files_cannot_hold_is_named_and_the_rest_is_exported(
+    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, tmp_path: Path
+) -> None:
+    for session_id in ("a", "a/\x1b[31m", "b", "c"):
+        repository.create_session(Session(session_id, SessionType.AGENT))
+    (tmp_path / "session_b").mkdir()
+    assert main(["export", "--all", "--files", str(tmp_path), "--dsn", dsn]) == 1
+    written = capsys.readouterr()
+    assert written.out == "exported 2 sessions, 0 agents, 0 messages, 0 multi-agents\n"
+    first, second = written.err.splitlines()
+    assert first.startswith(r"refused: the session id 'a/\x1b[31m' is no plain file name")
+    assert second.startswith(f"refused: exporting session 'b': {tmp_path}/session_b exists and is not the same")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["session_a", "session_b", "session_c"]
+    assert main(["export", "a", "a/\x1b[31m", "--files", str(tmp_path), "--json", "--dsn", dsn]) == 1
+    described = json.loads(capsys.readouterr().out)
+    assert list(described["failures"]) == ["a/\x1b[31m"]
+    assert described["already_there"] == 1
 
 
 def test_bad_files_are_named_and_the_rest_is_imported(
@@ -222,7 +241,7 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
         (["export", "missing", "--to", "{tmp_path}/new"], 1, "reading session 'missing': the session does not exist"),
         (["export", "--all", "--to", "{tmp_path}/text"], 1, "{tmp_path}/text exists; remove it first"),
         (["export", "--all", "--to", "{tmp_path}/x/y"], 1, "{tmp_path}/x/y cannot be written: No such file"),
-        (["export", "a/b", "--files", "{tmp_path}"], 1, "the session id 'a/b' is no plain file name"),
+        (["export", "--all", "--files", "{tmp_path}/text"], 1, "exporting session 'a' to {tmp_path}/text: File exists"),
     ],
     ids=str,
 )
@@ -237,7 +256,7 @@ def test_failure_is_one_line(
 ) -> None:
     (tmp_path / "latin").write_bytes(b"\xe9\n")
     (tmp_path / "text").write_text("text\n")
-    repository.create_session(Session("a/b", SessionType.AGENT))
+    repository.create_session(Session("a", SessionType.AGENT))
     assert main([*(each.format(tmp_path=tmp_path) for each in argv), "--dsn", dsn]) == code
     written = capsys.readouterr()
     assert written.out == ""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from strands_psycopg import transfer
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, dsn_of, repository_of
-from strands_psycopg.errors import SessionNotFoundError, TransferError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.transfer.sources import Source
@@ -48,7 +48,8 @@ def _add_export(commands: Commands) -> None:
         "--files",
         metavar="DIR",
         help="write files, for FileSessionManager(storage_dir=DIR). A session that is there already, the very same, is "
-        "counted and left alone",
+        "counted and left alone; one that files cannot hold is named and refused, all others are written, and the exit "
+        "code is 1",
     )
     export.add_argument("--json", action="store_true", help="print the counts as JSON; with --to FILE or --files")
     export.set_defaults(run=lambda arguments: _export(export, arguments))
@@ -100,10 +101,13 @@ def _export(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
     to_standard_output = arguments.files is None and arguments.to == _STANDARD
     if to_standard_output and arguments.json:
         parser.error("--json needs --to FILE or --files, since the sessions go to standard output")
+    failures: dict[str, str] = {}
     with repository_of(arguments) as repository, output.progress("exporting") as advance:
         if arguments.files is not None:
             result = _each(
-                repository, arguments, lambda session_id: _write_files(repository, session_id, arguments.files, advance)
+                repository,
+                arguments,
+                lambda session_id: _write_files(repository, session_id, arguments.files, advance, failures),
             )
         else:
             with _written(arguments.to) as file:
@@ -111,8 +115,8 @@ def _export(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
                     repository, arguments, lambda session_id: _write_lines(repository, session_id, file, advance)
                 )
     if not to_standard_output:
-        _tell("exported", result, as_json=arguments.json)
-    return 0
+        _tell("exported", result, as_json=arguments.json, failures=failures)
+    return 1 if failures else 0
 
 
 def _each(
@@ -132,9 +136,20 @@ def _each(
 
 
 def _write_files(
-    repository: PostgresSessionRepository, session_id: str, directory: str, advance: Callable[[int], None]
+    repository: PostgresSessionRepository,
+    session_id: str,
+    directory: str,
+    advance: Callable[[int], None],
+    failures: dict[str, str],
 ) -> transfer.TransferResult:
-    result = transfer.export_files(repository, session_id, directory)
+    try:
+        result = transfer.export_files(repository, session_id, directory)
+    except (TransferError, SessionExistsError) as error:
+        # A directory that cannot be written will not take the next one either.
+        if isinstance(error.__cause__, OSError):
+            raise
+        failures[session_id] = str(error)
+        return transfer.TransferResult()
     advance(result.messages)
     return result
 
@@ -236,11 +251,9 @@ def _read_lines(name: str) -> Iterator[str]:
         raise TransferError(f"{name} cannot be read: {error.strerror}") from error
 
 
-def _tell(done: str, result: transfer.TransferResult, *, as_json: bool, failures: dict[str, str] | None = None) -> None:
+def _tell(done: str, result: transfer.TransferResult, *, as_json: bool, failures: dict[str, str]) -> None:
     if as_json:
-        print(
-            json.dumps({**dataclasses.asdict(result), **({} if failures is None else {"failures": failures})}, indent=2)
-        )
+        print(json.dumps({**dataclasses.asdict(result), "failures": failures}, indent=2))
         return
     counts = ", ".join(
         output.counted(number, noun)
@@ -258,5 +271,5 @@ def _tell(done: str, result: transfer.TransferResult, *, as_json: bool, failures
         print(f"{output.counted(result.gaps_closed, 'gap')} in the indexes of messages closed")
     for skipped in result.skipped:
         print("skipped:", printable(skipped), file=sys.stderr)
-    for failure in (failures or {}).values():
+    for failure in failures.values():
         print("refused:", printable(failure), file=sys.stderr)
