@@ -30,6 +30,7 @@ _PERMANENT = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|database \".*\" does not exist|role \".*\" does not exist|is not permitted to log in"
     r"|permission denied for database|server does not support SSL|certificate"
+    r"|invalid port number|invalid sslmode value|definition of service"
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 

@@ -342,6 +342,8 @@ def _translate(doing: str, reason: str, error: Exception) -> StrandsPsycopgError
             return SessionNotFoundError(f"{doing}: the session or agent that it belongs to does not exist")
         case errors.InvalidSqlStatementName() | errors.DuplicatePreparedStatement():
             advice = 'behind a pooler pass kwargs={"prepare_threshold": None}'
+        case errors.UndefinedObject():
+            advice = "name one that the database has, or create it"
         case errors.InsufficientPrivilege():
             advice = "grant the role what the README lists under roles"
         case errors.ReadOnlySqlTransaction():

@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main
+from strands_psycopg.cli import options as options_module
 from strands_psycopg.migrator import packaged_migrations
 from strands_psycopg.repository import status as status_module
 from support import agents, catalog, processes
@@ -237,9 +238,40 @@ def test_libpqs_variables_name_the_database_otherwise(
     assert status(capsys, *options)[1]["database"] == conninfo_to_dict(dsn)["dbname"]
 
 
+@pytest.mark.parametrize(
+    ("options", "variable", "told"),
+    [
+        ([], None, True),
+        (["--dsn", ""], None, True),
+        (["--dsn", "host={nowhere}"], None, False),
+        ([], "DATABASE_URL", False),
+        ([], "PGHOST", False),
+    ],
+    ids=str,
+)
+def test_who_names_no_database_is_told_how(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: list[str],
+    variable: str | None,
+    told: bool,
+) -> None:
+    monkeypatch.setattr(options_module, "RETRY_TIMEOUT", 0)
+    # libpq's own default would find a server that runs here.
+    monkeypatch.setenv("PGPORT", "1")
+    if variable:
+        monkeypatch.setenv(variable, {"PGHOST": str(tmp_path)}.get(variable, f"host={tmp_path}"))
+    assert main(["sessions", *(each.format(nowhere=tmp_path) for each in options)]) == 1
+    written = capsys.readouterr()
+    assert written.err.startswith("strands-psycopg: error: listing sessions: the database was away")
+    assert written.err.endswith("; no database was named: give --dsn or set DATABASE_URL\n") is told
+    assert written.err.count("\n") == 1
+
+
 def test_an_unreachable_database_is_one_line(tmp_path: Path) -> None:
     # In a process of its own, where nothing but the command decides what is logged.
-    script = f"from strands_psycopg.cli import options; options._RETRY_TIMEOUT = 0.2\n{MAIN}"
+    script = f"from strands_psycopg.cli import options; options.RETRY_TIMEOUT = 0.2\n{MAIN}"
     dsn = f"postgresql://app:sesame@/agents?host={tmp_path}"
     code, written, errors = processes.finish(processes.start(script, "status", "--dsn", dsn))
     assert (code, written) == (1, "")

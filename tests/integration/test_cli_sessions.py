@@ -131,7 +131,7 @@ def test_only_sessions_that_were_active_since(
     ("options", "message"),
     [
         (["--limit", "0"], "limit must be an integer from 1 to 1000, not 0"),
-        (["--before", "x"], "before must be the next of a page that list_sessions gave"),
+        (["--before", "x"], "before must be the cursor that a page ended with, its next"),
         (["--prefix", "x" * 256], "prefix must have 1 to 255 characters, not 256"),
     ],
 )
@@ -339,7 +339,7 @@ def test_what_does_not_exist_fails(
         (["fork", "s", "t", "--until", "-1"], "until must be 0 or more, not -1"),
         (
             ["purge", "--idle-for", "0s"],
-            "idle_for must be more than 0 seconds and at most 36500 days, not datetime.timedelta(0)",
+            "idle_for must be more than 0 seconds and at most 36500 days, not 0:00:00",
         ),
         (["purge", "--idle-for", "1s", "--batch-size", "0"], "batch_size must be an integer from 1 to 10000, not 0"),
     ],

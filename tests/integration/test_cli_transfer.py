@@ -13,7 +13,7 @@ from strands.session import FileSessionManager
 from strands.types.session import Session, SessionType
 
 from strands_psycopg import PostgresSessionRepository
-from strands_psycopg.cli import main
+from strands_psycopg.cli import main, options
 from strands_psycopg.transfer import export_session, session_ids
 from support import processes, transfers
 from support.tables import blocked, one
@@ -152,6 +152,7 @@ def test_bad_files_are_named_and_the_rest_is_imported(
     assert written.out == "imported 1 session, 1 agent, 0 messages, 0 multi-agents\n"
     reason = f"{tmp_path}/session_b\\x1b[31m/session.json is no JSON: Expecting property name"
     assert written.err.startswith(f"refused: {reason}")
+    assert written.err.endswith("; mend or remove it, or have bad files skipped (--skip-bad)\n")
     assert written.err.count("\n") == 1
     assert main(["import", "--files", str(tmp_path), "--json", "--dsn", dsn]) == 1
     described = json.loads(capsys.readouterr().out)
@@ -194,13 +195,21 @@ def test_s3_is_a_source(
     assert written.err == "strands-psycopg: error: s3://nowhere/ cannot be read: NoSuchBucket\n"
 
 
+def test_a_peers_database_is_waited_for_as_long_as_ones_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(options, "RETRY_TIMEOUT", 0.2)
+    assert main(["import", "--peer-dsn", f"host={tmp_path}", "--dsn", dsn]) == 1
+    assert "the database was away for the 0.2 s of retry_timeout" in capsys.readouterr().err
+
+
 def test_schema_and_prefix_say_which_tables(repository: PostgresSessionRepository, dsn: str, tmp_path: Path) -> None:
     transfers.fill(repository)
     file = str(tmp_path / "sessions.jsonl")
-    options = ["--schema", "select", "--table-prefix", "crm_", "--dsn", dsn]
-    assert main(["migrate", *options]) == 0
+    tables = ["--schema", "select", "--table-prefix", "crm_", "--dsn", dsn]
+    assert main(["migrate", *tables]) == 0
     assert main(["export", "s", "--to", file, "--dsn", dsn]) == 0
-    assert main(["import", "--from", file, *options]) == 0
+    assert main(["import", "--from", file, *tables]) == 0
     with PostgresSessionRepository(dsn, schema="select", table_prefix="crm_") as other:
         assert exported(other, "s") == exported(repository, "s")
 

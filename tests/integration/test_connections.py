@@ -143,6 +143,24 @@ def test_wrong_password_is_reported_at_once_and_shown_nowhere(
     assert "hunter2" not in all_that_is_said(raised.value) + caplog.text + repr(repository) + repr(vars(repository))
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"port": "99999"}, 'invalid port number: "99999"'),
+        ({"sslmode": "bogus"}, 'invalid sslmode value: "bogus"'),
+        ({"service": "nowhere"}, 'definition of service "nowhere" not found'),
+    ],
+    ids=str,
+)
+def test_a_setting_that_libpq_refuses_is_not_tried_again(setting: dict[str, str], reason: str) -> None:
+    repository = PostgresSessionRepository(make_conninfo("host=127.0.0.1", **setting), retry_timeout=0.5)
+
+    with repository, pytest.raises(DatabaseUnavailableError, match=reason) as raised:
+        repository.read_session("s")
+
+    assert "retry_timeout" not in str(raised.value)
+
+
 def test_unknown_database_is_reported_at_once(dsn: str) -> None:
     repository = PostgresSessionRepository(make_conninfo(dsn, dbname="no_such_database"), retry_timeout=60)
     started = time.monotonic()

@@ -226,9 +226,16 @@ def test_a_database_that_is_away_is_a_storage_error_that_shows_no_password() -> 
             storage.ensure_schema()
 
 
+@pytest.mark.parametrize("configuration", [None, "", 5, "a\0b"], ids=repr)
+def test_what_names_no_text_search_configuration_is_refused(configuration: Any) -> None:
+    with pytest.raises(ValueError, match="text_search_config must be the name of a text search configuration"):
+        PostgresStorage("postgresql://localhost/nowhere", text_search_config=configuration)
+
+
 def test_an_unknown_text_search_configuration_is_told(repository: PostgresSessionRepository) -> None:
     storage = PostgresStorage(repository, text_search_config="klingon")
-    with pytest.raises(PostgresStorageError, match='text search configuration "klingon" does not exist') as caught:
+    told = r'text search configuration "klingon" does not exist .*; name one that the database has, or create it'
+    with pytest.raises(PostgresStorageError, match=told) as caught:
         run(storage.write("k", b"nuqneH"))
     assert isinstance(caught.value.__cause__, DatabaseError)
 

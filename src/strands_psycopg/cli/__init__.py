@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from strands_psycopg.cli import analytics, demonstration, schema, sessions, show, transfer
-from strands_psycopg.cli.options import Parser
+from strands_psycopg.cli.options import Parser, advice_on
 from strands_psycopg.errors import StrandsPsycopgError
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except StrandsPsycopgError as error:
-        return _fail(error, 1)
+        return _fail(error, 1, advice_on(arguments, error))
     except ValueError as error:
         return _fail(error, 2)
     except BrokenPipeError:
@@ -54,8 +54,8 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(error: Exception, code: int) -> int:
-    print("strands-psycopg: error:", *str(error).split(), file=sys.stderr)
+def _fail(error: Exception, code: int, advice: str = "") -> int:
+    print("strands-psycopg: error:", *f"{error}{advice}".split(), file=sys.stderr)
     return code
 
 

@@ -6,10 +6,14 @@ import re
 from datetime import datetime, timedelta, timezone
 from typing import NoReturn, TypeAlias
 
+from strands_psycopg.errors import DatabaseUnavailableError
 from strands_psycopg.repository import PostgresSessionRepository
 
 # Long enough for a server that is restarting, short enough for someone who waits at a terminal.
-_RETRY_TIMEOUT = 5.0
+RETRY_TIMEOUT = 5.0
+
+# Those of libpq's variables that say where a server is.
+_WHERE = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -43,13 +47,21 @@ def dsn_of(arguments: argparse.Namespace) -> str | None:
     return os.environ.get("DATABASE_URL") or None if dsn is None else dsn
 
 
+def advice_on(arguments: argparse.Namespace, error: Exception) -> str:
+    """Give what to add to an error of a command: how to name a database, if nothing did."""
+    named = dsn_of(arguments) or any(map(os.environ.get, _WHERE))
+    if named or not isinstance(error, DatabaseUnavailableError):
+        return ""
+    return "; no database was named: give --dsn or set DATABASE_URL"
+
+
 def repository_of(arguments: argparse.Namespace) -> PostgresSessionRepository:
     """Build the repository that the options of ``TABLES`` describe."""
     return PostgresSessionRepository(
         dsn_of(arguments) or "",
         schema=arguments.schema,
         table_prefix=arguments.table_prefix,
-        retry_timeout=_RETRY_TIMEOUT,
+        retry_timeout=RETRY_TIMEOUT,
         # It may be behind a pooler, and no command repeats a statement often enough to gain by it.
         kwargs={"prepare_threshold": None},
     )

@@ -29,7 +29,7 @@ def add_to(commands: Commands) -> None:
         help="only those active since a time (2030-05-01, 2030-05-01T12:00+02:00; UTC unless it says) or for so long "
         "(12h, 7d)",
     )
-    sessions.add_argument("--prefix", help="only those whose id begins with this")
+    sessions.add_argument("--prefix", metavar="TEXT", help="only those whose ids begin so")
     sessions.add_argument("--json", action="store_true", help="print JSON")
     sessions.set_defaults(run=_sessions)
 
@@ -40,8 +40,8 @@ def add_to(commands: Commands) -> None:
         help="copy a session, or an agent's conversation up to a message",
         description="Copy a session, or an agent's conversation up to a message, to go on from there in another way.",
     )
-    fork.add_argument("session", help="the session's id")
-    fork.add_argument("new", help="the copy's id, which must not exist yet")
+    fork.add_argument("session", metavar="SESSION", help="the session's id")
+    fork.add_argument("new", metavar="NEW", help="the copy's id, which must not exist yet")
     fork.add_argument("--agent", metavar="ID", help="copy this agent only")
     fork.add_argument("--until", type=int, metavar="N", help="copy the messages before the one with this index")
     fork.add_argument("--json", action="store_true", help="print JSON")

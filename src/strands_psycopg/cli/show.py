@@ -28,7 +28,7 @@ def add_to(commands: Commands) -> None:
         help="print a session's conversations",
         description="Print a session's conversations. Messages that were redacted are shown redacted.",
     )
-    show.add_argument("session", help="the session's id")
+    show.add_argument("session", metavar="SESSION", help="the session's id")
     show.add_argument("--agent", metavar="ID", help="this agent only")
     show.add_argument("--last", type=int, metavar="N", help="only the last N messages of each agent")
     show.add_argument("--json", action="store_true", help="print JSON")

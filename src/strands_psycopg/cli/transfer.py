@@ -11,7 +11,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from strands_psycopg import transfer
-from strands_psycopg.cli import output
+from strands_psycopg.cli import options, output
 from strands_psycopg.cli.options import TABLES, Commands, dsn_of, repository_of
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
@@ -234,7 +234,8 @@ def _source(arguments: argparse.Namespace) -> Iterator[Source]:
         yield transfer.S3Sessions(address.netloc, address.path)
     else:
         dsn = dsn_of(arguments) or "" if arguments.peer else arguments.peer_dsn
-        with transfer.PeerSessions(dsn, schema=arguments.peer_schema) as source:
+        peer = transfer.PeerSessions(dsn, schema=arguments.peer_schema, retry_timeout=options.RETRY_TIMEOUT)
+        with peer as source:
             yield source
 
 

@@ -189,4 +189,4 @@ def _position(cursor: str) -> tuple[str, str]:
             return updated_at, session_id
     except (ValueError, TypeError):
         pass
-    raise ValueError("before must be the next of a page that list_sessions gave")
+    raise ValueError("before must be the cursor that a page ended with, its next")

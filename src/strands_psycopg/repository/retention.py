@@ -211,9 +211,7 @@ def _seconds(idle_for: timedelta | float) -> float:
     """Give the age of ``updated_at`` at which a session certainly has been idle for so long."""
     seconds = idle_for.total_seconds() if isinstance(idle_for, timedelta) else float(idle_for)
     if not 0 < seconds <= _LONGEST_IDLE.total_seconds():
-        raise ValueError(
-            f"idle_for must be more than 0 seconds and at most {_LONGEST_IDLE.days} days, not {idle_for!r}"
-        )
+        raise ValueError(f"idle_for must be more than 0 seconds and at most {_LONGEST_IDLE.days} days, not {idle_for}")
     return seconds + _INACCURACY
 
 

@@ -95,6 +95,12 @@ class PostgresStorage(Storage):
             raise ImportError("PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents")
         if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
             raise ValueError(f"search_limit must be an integer from 1 up, not {search_limit!r}")
+        # PostgreSQL takes NULL too, and then finds nothing.
+        if not isinstance(text_search_config, str) or not text_search_config or "\0" in text_search_config:
+            raise ValueError(
+                "text_search_config must be the name of a text search configuration, such as 'simple', not "
+                f"{text_search_config!r}"
+            )
         if isinstance(source, str | ConnectionPool) or callable(source):
             self._own_database: Database | None = Database(
                 source,

@@ -30,7 +30,9 @@ class Notes:
         gaps_closed: How many gaps in the indexes of messages were closed.
     """
 
-    def __init__(self, *, skip_bad: bool, advice: str = "mend or remove it, or have bad files skipped") -> None:
+    def __init__(
+        self, *, skip_bad: bool, advice: str = "mend or remove it, or have bad files skipped (--skip-bad)"
+    ) -> None:
         self.skip_bad = skip_bad
         self._advice = advice
         self.skipped: list[str] = []
