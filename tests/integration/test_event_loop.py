@@ -103,6 +103,7 @@ def test_loop_goes_on_while_every_answer_is_held_back(
     record_property: Callable[[str, object], None],
 ) -> None:
     agent = make(far)
+    before = proxy.round_trips
 
     async def turn() -> Ticker:
         async with Ticker() as ticker:
@@ -114,7 +115,7 @@ def test_loop_goes_on_while_every_answer_is_held_back(
     ticker = asyncio.run(turn())
 
     record_property("longest gap between ticks in ms", round(ticker.longest_gap * 1000, 1))
-    assert len(proxy.held) == answers
+    assert proxy.round_trips - before == answers  # the pool may also be connecting once more
     for since, until_ in proxy.held:
         assert sum(since < tick < until_ for tick in ticker.ticks) > 20
     assert dump(build(far)) == dump(agent)
