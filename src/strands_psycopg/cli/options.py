@@ -67,6 +67,13 @@ def repository_of(arguments: argparse.Namespace) -> PostgresSessionRepository:
     )
 
 
+def id_of_session(text: str) -> str:
+    """Take a session's id, for argparse; no DSN in its place, which a later message would repeat, password and all."""
+    if re.match(r"postgres(ql)?://|.*\bpassword *=", text):
+        raise argparse.ArgumentTypeError("a DSN is given with --dsn")
+    return text
+
+
 def duration(text: str) -> timedelta:
     """Read a time span such as ``30d``, for argparse."""
     read = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text)

@@ -6,7 +6,7 @@ import json
 import sys
 
 from strands_psycopg.cli import output
-from strands_psycopg.cli.options import TABLES, Commands, duration, moment, repository_of
+from strands_psycopg.cli.options import TABLES, Commands, duration, id_of_session, moment, repository_of
 from strands_psycopg.printable import printable
 from strands_psycopg.repository.retention import Purged
 
@@ -40,8 +40,8 @@ def add_to(commands: Commands) -> None:
         help="copy a session, or an agent's conversation up to a message",
         description="Copy a session, or an agent's conversation up to a message, to go on from there in another way.",
     )
-    fork.add_argument("session", metavar="SESSION", help="the session's id")
-    fork.add_argument("new", metavar="NEW", help="the copy's id, which must not exist yet")
+    fork.add_argument("session", type=id_of_session, metavar="SESSION", help="the session's id")
+    fork.add_argument("new", type=id_of_session, metavar="NEW", help="the copy's id, which must not exist yet")
     fork.add_argument("--agent", metavar="ID", help="copy this agent only")
     fork.add_argument("--until", type=int, metavar="N", help="copy the messages before the one with this index")
     fork.add_argument("--json", action="store_true", help="print JSON")

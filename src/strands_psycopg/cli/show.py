@@ -9,7 +9,7 @@ from typing import Any
 from strands.types.session import SessionMessage, encode_bytes_values
 
 from strands_psycopg.cli import output, transcript
-from strands_psycopg.cli.options import TABLES, Commands, repository_of
+from strands_psycopg.cli.options import TABLES, Commands, id_of_session, repository_of
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
@@ -28,7 +28,7 @@ def add_to(commands: Commands) -> None:
         help="print a session's conversations",
         description="Print a session's conversations. Messages that were redacted are shown redacted.",
     )
-    show.add_argument("session", metavar="SESSION", help="the session's id")
+    show.add_argument("session", type=id_of_session, metavar="SESSION", help="the session's id")
     show.add_argument("--agent", metavar="ID", help="this agent only")
     show.add_argument("--last", type=int, metavar="N", help="only the last N messages of each agent")
     show.add_argument("--json", action="store_true", help="print JSON")

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from strands_psycopg import transfer
 from strands_psycopg.cli import options, output
-from strands_psycopg.cli.options import TABLES, Commands, dsn_of, repository_of
+from strands_psycopg.cli.options import TABLES, Commands, dsn_of, id_of_session, repository_of
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
@@ -37,7 +37,7 @@ def _add_export(commands: Commands) -> None:
         "FileSessionManager. Interrupted, it leaves whole sessions behind; on standard output perhaps a last one that "
         "is cut off, which import refuses.",
     )
-    export.add_argument("sessions", metavar="SESSION", nargs="*", help="the id of a session")
+    export.add_argument("sessions", type=id_of_session, metavar="SESSION", nargs="*", help="the id of a session")
     export.add_argument("--all", action="store_true", help="all sessions")
     export.add_argument("--prefix", metavar="TEXT", help="all sessions whose ids begin so")
     place = export.add_mutually_exclusive_group()
