@@ -82,7 +82,7 @@ def jobs(*, quick: bool) -> list[Job]:
         ),
         Job("snapshot of 1 MB", "snapshots", {"size": count(1_000_000, 50_000), "count": count(10, 3)}, STORAGES),
         *(
-            Job(f"{agents} agents, {delay * 1000:g} ms", "crowd", {"agents": agents, "count": 4}, SERVED, 3, delay)
+            Job(f"{agents} agents, {delay * 1000:g} ms", "crowd", {"agents": agents, "count": 4}, SERVED, 1, delay)
             for agents in (count(50, 5),)
             for delay in (0.0, 0.002, 0.05)
         ),
