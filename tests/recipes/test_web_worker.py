@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -63,11 +65,9 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
 ) -> None:
     asked: defaultdict[str, list[str]] = defaultdict(list)
     acknowledged: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    cut = 0
 
     async def talk(http: httpx.AsyncClient, number: int) -> None:
         """Take turns; what was not acknowledged is asked again in other words, so that it can be told apart."""
-        nonlocal cut
         session_id, turns, attempt = f"session-{number % _SESSIONS}", 0, 0
         while turns < _TURNS:
             prompt = f"client {number}, turn {turns}, attempt {attempt}"
@@ -76,7 +76,6 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
             try:
                 said = answer(await ask(http, session_id, prompt))
             except httpx.TransportError:
-                cut += 1
                 said = None
             if said is not None:
                 assert said in texts(connection, session_id)
@@ -84,17 +83,24 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
                 turns += 1
 
     async def kill(http: httpx.AsyncClient) -> None:
-        """Kill the worker that is in the middle of this turn, and of others'."""
-        prompt = f"wait until {tmp_path / 'never'}"
-        async with turn(http, "doomed", prompt) as events:
-            pid = int((await anext(events)).data)
+        """Kill the worker that is in the middle of most of three turns, and of whatever else it has taken on."""
+        go = tmp_path / "go"
+        waiting: defaultdict[str, list[tuple[str, AsyncIterator[Event]]]] = defaultdict(list)
+        async with AsyncExitStack() as open_turns:
+            for session_id in ("waiting-1", "waiting-2", "waiting-3"):
+                events = await open_turns.enter_async_context(turn(http, session_id, f"wait until {go}"))
+                waiting[(await anext(events)).data].append((session_id, events))
             await until(lambda: sum(map(len, acknowledged.values())) >= _CLIENTS // 2, seconds=_DEADLINE)
-            os.kill(pid, signal.SIGKILL)
-            with pytest.raises(httpx.TransportError):
-                await anext(events)
-        said = answer(await ask(http, "doomed", "and now?"))
-        assert texts(connection, "doomed") == [prompt, "and now?", said]
-        assert said != f"{pid} heard and now?"
+            pid, cut = max(waiting.items(), key=lambda item: len(item[1]))
+            os.kill(int(pid), signal.SIGKILL)
+            for _, events in cut:
+                with pytest.raises(httpx.TransportError):
+                    await anext(events)
+            go.touch()
+        for session_id, _ in cut:
+            said = answer(await ask(http, session_id, "and now?"))
+            assert texts(connection, session_id) == [f"wait until {go}", "and now?", said]
+            assert said != f"{pid} heard and now?"
 
     async def all_clients() -> None:
         async with client(web.url) as http:
@@ -106,7 +112,6 @@ def test_every_acknowledged_turn_is_stored_once_and_in_order_though_a_worker_is_
         web.terminate()
         assert web.end() == 0, web.log()
 
-    assert cut >= 1
     for number in range(_SESSIONS):
         stored = texts(connection, f"session-{number}")
         for prompt in asked[f"session-{number}"]:
