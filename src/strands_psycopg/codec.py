@@ -25,6 +25,12 @@ from itertools import chain, count
 from typing import Any
 
 _BYTES = "__bytes_encoded__"
+
+# What stands for bytes while a text is looked through, since base64 needs no looking through and may be megabytes. In
+# JSON, its text is nothing but such an object.
+_HOLLOW = {_BYTES: True, "data": ""}
+_HOLLOW_TEXT = json.dumps(_HOLLOW)
+
 _ORDER_PREFIX = "order "
 _MARKER_PREFIX = "bytes "
 
@@ -67,24 +73,32 @@ def encode(document: object) -> tuple[str, str | None]:
             too deeply for ``json.dumps``, or its text is longer than 256 MiB.
         TypeError: The document holds something that JSON cannot.
     """
+    bytes_texts: list[str] = []
+
+    def put_aside(data: str) -> dict[str, Any]:
+        bytes_texts.append(data)
+        return _HOLLOW
+
     try:
-        text, bytes_count = _dumps(document, lambda data: {_BYTES: True, "data": data})
-        if len(text) > _MOST_TEXT:
+        text = _dumps(document, put_aside)
+        length = len(text) + sum(map(len, bytes_texts))
+        if length > _MOST_TEXT:
             raise ValueError(
-                f"the document is {len(text):,} characters of JSON, more than {_MOST_TEXT:,}; store what is large "
+                f"the document is {length:,} characters of JSON, more than {_MOST_TEXT:,}; store what is large "
                 "elsewhere and refer to it"
             )
-        survey = _Survey(text)
-        if survey.bytes_count != bytes_count:
+        survey = _Survey(text, length)
+        if survey.bytes_count != len(bytes_texts):
+            survey = _Survey(_dumps(document, lambda data: {**_HOLLOW, "data": data}), length)
             marker = survey.unused_key()
-            exact, _ = _dumps(document, lambda data: {marker: data})
+            exact = _dumps(document, lambda data: {marker: data})
             return survey.standin(), f"{_MARKER_PREFIX}{json.dumps(marker)} {exact}"
     except RecursionError as error:
         raise ValueError("the document is nested too deeply to be stored; flatten it") from error
     if survey.altered:
-        return survey.standin(), text
+        return _filled(survey.standin(), bytes_texts), _filled(text, bytes_texts)
     orders = [keys for stored, keys in survey.orders.items() if keys != stored]
-    return text, _ORDER_PREFIX + json.dumps(orders) if orders else None
+    return _filled(text, bytes_texts), _ORDER_PREFIX + json.dumps(orders) if orders else None
 
 
 def decode(jsonb_text: str, exact_text: str | None) -> Any:
@@ -108,20 +122,26 @@ def decode(jsonb_text: str, exact_text: str | None) -> Any:
     return _parse(exact_text)
 
 
-def _dumps(document: object, bytes_object: Callable[[str], dict[str, Any]]) -> tuple[str, int]:
-    """Give the JSON text of a document, and how many bytes values are in it."""
-    count = 0
+def _dumps(document: object, bytes_object: Callable[[str], dict[str, Any]]) -> str:
+    """Give the JSON text of a document, in which its bytes are what ``bytes_object`` makes of their base64."""
 
     def default(value: object) -> Any:
-        nonlocal count
         if isinstance(value, bytes):
-            count += 1
             return bytes_object(base64.b64encode(value).decode())
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         raise TypeError(f"an object of type {type(value).__name__} cannot be stored; convert it to JSON types first")
 
-    return json.dumps(document, default=default), count
+    return json.dumps(document, default=default)
+
+
+def _filled(text: str, bytes_texts: list[str]) -> str:
+    """Put base64 into the hollow objects of a JSON text, in order."""
+    if not bytes_texts:
+        return text
+    # JSON has no NUL, and a stand-in may have no hollow objects either.
+    pieces = text.replace(_HOLLOW_TEXT, f'{_HOLLOW_TEXT[:-2]}\0"}}').split("\0")
+    return "".join(chain.from_iterable(zip(pieces, [*bytes_texts[: len(pieces) - 1], ""], strict=True)))
 
 
 def _parse(text: str) -> Any:
@@ -131,13 +151,17 @@ def _parse(text: str) -> Any:
 class _Survey:
     """What JSONB would change in a JSON text, found in one pass of the C decoder.
 
+    Args:
+        text: The text.
+        length: How long it is with its bytes.
+
     Attributes:
         orders: For each set of keys, in JSONB's order, the order in the text.
         bytes_count: How many objects have the shape of encoded bytes.
         altered: JSONB would change more than the order of keys, or cannot hold the text at all.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, length: int) -> None:
         self.bytes_count = 0
         self.altered = False
         self._text = text
@@ -151,7 +175,7 @@ class _Survey:
             parse_constant=self._null,
         )
         self.orders = {_jsonb_order(keys): keys for keys in self._key_orders}
-        self._fits = not _is_too_large(text) and not _is_too_deep(text, self._parsed)
+        self._fits = not _is_too_large(text, length) and not _is_too_deep(text, self._parsed)
         if len(self.orders) < len(self._key_orders) or not self._fits or _has_refused_escape(text):
             self.altered = True
 
@@ -221,11 +245,11 @@ def _may_hold_huge_integer(text: str) -> bool:
     return any(text[start : start + block].isdigit() for start in range(0, len(text), block))
 
 
-def _is_too_large(text: str) -> bool:
-    if len(text) <= _MOST_TEXT // _LONGEST_FLOAT:
+def _is_too_large(text: str, length: int) -> bool:
+    if length <= _MOST_TEXT // _LONGEST_FLOAT:
         return False
     exponents = text.count("e-") + text.count("e+")
-    return len(text) > _MOST_JSONB or len(text) + exponents * _LONGEST_FLOAT > _MOST_TEXT
+    return length > _MOST_JSONB or length + exponents * _LONGEST_FLOAT > _MOST_TEXT
 
 
 def _is_too_deep(text: str, parsed: Any) -> bool:

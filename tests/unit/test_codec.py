@@ -1,5 +1,6 @@
 import json
 import sys
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -123,6 +124,30 @@ def test_bytes_may_be_the_whole_document() -> None:
 
 def test_bytes_may_stand_in_tuples() -> None:
     assert encode((b"hi",)) == ('[{"__bytes_encoded__": true, "data": "aGk="}]', None)
+
+
+def test_each_of_several_bytes_stands_in_its_place() -> None:
+    document = {"b": [b"1", b"", b"1", b"22"], "a": Attachment("\0", b"333", [Attachment("", b"4")]), "c": float("nan")}
+    standin, exact = encode(document)
+    text = (
+        '{"b": [{"__bytes_encoded__": true, "data": "MQ=="}, {"__bytes_encoded__": true, "data": ""}, '
+        '{"__bytes_encoded__": true, "data": "MQ=="}, {"__bytes_encoded__": true, "data": "MjI="}], '
+        '"a": {"name": "\\u0000", "data": {"__bytes_encoded__": true, "data": "MzMz"}, "parts": '
+        '[{"name": "", "data": {"__bytes_encoded__": true, "data": "NA=="}, "parts": []}]}, "c": NaN}'
+    )
+    assert exact == text
+    assert standin == text.replace(r"\u0000", r"\ufffd").replace("NaN", "null")
+
+
+def test_bytes_are_held_little_more_than_twice_while_they_are_encoded() -> None:
+    document = {"source": {"bytes": bytes(3_000_000)}}
+    tracemalloc.start()
+    try:
+        encode(document)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.1 * 4_000_000
 
 
 def test_bytes_come_back_from_an_ordered_document() -> None:
@@ -359,6 +384,7 @@ def test_document_too_large_for_jsonb_is_kept_verbatim(monkeypatch: pytest.Monke
     monkeypatch.setattr(codec, "_MOST_JSONB", 8)
     assert encode("abcdef") == ('"abcdef"', None)
     assert encode("abcdefg") == ("null", '"abcdefg"')
+    assert encode(b"abc") == ("null", '{"__bytes_encoded__": true, "data": "YWJj"}')
 
 
 def test_document_too_large_when_its_numbers_are_written_out_is_kept_verbatim(
@@ -392,6 +418,8 @@ def test_document_longer_than_the_server_takes_is_refused(monkeypatch: pytest.Mo
     assert encode("a" * 1_000) == (f'"{"a" * 1_000}"', None)
     with pytest.raises(ValueError, match="the document is 1,003 characters of JSON, more than 1,002; store what is"):
         encode("a" * 1_001)
+    with pytest.raises(ValueError, match="the document is 1,039 characters"):
+        encode(bytes(750))
 
 
 def test_document_nested_more_deeply_than_python_writes_is_refused() -> None:
