@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import goals
-from benchmarks.jobs import COUNTED, Job, jobs, late_jobs
+from benchmarks.jobs import COUNTED, COUNTS, Job, jobs, late_jobs
 from benchmarks.plot import NAMES, draw
 from benchmarks.processes import Process
 from benchmarks.results import Results
@@ -87,19 +87,17 @@ class _Run:
         for contender in filter(self._pythons.__contains__, _COUNTING):
             database = f"{contender} counted"
             _, once, twice = (self._count(contender, database, work, times, numbers) for times in (1, 50, 100))
-            for measure, first, second in zip(("round trips", "commits", "bytes of WAL"), once, twice, strict=True):
+            for measure, first, second in zip(COUNTS, once, twice, strict=True):
                 self._results.add(f"{name}: {measure}", contender, [(second - first) / 50])
 
-    def _count(
-        self, contender: str, database: str, work: str, times: int, numbers: dict[str, Any]
-    ) -> tuple[int, int, int]:
+    def _count(self, contender: str, database: str, work: str, times: int, numbers: dict[str, Any]) -> tuple[int, ...]:
         with Proxy(self._served.dsn(database)) as proxy:
             self._served.checkpoint()
             before = self._served.counts(database)
             with self._start(contender, proxy.dsn) as process:
                 process.do(work, {"count": times, **numbers})
             after = self._served.counts(database)
-            return proxy.round_trips, after.commits - before.commits, after.wal - before.wal
+            return proxy.statements, proxy.round_trips, after.commits - before.commits, after.wal - before.wal
 
 
 def _facts(served: Databases) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def _unit(work: str) -> tuple[float, str]:
         return 1e-6, "MB"
     if measure == "rate":
         return 1, "turns per second"
-    return (1, "") if measure in ("round trips", "commits", "bytes of WAL") else (1000, "ms")
+    return (1, "") if measure in COUNTS else (1000, "ms")
 
 
 def _main() -> None:

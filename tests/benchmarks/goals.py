@@ -85,9 +85,15 @@ _RATIOS = [
 ]
 
 _BOUNDS = [
-    ("round trips of a further turn", "counted", 2, "turn: round trips", "", 1),
-    ("round trips of a further turn, window full", "counted", 2, "turn, window full: round trips", "", 1),
-    ("round trips to open an existing session", "counted", 2, "opening of a session: round trips", "", 1),
+    *(
+        (f"{count} {work}", "counted", 2, f"{counted}: {count}", "", 1)
+        for work, counted in [
+            ("of a further turn", "turn"),
+            ("of a further turn, window full", "turn, window full"),
+            ("to open an existing session", "opening of a session"),
+        ]
+        for count in ("statements", "round trips")
+    ),
     ("event loop held, 50 agents, 50 ms of delay", "measured", 20, "50 agents, 50 ms: held", "ms", 1000),
 ]
 

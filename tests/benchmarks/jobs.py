@@ -8,7 +8,8 @@ OWN = ("ours", "limit")
 STORAGES = ("ours", "postgres_storage", "limit")
 SERVED = ("ours", "session_manager", "session_sql")
 
-# What is counted on the server: a name, the function that does it, its arguments.
+# What is counted on the server, of which works: a name, the function that does it, its arguments.
+COUNTS = ("statements", "round trips", "commits", "bytes of WAL")
 COUNTED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("turn", "turns", {}),
     ("turn, window full", "turns", {"full": True}),

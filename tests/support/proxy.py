@@ -46,6 +46,7 @@ class Proxy:
         connections: How many connections have been accepted.
         round_trips: How many answers the server has given, apart from those to connects: one for each statement or
             pipeline, and one for each statement that the driver prepares.
+        statements: How many statements the server has completed.
         waiting: How many answers are being kept back now, those to connects included.
         held: Which answers were kept back and have been passed on since.
     """
@@ -59,6 +60,7 @@ class Proxy:
         self.delay = 0.0
         self.connections = 0
         self.round_trips = 0
+        self.statements = 0
         self.waiting = 0
         self.held: list[Held] = []
         self._connections: set[_Connection] = set()
@@ -234,7 +236,10 @@ class _Connection:
         connected = False
         while data := await server[0].read(_CHUNK):
             answers = 0
-            for _ in _each(b"Z", messages.types(data)):
+            for kind in _each(b"CZ", messages.types(data)):
+                if kind == ord("C"):
+                    self._proxy.statements += 1
+                    continue
                 answers += 1
                 if connected and self._proxy.answered():
                     self.cut()
