@@ -153,7 +153,8 @@ class PostgresSessionManager(RepositorySessionManager):
 
     def sync_agent(self, agent: "LocalAgent", **kwargs: Any) -> None:
         """Store an agent's state if it has changed."""
-        super().sync_agent(agent, **kwargs)
+        with self._view.comparing(agent):
+            super().sync_agent(agent, **kwargs)
         self._view.catch_up(agent)
 
     def replace_message(self, message: Message, agent: "LocalAgent") -> None:

@@ -135,13 +135,19 @@ def test_each_event_with_something_to_write_is_one_hop_and_one_statement(
     assert dump(build(far)) == dump(agent)
 
 
-def test_what_a_full_window_drops_needs_no_statement(proxy: Proxy, far: PostgresSessionRepository) -> None:
+@pytest.mark.parametrize(("length", "needed"), [(1, 2), (10_000, 3)])
+def test_what_a_full_window_drops_needs_no_statement_and_with_little_state_no_hop(
+    proxy: Proxy, far: PostgresSessionRepository, hops: list[object], length: int, needed: int
+) -> None:
     agent = agent_with_a_full_window(far)
+    agent.state.set("notes", "x" * length)
+    agent("2")
+    hops.clear()
     before = proxy.round_trips
 
-    agent("2")
+    agent("3")
 
-    assert proxy.round_trips - before == 2
+    assert (len(hops), proxy.round_trips - before) == (needed, 2)
     assert dump(build(far)) == dump(agent)
 
 

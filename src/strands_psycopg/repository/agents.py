@@ -82,6 +82,11 @@ class Documents(NamedTuple):
         """Encode an agent's documents; equal ones are stored alike."""
         return cls(encode(agent.state), encode(agent.conversation_manager_state), encode(agent._internal_state))
 
+    @property
+    def length(self) -> int:
+        """In characters."""
+        return sum(len(text) for document in self for text in document if text is not None)
+
 
 class StoredAgent(NamedTuple):
     """An agent as a writer needs it.
@@ -132,7 +137,7 @@ class Agents:
             SessionExistsError: Another write created it.
             SessionNotFoundError: The session does not exist.
         """
-        row = _agent_row(session_id, agent, write_id, term)
+        row = _agent_row(session_id, agent, None, write_id, term)
         doing = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
             message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
@@ -165,6 +170,7 @@ class Agents:
         self,
         session_id: str,
         agent: SessionAgent,
+        documents: Documents | None = None,
         *,
         write_id: UUID,
         expected: UUID | None = None,
@@ -175,6 +181,7 @@ class Agents:
         Args:
             session_id: The session.
             agent: The agent.
+            documents: Its documents, if they are encoded already.
             write_id: Of this call.
             expected: Of the write that the caller knows to be the last one; None is any.
             term: Of the lease under which it is made, if any.
@@ -185,7 +192,7 @@ class Agents:
             SessionNotFoundError: There is no such agent.
         """
         doing = f"updating agent {agent.agent_id!r} of session {session_id!r}"
-        row = {**_agent_row(session_id, agent, write_id, term), "expected": expected}
+        row = {**_agent_row(session_id, agent, documents, write_id, term), "expected": expected}
         allowed_at, exists, created_at, updated_at = self._database.write(doing, self._update, row).rows[0]
         check_lease(allowed_at, doing, session_id)
         if not exists:
@@ -199,6 +206,7 @@ class Agents:
         session_id: str,
         agent: SessionAgent,
         message: SessionMessage,
+        documents: Documents | None = None,
         *,
         write_id: UUID,
         expected: UUID | None = None,
@@ -210,6 +218,7 @@ class Agents:
             session_id: The session.
             agent: The agent.
             message: Its next message.
+            documents: The agent's documents, if they are encoded already.
             write_id: Of this call.
             expected: Of the write to the agent that the caller knows to be the last one; None is any.
             term: Of the lease under which it is made, if any.
@@ -222,7 +231,7 @@ class Agents:
         """
         doing = f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
         row = {
-            **_agent_row(session_id, agent, write_id, term),
+            **_agent_row(session_id, agent, documents, write_id, term),
             **message_row(session_id, agent.agent_id, message, write_id, term),
             "expected": expected,
         }
@@ -283,9 +292,11 @@ def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | Non
     )
 
 
-def _agent_row(session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None) -> dict[str, object]:
+def _agent_row(
+    session_id: str, agent: SessionAgent, documents: Documents | None, write_id: UUID, term: UUID | None
+) -> dict[str, object]:
     """Encode an agent as the parameters of a statement."""
-    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = Documents.of(agent)
+    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or Documents.of(agent)
     return {
         "session_id": check_id("session_id", session_id),
         "agent_id": check_id("agent_id", agent.agent_id),

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
     from strands.types.agent import LocalAgent
 
+# In characters of JSON, which take a tenth of a millisecond.
+_COMPARED_ON_LOOP = 8192
+
 
 class SessionView(SessionRepository):
     """The repository of one session for one manager.
@@ -84,13 +87,31 @@ class SessionView(SessionRepository):
             self._thread.on_loop = False
 
     def leave_loop(self) -> None:
-        """Refuse to go on in a block of ``on_loop``.
+        """Refuse to go on in a block of ``on_loop``, unless it is one of ``comparing``.
 
         Raises:
             LeaveLoopError: This is one.
         """
-        if self._thread.on_loop:
+        if self._thread.on_loop and not self._thread.comparing:
             raise LeaveLoopError
+
+    @contextmanager
+    def comparing(self, agent: "LocalAgent") -> Iterator[None]:
+        """While in this block, an agent of which little is stored ahead is compared with that on the loop.
+
+        Only if it differs the loop must be left.
+        """
+        writer = self._agents.get(agent.agent_id)
+        self._thread.comparing = (
+            writer is not None
+            and writer.ahead
+            and writer.unchanged is not None
+            and writer.unchanged.length <= _COMPARED_ON_LOOP
+        )
+        try:
+            yield
+        finally:
+            self._thread.comparing = False
 
     @contextmanager
     def one_event(self) -> Iterator[None]:
@@ -209,12 +230,16 @@ class SessionView(SessionRepository):
     ) -> None:
         """Store a message, or an agent, or both in one statement; an agent only if it is not stored as it is."""
         writer = self._agents[agent_id]
-        write_id = uuid4()
-        documents = None if agent is None or not (is_ahead or writer.unchanged) else Documents.of(agent)
-        if agent is not None:
-            writer.ahead = is_ahead
+        documents = None
+        if agent is not None and (is_ahead or writer.unchanged is not None):
+            documents = Documents.of(agent)
         if documents is not None and documents == writer.unchanged:
-            agent = None
+            writer.ahead, agent = is_ahead, None
+        if agent is None and message is None:
+            return
+        if self._thread.on_loop:
+            raise LeaveLoopError
+        write_id = uuid4()
         with writer.lock, self._guard.writing():
             if message is not None:
                 message.message_id = writer.transcript.next_message_id
@@ -224,14 +249,25 @@ class SessionView(SessionRepository):
                 )
             elif agent is not None and message is None:
                 self._repository.agents.update(
-                    self._session_id, agent, write_id=write_id, expected=writer.write_id, term=self._guard.term
+                    self._session_id,
+                    agent,
+                    documents,
+                    write_id=write_id,
+                    expected=writer.write_id,
+                    term=self._guard.term,
                 )
             elif agent is not None and message is not None:
                 self._repository.agents.update_and_append(
-                    self._session_id, agent, message, write_id=write_id, expected=writer.write_id, term=self._guard.term
+                    self._session_id,
+                    agent,
+                    message,
+                    documents,
+                    write_id=write_id,
+                    expected=writer.write_id,
+                    term=self._guard.term,
                 )
             if agent is not None:
-                writer.write_id, writer.unchanged = write_id, documents if is_ahead else None
+                writer.write_id, writer.unchanged, writer.ahead = write_id, documents if is_ahead else None, is_ahead
             if message is not None:
                 writer.transcript.next_message_id += 1
 

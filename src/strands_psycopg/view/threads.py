@@ -36,6 +36,7 @@ class Thread(threading.local):
 
     Attributes:
         on_loop: It runs an event loop, and must not wait for the database.
+        comparing: On the loop it compares what is stored with what is to be.
         deferred: Writes that it has left for a worker thread.
         group: Messages that wait for the write that follows them in the same event; None outside of one.
         new_agents: Agents that it is initializing. Other threads may be writing to one of the same id.
@@ -45,6 +46,7 @@ class Thread(threading.local):
 
     def __init__(self) -> None:
         self.on_loop = False
+        self.comparing = False
         self.deferred: list[Callable[[], None]] = []
         self.group: list[Waiting] | None = None
         self.new_agents: dict[str, LocalAgent] = {}
