@@ -52,14 +52,15 @@ class _Run:
         self._ends.close()
 
     def measure(self, all_jobs: list[Job], rounds: int) -> None:
-        """Do jobs, each round all of them, and in each job all contenders in turn."""
+        """Do jobs, each round all of them, and each job by all contenders in turn."""
         for number in range(rounds):
             for job in all_jobs:
                 if number >= (rounds if job.rounds is None else job.rounds):
                     continue
                 print(f"round {number + 1} of {rounds}: {job.name}", file=sys.stderr, flush=True)
-                for contender in filter(self._pythons.__contains__, job.contenders):
-                    self._do(job, contender)
+                for _ in range(job.times):
+                    for contender in filter(self._pythons.__contains__, job.contenders):
+                        self._do(job, contender)
 
     def _do(self, job: Job, contender: str) -> None:
         process = self._process(contender, through_proxy=job.delay is not None)
@@ -126,7 +127,7 @@ def _print(results: Results) -> None:
                 told = "  ".join(f"{value * factor:,.3f}" for value in figure)
                 name = NAMES.get(contender, "no session manager")
                 print(f"  {name + (', beyond no session manager' if beyond else ''):64} {told} {unit}")
-    print("\n(each: the median of the rounds' medians, the least and the greatest of those)\n")
+    print("\n(each: the median of the medians of all rounds, the least and the greatest of those)\n")
     for goal in goals(results):
         print(goal)
 

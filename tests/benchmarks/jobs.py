@@ -26,7 +26,9 @@ class Job(NamedTuple):
         work: The function that does it.
         numbers: Its arguments.
         contenders: Who does it.
-        rounds: How often at most; None for as often as was asked for.
+        times: How often in each round, all contenders in turn. What takes a few milliseconds is compared more often,
+            since another process's work on the machine may hit one contender only.
+        rounds: In how many rounds at most; None for as many as were asked for.
         delay: For a work through a network: how many seconds each answer takes.
     """
 
@@ -34,6 +36,7 @@ class Job(NamedTuple):
     work: str
     numbers: dict[str, Any]
     contenders: tuple[str, ...]
+    times: int = 1
     rounds: int | None = None
     delay: float | None = None
 
@@ -48,14 +51,14 @@ def jobs(*, quick: bool) -> list[Job]:
     def count(full: int, little: int) -> int:
         return little if quick else full
 
-    few = count(15, 2)
+    few, turns, often = count(15, 2), count(30, 5), count(4, 1)
     return [
-        Job("turn", "turns", {"count": count(60, 5)}, SESSIONS),
-        Job("turn, tool call", "turns", {"count": count(30, 5), "tool": True}, SESSIONS),
-        Job("turn, window full", "turns", {"count": count(60, 5), "full": True}, SESSIONS),
-        Job("turn by agent()", "turns", {"count": count(60, 5), "loop": False}, SESSIONS),
-        Job("turn, 1 ms away", "turns", {"count": count(30, 5)}, (*SERVED, "none", "limit"), delay=0.001),
-        Job("request", "requests", {"count": few}, SESSIONS),
+        Job("turn", "turns", {"count": turns}, SESSIONS, often),
+        Job("turn, tool call", "turns", {"count": turns, "tool": True}, SESSIONS, often),
+        Job("turn, window full", "turns", {"count": turns, "full": True}, SESSIONS, often),
+        Job("turn by agent()", "turns", {"count": turns, "loop": False}, SESSIONS, often),
+        Job("turn, 1 ms away", "turns", {"count": turns}, (*SERVED, "none", "limit"), delay=0.001),
+        Job("request", "requests", {"count": few}, SESSIONS, often),
         *(
             Job(
                 f"restore of {messages:,}",
@@ -66,11 +69,11 @@ def jobs(*, quick: bool) -> list[Job]:
             for messages in (10, 100, count(1_000, 200), count(10_000, 300))
         ),
         *(
-            Job(f"append at {messages:,}", "appends", {"messages": messages, "count": count(100, 5)}, OWN)
+            Job(f"append at {messages:,}", "appends", {"messages": messages, "count": count(100, 5)}, OWN, often)
             for messages in (10, count(1_000, 500), count(100_000, 2_000))
         ),
         *(
-            Job(f"last 40 of {messages:,}", "last_of", {"messages": messages, "count": few}, OWN)
+            Job(f"last 40 of {messages:,}", "last_of", {"messages": messages, "count": few}, OWN, often)
             for messages in (40, count(100_000, 2_000))
         ),
         *(
@@ -83,7 +86,14 @@ def jobs(*, quick: bool) -> list[Job]:
         ),
         Job("snapshot of 1 MB", "snapshots", {"size": count(1_000_000, 50_000), "count": count(10, 3)}, STORAGES),
         *(
-            Job(f"{agents} agents, {delay * 1000:g} ms", "crowd", {"agents": agents, "count": 4}, SERVED, 1, delay)
+            Job(
+                f"{agents} agents, {delay * 1000:g} ms",
+                "crowd",
+                {"agents": agents, "count": 4},
+                SERVED,
+                rounds=1,
+                delay=delay,
+            )
             for agents in (count(50, 5),)
             for delay in (0.0, 0.002, 0.05)
         ),
