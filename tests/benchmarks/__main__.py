@@ -21,7 +21,7 @@ from support.proxy import Proxy
 _PEERS = ("session_manager", "session_sql", "postgres_storage")
 _COUNTING = ("ours", "session_manager", "session_sql", "limit")
 _PLOTTED = (
-    *("turn", "turn, tool call", "turn, window full", "request", "restore of 10", "restore of 100"),
+    *("turn", "turn, tool call", "turn, window full", "turn, 1 ms away", "request", "restore of 10", "restore of 100"),
     *("restore of 1,000", "restore of 10,000", "value of 1 KB: write", "value of 1 MB: write", "snapshot of 1 MB"),
 )
 
@@ -127,7 +127,7 @@ def _print(results: Results) -> None:
                 told = "  ".join(f"{value * factor:,.3f}" for value in figure)
                 name = NAMES.get(contender, "no session manager")
                 print(f"  {name + (', beyond no session manager' if beyond else ''):64} {told} {unit}")
-    print("\n(each: the median of the medians of all rounds, the least and the greatest of those)\n")
+    print("\n(of the medians of all rounds: lower quartile, median, upper quartile)\n")
     for goal in goals(results):
         print(goal)
 

@@ -44,17 +44,35 @@ def draw(results: Results, works: list[str], path: Path) -> None:
                 )
     encoding: dict[str, Any] = {
         "y": {"field": "work", "type": "nominal", "sort": works, "title": None},
+        "yOffset": {"field": "who", "type": "nominal", "sort": list(_COLOURS)},
         "color": {
             "field": "who",
             "type": "nominal",
             "scale": {"domain": list(_COLOURS), "range": list(_COLOURS.values())},
-            "legend": {"title": None, "orient": "top", "columns": 3, "labelLimit": 300},
+            "legend": {
+                "title": None,
+                "orient": "top",
+                "columns": 3,
+                "labelLimit": 300,
+                "symbolType": "circle",
+                "symbolOpacity": 1,
+                "symbolStrokeWidth": 0,
+            },
         },
     }
     axis = {"labelColor": _TEXT, "titleColor": _TEXT, "gridColor": _TEXT, "gridOpacity": 0.25, "domain": False}
+    milliseconds: dict[str, Any] = {
+        "field": "lower",
+        "type": "quantitative",
+        "scale": {"type": "log", "nice": False},
+        "axis": {
+            "values": [10.0**exponent for exponent in range(-2, 5)],
+            "title": "milliseconds: median and quartiles",
+        },
+    }
     specification = {
         "width": 560,
-        "height": {"step": 22},
+        "height": {"step": 7, "for": "offset"},
         "background": None,
         "config": {
             "view": {"stroke": None},
@@ -65,21 +83,12 @@ def draw(results: Results, works: list[str], path: Path) -> None:
         "data": {"values": values},
         "layer": [
             {
-                "mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.5},
-                "encoding": {
-                    **encoding,
-                    "x": {
-                        "field": "least",
-                        "type": "quantitative",
-                        "scale": {"type": "log"},
-                        "title": "milliseconds: median, least and greatest round",
-                    },
-                    "x2": {"field": "greatest"},
-                },
+                "mark": {"type": "rule", "strokeWidth": 2},
+                "encoding": {**encoding, "x": milliseconds, "x2": {"field": "upper"}},
             },
             {
-                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-                "encoding": {**encoding, "x": {"field": "median", "type": "quantitative"}},
+                "mark": {"type": "point", "filled": True, "size": 50, "opacity": 1},
+                "encoding": {**encoding, "x": {**milliseconds, "field": "median"}},
             },
         ],
     }

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 
 class Figure(NamedTuple):
-    """The median of the rounds' medians, and the least and the greatest of those."""
+    """The quartiles of the rounds' medians: a quarter of them is less than the first, a quarter more than the last."""
 
+    lower: float
     median: float
-    least: float
-    greatest: float
+    upper: float
 
 
 class Results:
@@ -48,7 +48,7 @@ class Results:
         if beyond is not None:
             others = (statistics.median(values) for values in rounds[beyond])
             medians = [mine - other for mine, other in zip(medians, others, strict=True)]
-        return Figure(statistics.median(medians), min(medians), max(medians))
+        return Figure(*statistics.quantiles(medians * 2 if len(medians) == 1 else medians, method="inclusive"))
 
     def write(self, path: Path) -> None:
         """Write everything as JSON: of each round the median."""
