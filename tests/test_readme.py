@@ -13,6 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 from psycopg.conninfo import conninfo_to_dict
 
+from benchmarks.results import Results
+from benchmarks.tables import tables
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
@@ -201,6 +204,13 @@ def table(heading: str, text: str) -> list[dict[str, list[str]]]:
     section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     return [dict(zip(lines[0], [cell.split(", ") for cell in line], strict=True)) for line in lines[2:]]
+
+
+def test_the_readme_tells_the_figures_that_were_measured() -> None:
+    results = Results.read(ROOT / "tests" / "benchmarks" / "results.json")
+    readme = README.read_text("utf-8")
+    for each in tables(results):
+        assert each in readme
 
 
 def test_the_readme_lists_the_combinations_that_were_run() -> None:

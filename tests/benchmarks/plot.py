@@ -5,13 +5,14 @@ from typing import Any
 
 import vl_convert
 
+from benchmarks.goals import PEER
 from benchmarks.results import Results
 
 _COLOURS = {
     "this library": "#3b82f6",
     "the limit": "#9ca3af",
     "FileSessionManager": "#d97706",
-    "strands-postgresql-session-manager": "#dc2626",
+    PEER: "#dc2626",
     "strands-session-sql": "#9333ea",
     "strands-postgres-storage": "#0d9488",
 }

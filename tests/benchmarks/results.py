@@ -26,6 +26,17 @@ class Results:
         self.facts = facts
         self._rounds: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
 
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """Read what ``write`` wrote."""
+        written = json.loads(path.read_text())
+        results = cls(written["facts"])
+        for work, each in written["medians of rounds"].items():
+            for contender, medians in each.items():
+                for median in medians:
+                    results.add(work, contender, [median])
+        return results
+
     def add(self, work: str, contender: str, values: list[float]) -> None:
         """Take in a round."""
         self._rounds[work][contender].append(values)

@@ -1,0 +1,124 @@
+"""The results as the tables of the README: ``python -m benchmarks.tables FILE`` prints them."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.goals import Goal, goals
+from benchmarks.jobs import COUNTED, COUNTS, SESSIONS, STORAGES
+from benchmarks.plot import NAMES
+from benchmarks.results import Results
+
+_STORED = [contender for contender in SESSIONS if contender != "none"]
+
+# What the rows of the first table say, which work that is, and beyond whose time it counts.
+_SESSIONS = [
+    ("a turn", "turn", "none"),
+    ("with a tool call", "turn, tool call", "none"),
+    ("with a full window", "turn, window full", "none"),
+    ("by `agent()`, with a loop of its own", "turn by agent()", "none"),
+    ("with 1 ms of network", "turn, 1 ms away", "none"),
+    ("a request: 40 messages restored, a turn", "request", "none"),
+    *(
+        (f"restore of {messages} messages", f"restore of {messages}", None)
+        for messages in ("10", "100", "1,000", "10,000")
+    ),
+    *((f"restore of the last 40 of {messages}", f"last 40 of {messages}", None) for messages in ("40", "100,000")),
+    *((f"append at {messages} messages", f"append at {messages}", None) for messages in ("10", "1,000", "100,000")),
+    ("append at 1,000,000 messages in the table", "append at 1,000,000", None),
+]
+_VALUES = [
+    *(
+        (f"{verb} of {size}", f"value of {size}: {verb}", None)
+        for size in ("1 KB", "100 KB", "1 MB")
+        for verb in ("write", "read")
+    ),
+    ("save of a 1 MB snapshot with one more message", "snapshot of 1 MB", None),
+    ("list of 100,000 keys", "list of 100,000", None),
+    ("search among 1,000 values", "search of 1,000", None),
+    ("search among 100,000 values", "search of 100,000", None),
+]
+_DOCUMENTS = [
+    (f"{verb} {name}", f"{kind}: {verb}", None)
+    for kind, name in (
+        ("chat", "a chat message"),
+        ("tool result", "a tool result of 50 KB"),
+        ("image", "an image of 5 MB"),
+    )
+    for verb in ("encode", "decode")
+]
+_CROWD = [
+    ("turns per second", "rate", 1),
+    ("slowest turn in 100, ms", "slowest in 100", 1000),
+    ("longest hold of the loop, ms", "held", 1000),
+]
+
+
+def tables(results: Results) -> Iterator[str]:
+    """Give the tables, as Markdown."""
+    yield _milliseconds(results, _SESSIONS, _STORED)
+    yield _counts(results)
+    yield _crowd(results)
+    yield _milliseconds(results, _VALUES, STORAGES)
+    yield _milliseconds(results, _DOCUMENTS, ("ours", "limit"))
+    yield _table(
+        ["goal", "at most", "measured"],
+        [[goal.text, f"{goal.bound:g} {goal.unit}", _told(goal)] for goal in goals(results)],
+    )
+
+
+def _told(goal: Goal) -> str:
+    told = f"{_number(goal.value)} {goal.unit}".rstrip()
+    return told if goal.met else f"**{told}**"
+
+
+def _milliseconds(results: Results, rows: Sequence[tuple[str, str, str | None]], contenders: Sequence[str]) -> str:
+    lines = []
+    for text, work, beyond in rows:
+        figures = [results.figure(work, contender, beyond=beyond) for contender in contenders]
+        if any(figures):
+            lines.append([text, *("" if figure is None else _number(figure.median * 1000) for figure in figures)])
+    return _table(["ms", *map(_heading, contenders)], lines)
+
+
+def _counts(results: Results) -> str:
+    contenders = [contender for contender in SESSIONS if contender in results.contenders("turn: statements")]
+    lines = []
+    for work, _, _ in COUNTED:
+        cells = []
+        for contender in contenders:
+            figures = [results.figure(f"{work}: {count}", contender) for count in COUNTS]
+            cells.append(", ".join(_number(figure.median) for figure in figures if figure is not None))
+        lines.append([work, *cells])
+    return _table([", ".join(COUNTS), *map(_heading, contenders)], lines)
+
+
+def _crowd(results: Results) -> str:
+    works = [work for work in results.works if " agents, " in work and ":" not in work]
+    contenders = results.contenders(works[0]) if works else []
+    lines = []
+    for work in works:
+        for text, measure, factor in _CROWD:
+            figures = [results.figure(f"{work}: {measure}", each) for each in contenders]
+            cells = ("" if figure is None else _number(figure.median * factor) for figure in figures)
+            lines.append([f"{work}: {text}", *cells])
+    return _table(["delay of each answer", *map(_heading, contenders)], lines)
+
+
+def _heading(contender: str) -> str:
+    return NAMES[contender]
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["--:" for _ in heads[1:]]], *rows]
+    return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print("\n\n".join(tables(Results.read(Path(sys.argv[1])))))
