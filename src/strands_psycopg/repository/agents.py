@@ -137,7 +137,7 @@ class Agents:
             SessionExistsError: Another write created it.
             SessionNotFoundError: The session does not exist.
         """
-        row = _agent_row(session_id, agent, None, write_id, term)
+        row = _agent_row(session_id, agent, write_id, term)
         doing = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
             message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
@@ -192,7 +192,7 @@ class Agents:
             SessionNotFoundError: There is no such agent.
         """
         doing = f"updating agent {agent.agent_id!r} of session {session_id!r}"
-        row = {**_agent_row(session_id, agent, documents, write_id, term), "expected": expected}
+        row = {**_agent_row(session_id, agent, write_id, term, documents), "expected": expected}
         allowed_at, exists, created_at, updated_at = self._database.write(doing, self._update, row).rows[0]
         check_lease(allowed_at, doing, session_id)
         if not exists:
@@ -231,7 +231,7 @@ class Agents:
         """
         doing = f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
         row = {
-            **_agent_row(session_id, agent, documents, write_id, term),
+            **_agent_row(session_id, agent, write_id, term, documents),
             **message_row(session_id, agent.agent_id, message, write_id, term),
             "expected": expected,
         }
@@ -293,7 +293,7 @@ def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | Non
 
 
 def _agent_row(
-    session_id: str, agent: SessionAgent, documents: Documents | None, write_id: UUID, term: UUID | None
+    session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None, documents: Documents | None = None
 ) -> dict[str, object]:
     """Encode an agent as the parameters of a statement."""
     (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or Documents.of(agent)
