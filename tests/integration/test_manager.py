@@ -320,6 +320,24 @@ def test_after_a_failed_write_every_later_one_raises_the_same_error(
     assert build(repository).state.get() == {}
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_state_that_cannot_be_stored_is_a_failed_write(repository: PostgresSessionRepository, restored: bool) -> None:
+    agent = build(repository)
+    agent("1")
+    if restored:
+        agent = build(repository)
+    agent.state.set("notes", {1: "a", "1": "b"})
+
+    with pytest.raises(ValueError, match="two keys of one object") as failed:
+        agent("2")
+    agent.state.delete("notes")
+    with pytest.raises(ValueError, match="two keys of one object") as refused:
+        agent("3")
+
+    assert refused.value is failed.value
+    assert texts(repository) == ["1", "ok"]
+
+
 def test_sync_after_a_failed_write_raises_its_error_and_stores_nothing(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:

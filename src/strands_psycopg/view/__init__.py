@@ -232,7 +232,8 @@ class SessionView(SessionRepository):
         writer = self._agents[agent_id]
         documents = None
         if agent is not None and (is_ahead or writer.unchanged is not None):
-            documents = Documents.of(agent)
+            with self._guard.writing():
+                documents = Documents.of(agent)
         if documents is not None and documents == writer.unchanged:
             writer.ahead, agent = is_ahead, None
         if agent is None and message is None:
