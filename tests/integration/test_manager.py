@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from strands import Agent, tool
+from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.content import Message
 from strands.types.exceptions import EventLoopException
 
@@ -321,11 +322,17 @@ def test_after_a_failed_write_every_later_one_raises_the_same_error(
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_state_that_cannot_be_stored_is_a_failed_write(repository: PostgresSessionRepository, restored: bool) -> None:
-    agent = build(repository)
+@pytest.mark.parametrize("window_size", [2, 40])
+def test_state_that_cannot_be_stored_is_a_failed_write(
+    repository: PostgresSessionRepository, window_size: int, restored: bool
+) -> None:
+    def new_agent() -> Agent:
+        return build(repository, conversation_manager=SlidingWindowConversationManager(window_size=window_size))
+
+    agent = new_agent()
     agent("1")
     if restored:
-        agent = build(repository)
+        agent = new_agent()
     agent.state.set("notes", {1: "a", "1": "b"})
 
     with pytest.raises(ValueError, match="two keys of one object") as failed:
@@ -336,6 +343,7 @@ def test_state_that_cannot_be_stored_is_a_failed_write(repository: PostgresSessi
 
     assert refused.value is failed.value
     assert texts(repository) == ["1", "ok"]
+    assert len(new_agent().messages) == 2
 
 
 def test_sync_after_a_failed_write_raises_its_error_and_stores_nothing(

@@ -201,12 +201,10 @@ class SessionView(SessionRepository):
 
     def look_ahead(self, agent: "LocalAgent") -> None:
         """Have an agent's message that waits take along what the turn that it may end will do to the agent."""
-        waiting = self._take_waiting(agent.agent_id)
-        if waiting is not None and self._thread.group is not None:
-            # After a repair, which message is the first depends on those that the agent still holds.
-            known = not self._agents[agent.agent_id].transcript.repaired
-            ahead = after_turn(agent, waiting.message.to_message()) if known else None
-            self._thread.group.append(waiting._replace(ahead=ahead))
+        group = self._thread.group
+        # After a repair, which message is the first depends on those that the agent still holds.
+        if group and group[-1].agent_id == agent.agent_id and not self._agents[agent.agent_id].transcript.repaired:
+            group[-1] = group[-1]._replace(ahead=after_turn(agent, group[-1].message.to_message()))
 
     def catch_up(self, agent: "LocalAgent") -> None:
         """Store an agent as it is if the row is ahead of it still, since the turn did not end as was foreseen."""
