@@ -132,7 +132,7 @@ def _print(results: Results) -> None:
     print("\n(of the medians of all rounds: lower quartile, median, upper quartile)\n")
     for goal in goals(results):
         word = "met   " if goal.met else "MISSED"
-        print(f"{word} {goal.text}: {goal.value:.2f} {goal.unit}".rstrip(), f"(at most {goal.bound:g})")
+        print(f"{word} {goal.text}: {goal.measured.median:.2f} {goal.unit}".rstrip(), f"(at most {goal.bound:g})")
 
 
 def _unit(work: str) -> tuple[float, str]:

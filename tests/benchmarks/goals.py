@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks.results import Results
+from benchmarks.results import Figure, Results
 
 _PEER = "session_manager"
 PEER = "strands-postgresql-session-manager"
@@ -15,19 +15,19 @@ class Goal(NamedTuple):
     Attributes:
         text: What was done, and what it is compared with.
         bound: How much it may be at most.
-        value: How much it is.
+        measured: How much it is.
         unit: Of both; "" for a ratio.
     """
 
     text: str
     bound: float
-    value: float
+    measured: Figure
     unit: str = ""
 
     @property
     def met(self) -> bool:
         """Whether it was reached."""
-        return self.value <= self.bound
+        return self.measured.median <= self.bound
 
 
 class _Ratio(NamedTuple):
@@ -95,11 +95,10 @@ _BOUNDS = [
 def goals(results: Results) -> Iterator[Goal]:
     """Give the goals for which everything was measured."""
     for ratio in _RATIOS:
-        mine = results.figure(ratio.mine[0], ratio.mine[1], beyond=ratio.mine[2])
-        theirs = results.figure(ratio.theirs[0], ratio.theirs[1], beyond=ratio.theirs[2])
-        if mine is not None and theirs is not None:
-            yield Goal(ratio.text, ratio.bound, mine.median / theirs.median)
+        measured = results.ratio(ratio.mine, ratio.theirs)
+        if measured is not None:
+            yield Goal(ratio.text, ratio.bound, measured)
     for text, bound, work, unit, factor in _BOUNDS:
         figure = results.figure(work, "ours")
         if figure is not None:
-            yield Goal(text, bound, figure.median * factor, unit)
+            yield Goal(text, bound, Figure(*(value * factor for value in figure)), unit)

@@ -52,14 +52,22 @@ class Results:
 
     def figure(self, work: str, contender: str, *, beyond: str | None = None) -> Figure | None:
         """Give a figure, if it was measured; what it is beyond another contender's in the same round, if so wished."""
+        medians = self._medians(work, contender, beyond)
+        return _quartiles(medians) if medians else None
+
+    def ratio(self, mine: tuple[str, str, str | None], theirs: tuple[str, str, str | None]) -> Figure | None:
+        """Give one figure as a multiple of another, round by round; each is what ``figure`` takes."""
+        pairs = zip(self._medians(*mine), self._medians(*theirs), strict=False)
+        ratios = [own / other for own, other in pairs]
+        return _quartiles(ratios) if ratios else None
+
+    def _medians(self, work: str, contender: str, beyond: str | None) -> list[float]:
         rounds = self._rounds.get(work, {})
-        if contender not in rounds or (beyond is not None and beyond not in rounds):
-            return None
-        medians = [statistics.median(values) for values in rounds[contender]]
-        if beyond is not None:
-            others = (statistics.median(values) for values in rounds[beyond])
-            medians = [mine - other for mine, other in zip(medians, others, strict=True)]
-        return Figure(*statistics.quantiles(medians * 2 if len(medians) == 1 else medians, method="inclusive"))
+        medians = [statistics.median(values) for values in rounds.get(contender, [])]
+        if beyond is None:
+            return medians
+        others = [statistics.median(values) for values in rounds.get(beyond, [])]
+        return [own - other for own, other in zip(medians, others, strict=False)]
 
     def write(self, path: Path) -> None:
         """Write everything as JSON: of each round the median."""
@@ -68,3 +76,7 @@ class Results:
             for work, each in self._rounds.items()
         }
         path.write_text(json.dumps({"facts": self.facts, "medians of rounds": works}, indent=2) + "\n")
+
+
+def _quartiles(values: list[float]) -> Figure:
+    return Figure(*statistics.quantiles(values * 2 if len(values) == 1 else values, method="inclusive"))

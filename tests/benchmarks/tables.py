@@ -68,8 +68,10 @@ def tables(results: Results) -> Iterator[str]:
 
 
 def _told(goal: Goal) -> str:
-    told = f"{_number(goal.value)} {goal.unit}".rstrip()
-    return told if goal.met else f"**{told}**"
+    lower, median, upper = map(_number, goal.measured)
+    told = f"{median} {goal.unit}".rstrip()
+    spread = "" if lower == upper else f" ({lower} to {upper})"
+    return (told if goal.met else f"**{told}**") + spread
 
 
 def _milliseconds(results: Results, rows: Sequence[tuple[str, str, str | None]], contenders: Sequence[str]) -> str:
