@@ -80,7 +80,7 @@ def _milliseconds(results: Results, rows: Sequence[tuple[str, str, str | None]],
         figures = [results.figure(work, contender, beyond=beyond) for contender in contenders]
         if any(figures):
             lines.append([text, *("" if figure is None else _number(figure.median * 1000) for figure in figures)])
-    return _table(["ms", *map(_heading, contenders)], lines)
+    return _table(["ms", *map(NAMES.__getitem__, contenders)], lines)
 
 
 def _counts(results: Results) -> str:
@@ -92,7 +92,7 @@ def _counts(results: Results) -> str:
             figures = [results.figure(f"{work}: {count}", contender) for count in COUNTS]
             cells.append(", ".join(_number(figure.median) for figure in figures if figure is not None))
         lines.append([work, *cells])
-    return _table([", ".join(COUNTS), *map(_heading, contenders)], lines)
+    return _table([", ".join(COUNTS), *map(NAMES.__getitem__, contenders)], lines)
 
 
 def _crowd(results: Results) -> str:
@@ -104,11 +104,7 @@ def _crowd(results: Results) -> str:
             figures = [results.figure(f"{work}: {measure}", each) for each in contenders]
             cells = ("" if figure is None else _number(figure.median * factor) for figure in figures)
             lines.append([f"{work}: {text}", *cells])
-    return _table(["delay of each answer", *map(_heading, contenders)], lines)
-
-
-def _heading(contender: str) -> str:
-    return NAMES[contender]
+    return _table(["delay of each answer", *map(NAMES.__getitem__, contenders)], lines)
 
 
 def _number(value: float) -> str:

@@ -162,6 +162,24 @@ def test_turn_that_dies_after_its_last_message_is_restored_as_if_it_had_ended(
     assert restored[-1] == dump(first)
 
 
+def test_message_is_stored_though_the_end_of_its_turn_cannot_be_foreseen(
+    repository: PostgresSessionRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("cannot be told")
+
+    agent = build(repository, conversation_manager=SlidingWindowConversationManager(window_size=2))
+    agent("1")
+    with monkeypatch.context() as patch:
+        patch.setattr("strands_psycopg.view.after_turn", fail)
+        with pytest.raises(RuntimeError, match="cannot be told"):
+            agent("2")
+    agent("3")
+    assert stored_texts(repository)[:3] == ["1", "ok", "2"]
+    assert stored_texts(repository)[-2:] == ["3", "ok"]
+    assert len(stored_texts(repository)) == agent.conversation_manager.removed_message_count + len(agent.messages)
+
+
 def test_turn_that_does_not_end_as_was_foreseen_is_stored_as_it_did(repository: PostgresSessionRepository) -> None:
     def drop(event: MessageAddedEvent) -> None:
         if event.message["role"] == "assistant":

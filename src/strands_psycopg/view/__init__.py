@@ -228,10 +228,8 @@ class SessionView(SessionRepository):
     ) -> None:
         """Store a message, or an agent, or both in one statement; an agent only if it is not stored as it is."""
         writer = self._agents[agent_id]
-        documents = None
-        if agent is not None and (is_ahead or writer.unchanged is not None):
-            with self._guard.writing():
-                documents = Documents.of(agent)
+        with self._guard.writing():
+            documents = None if agent is None else Documents.of(agent)
         if documents is not None and documents == writer.unchanged:
             writer.ahead, agent = is_ahead, None
         if agent is None and message is None:
