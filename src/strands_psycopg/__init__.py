@@ -21,7 +21,7 @@ from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
-from strands_psycopg.repository.retention import Purged
+from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.storage import PostgresStorage
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "PostgresSessionRepository",
     "PostgresStorage",
     "PostgresStorageError",
-    "Purged",
+    "PurgeResult",
     "ReportError",
     "SchemaError",
     "SessionBusyError",

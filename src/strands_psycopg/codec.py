@@ -140,8 +140,8 @@ def _filled(text: str, bytes_texts: list[str]) -> str:
     if not bytes_texts:
         return text
     # JSON has no NUL, and a stand-in may have no hollow objects either.
-    pieces = text.replace(_HOLLOW_TEXT, f'{_HOLLOW_TEXT[:-2]}\0"}}').split("\0")
-    return "".join(chain.from_iterable(zip(pieces, [*bytes_texts[: len(pieces) - 1], ""], strict=True)))
+    chunks = text.replace(_HOLLOW_TEXT, f'{_HOLLOW_TEXT[:-2]}\0"}}').split("\0")
+    return "".join(chain.from_iterable(zip(chunks, [*bytes_texts[: len(chunks) - 1], ""], strict=True)))
 
 
 def _parse(text: str) -> Any:

@@ -13,7 +13,7 @@ from psycopg import Connection, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from strands_psycopg.forks import call_in_child
+from strands_psycopg.process_forks import after_fork_in_child
 
 # libpq's own defaults would notice a dead link after two hours.
 _DEFAULTS: dict[str, str | int] = {
@@ -52,7 +52,7 @@ class UnreachableError(Exception):
         self.permanent = permanent
 
 
-class CallersPool:
+class ExternalPool:
     """A pool that the caller opened and will close."""
 
     connecting = 0
@@ -79,7 +79,7 @@ class CallersPool:
         """Leave the pool open."""
 
 
-class OwnPool:
+class ManagedPool:
     """A pool built from a DSN: opened at first use, in every process anew, and closed by ``close``.
 
     Attributes:
@@ -104,7 +104,7 @@ class OwnPool:
         self._closed = False
         self._of_parents: list[ConnectionPool[Connection[Any]]] = []
         self._start()
-        call_in_child(self._restart_in_child)
+        after_fork_in_child(self._restart_in_child)
 
     def _start(self) -> None:
         self.connecting = 0
@@ -188,11 +188,11 @@ class Connections:
     def __init__(
         self, source: str | Callable[[], str] | ConnectionPool[Connection[Any]], pool_options: dict[str, Any]
     ) -> None:
-        self._source: CallersPool | OwnPool
+        self._source: ExternalPool | ManagedPool
         if isinstance(source, ConnectionPool):
-            self._source = CallersPool(source, pool_options)
+            self._source = ExternalPool(source, pool_options)
         else:
-            self._source = OwnPool(source, pool_options)
+            self._source = ManagedPool(source, pool_options)
         self._failures_when_served = 0
         self._first_served: WeakKeyDictionary[Connection[Any], float] = WeakKeyDictionary()
 

@@ -40,7 +40,7 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _RETRIED = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
 
 # What a repeated attempt gets at least, however little is left of retry_timeout.
-_SHORTEST_ANSWER_TIMEOUT = 10.0
+_SHORTEST_RESPONSE_TIMEOUT = 10.0
 
 # See ``Database.write``.
 _IN_TIME = "now() <= to_timestamp(%(deadline)s)"
@@ -88,13 +88,13 @@ class Database:
         schema: Where the tables are; ``public`` if None.
         table_prefix: What the name of every table begins with.
         retry_timeout: For how many seconds a statement is tried again after a failure that may mend.
-        answer_timeout: After how many seconds without an answer a connection counts as lost.
+        response_timeout: After how many seconds without an answer a connection counts as lost.
         pool_options: Arguments for the pool that is built if ``source`` is not one.
 
     Attributes:
         schema: As given.
         table_prefix: As given.
-        answer_timeout: As given.
+        response_timeout: As given.
 
     Raises:
         TypeError: ``source`` is of a wrong type, or a pool that comes with options.
@@ -108,17 +108,17 @@ class Database:
         schema: str | None,
         table_prefix: str,
         retry_timeout: float,
-        answer_timeout: float,
+        response_timeout: float,
         pool_options: dict[str, Any],
     ) -> None:
         self.schema = _name("schema", "public" if schema is None else schema)
         self.table_prefix = _name("table_prefix", table_prefix)
         if not retry_timeout >= 0:
             raise ValueError(f"retry_timeout must be 0 or more seconds, not {retry_timeout}")
-        if not answer_timeout > 0:
-            raise ValueError(f"answer_timeout must be more than 0 seconds, not {answer_timeout}")
+        if not response_timeout > 0:
+            raise ValueError(f"response_timeout must be more than 0 seconds, not {response_timeout}")
         self._retry_timeout = retry_timeout
-        self.answer_timeout = answer_timeout
+        self.response_timeout = response_timeout
         self._connections = Connections(source, pool_options)
         self._clock = ServerClock()
 
@@ -138,7 +138,7 @@ class Database:
 
     def fetch(
         self,
-        doing: str,
+        operation: str,
         statement: bytes,
         parameters: Mapping[str, object],
         *,
@@ -148,7 +148,7 @@ class Database:
         """Run one statement, which is one round trip and one commit, and give its rows.
 
         Args:
-            doing: What is being done, for errors and log lines; never a message's content.
+            operation: What is being done, for errors and log lines; never a message's content.
             statement: What ``statement`` composed.
             parameters: Its named parameters.
             binary: Whether values are to be sent in PostgreSQL's binary form, which halves a ``bytea``.
@@ -166,9 +166,9 @@ class Database:
                 cursor.execute(statement, parameters, binary=binary, prepare=prepare)
                 return Answer(cursor.fetchall() if cursor.description else [], attempt.repeated)
 
-        return self._run(doing, work, self.answer_timeout)
+        return self._run(operation, work, self.response_timeout)
 
-    def write(self, doing: str, statement: bytes, parameters: Mapping[str, object]) -> Answer:
+    def write(self, operation: str, statement: bytes, parameters: Mapping[str, object]) -> Answer:
         """Run one statement that stores something, in time or not at all.
 
         A server that stood still carries out what it was sent when it goes on, though that attempt was given up and
@@ -180,7 +180,7 @@ class Database:
         the row that others have written it, it must ask ``{still_in_time}`` where it has the lock.
 
         Args:
-            doing: As in ``fetch``.
+            operation: As in ``fetch``.
             statement: As in ``fetch``.
             parameters: As in ``fetch``; ``deadline`` is added.
 
@@ -205,7 +205,7 @@ class Database:
                     if told <= deadline:
                         return Answer(rows, attempt.repeated)
 
-        return self._run(doing, work, self.answer_timeout)
+        return self._run(operation, work, self.response_timeout)
 
     def learn_time(self) -> None:
         """Ask for the server's time, unless it is known: before a first ``write`` that must not land late.
@@ -220,17 +220,17 @@ class Database:
                 self._clock.learn(float(cursor.execute(_TELL_TIME).fetchall()[0][0]), sent_at)
 
         if not self._clock.known:
-            self._run("asking for the time", work, self.answer_timeout)
+            self._run("asking for the time", work, self.response_timeout)
 
     def transact(
-        self, doing: str, work: Callable[[Cursor[TupleRow]], _T], *, answer_timeout: float | None = None
+        self, operation: str, work: Callable[[Cursor[TupleRow]], _T], *, response_timeout: float | None = None
     ) -> _T:
         """Run several statements in one transaction.
 
         Args:
-            doing: As in ``fetch``.
+            operation: As in ``fetch``.
             work: Runs statements on the cursor that it is given; it is called again at a retry.
-            answer_timeout: Seconds for the whole transaction, instead of those of the constructor.
+            response_timeout: Seconds for the whole transaction, instead of those of the constructor.
 
         Raises:
             StrandsPsycopgError: As in ``fetch``.
@@ -240,7 +240,9 @@ class Database:
             with connection.transaction(), _cursor(connection) as cursor:
                 return work(cursor)
 
-        return self._run(doing, transaction, self.answer_timeout if answer_timeout is None else answer_timeout)
+        return self._run(
+            operation, transaction, self.response_timeout if response_timeout is None else response_timeout
+        )
 
     def pool_stats(self) -> dict[str, int]:
         """Give the figures of the pool's ``get_stats``."""
@@ -250,44 +252,44 @@ class Database:
         """Close the pool, unless it is the caller's."""
         self._connections.close()
 
-    def _run(self, doing: str, work: Callable[[Connection[Any], "_Attempt"], _T], answer_timeout: float) -> _T:
+    def _run(self, operation: str, work: Callable[[Connection[Any], "_Attempt"], _T], response_timeout: float) -> _T:
         give_up_at = time.monotonic() + self._retry_timeout
         sent = False
         read_only_since = float("inf")
         for attempt, pause in enumerate(_pauses(), start=1):
             failure: Exception
             started = time.monotonic()
-            if attempt > 1 and answer_timeout < float("inf"):
-                answer_timeout = min(answer_timeout, max(give_up_at - started, _SHORTEST_ANSWER_TIMEOUT))
+            if attempt > 1 and response_timeout < float("inf"):
+                response_timeout = min(response_timeout, max(give_up_at - started, _SHORTEST_RESPONSE_TIMEOUT))
             try:
                 with self._connections.checkout() as connection:
                     try:
-                        this = _Attempt(sent, time.monotonic() + answer_timeout)
-                        with watchdog.watch(connection, answer_timeout):
+                        this = _Attempt(sent, time.monotonic() + response_timeout)
+                        with watchdog.watch(connection, response_timeout):
                             return work(connection, this)
                     except psycopg.Error as error:
                         failure, reason = error, _reason(error)
-                        may_mend = _may_mend(error, connection)
+                        retryable = _is_retryable(error, connection)
                         if isinstance(error, errors.ReadOnlySqlTransaction):
                             # After a failover the pool may still be connected to the old primary.
-                            may_mend = self._connections.first_served(connection) < read_only_since
+                            retryable = self._connections.first_served(connection) < read_only_since
                             read_only_since = min(read_only_since, time.monotonic())
                             connection.close()
                         sent = True
                         # A server that ends a connection says why. Otherwise nobody can tell what the others are worth.
                         suspicious = connection.closed and error.sqlstate in (None, "25006")
             except UnreachableError as error:
-                failure, reason, may_mend, suspicious = error, str(error), not error.permanent, False
+                failure, reason, retryable, suspicious = error, str(error), not error.permanent, False
             # A traceback prints its causes, and what the server adds to its message holds row values.
             failure.args = (reason,)
-            if not may_mend:
-                raise _translate(doing, reason, failure) from failure
+            if not retryable:
+                raise _translate(operation, reason, failure) from failure
             if time.monotonic() + pause >= give_up_at:
                 raise DatabaseUnavailableError(
-                    f"{doing}: the database was away for the {self._retry_timeout:g} s of retry_timeout: {reason}"
+                    f"{operation}: the database was away for the {self._retry_timeout:g} s of retry_timeout: {reason}"
                 ) from failure
             logger.warning(
-                "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", attempt, pause, reason, doing
+                "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", attempt, pause, reason, operation
             )
             if suspicious:
                 self._connections.discard_idle()
@@ -314,7 +316,7 @@ def _pauses() -> Iterator[float]:
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-def _may_mend(error: psycopg.Error, connection: Connection[Any]) -> bool:
+def _is_retryable(error: psycopg.Error, connection: Connection[Any]) -> bool:
     if error.sqlstate is not None:
         return error.sqlstate in _RETRIED or error.sqlstate.startswith("08")
     return connection.closed or type(error) is psycopg.OperationalError
@@ -329,17 +331,17 @@ def _reason(error: psycopg.Error) -> str:
     return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
 
 
-def _translate(doing: str, reason: str, error: Exception) -> StrandsPsycopgError:
+def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgError:
     match error:
         case UnreachableError():
-            return DatabaseUnavailableError(f"{doing}: {reason}")
+            return DatabaseUnavailableError(f"{operation}: {reason}")
         case errors.UndefinedTable() | errors.UndefinedColumn() | errors.InvalidSchemaName():
             return SchemaError(
-                f"{doing}: the tables are missing or of an older version; call ensure_schema() or run "
+                f"{operation}: the tables are missing or of an older version; call ensure_schema() or run "
                 f"'strands-psycopg migrate' first ({reason})"
             )
         case errors.ForeignKeyViolation():
-            return SessionNotFoundError(f"{doing}: the session or agent that it belongs to does not exist")
+            return SessionNotFoundError(f"{operation}: the session or agent that it belongs to does not exist")
         case errors.InvalidSqlStatementName() | errors.DuplicatePreparedStatement():
             advice = 'behind a pooler pass kwargs={"prepare_threshold": None}'
         case errors.UndefinedObject():
@@ -352,4 +354,4 @@ def _translate(doing: str, reason: str, error: Exception) -> StrandsPsycopgError
             advice = "the statement was cancelled, by a statement_timeout or by an administrator"
         case _:
             advice = "the database refused the statement"
-    return DatabaseError(f"{doing}: {reason}; {advice}", sqlstate=getattr(error, "sqlstate", None))
+    return DatabaseError(f"{operation}: {reason}; {advice}", sqlstate=getattr(error, "sqlstate", None))

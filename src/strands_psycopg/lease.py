@@ -21,7 +21,7 @@ from typing_extensions import Self
 from strands_psycopg import worker
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionBusyError, StrandsPsycopgError
-from strands_psycopg.forks import call_in_child
+from strands_psycopg.process_forks import after_fork_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Leases:
         self._renew = database.statement(_RENEW)
         self._release = database.statement(_RELEASE)
         self._start()
-        call_in_child(self._start)
+        after_fork_in_child(self._start)
 
     def _start(self) -> None:
         self._changed = threading.Condition()
@@ -197,9 +197,9 @@ class Leases:
         }
         # The server's clock starts later than this one, so the renewal is not late.
         renew_at = time.monotonic() + lease.ttl / 3
-        doing = f"taking a lease on session {lease.session_id!r}"
+        operation = f"taking a lease on session {lease.session_id!r}"
         try:
-            rows = self._database.write(doing, self._take, parameters).rows
+            rows = self._database.write(operation, self._take, parameters).rows
         except StrandsPsycopgError:
             raise
         except BaseException:
@@ -232,9 +232,9 @@ class Leases:
 
     def _free(self, lease: Lease) -> None:
         parameters = {"session_id": lease.session_id, "term": lease.term}
-        doing = f"releasing the lease on session {lease.session_id!r}"
+        operation = f"releasing the lease on session {lease.session_id!r}"
         try:
-            self._database.fetch(doing, self._release, parameters)
+            self._database.fetch(operation, self._release, parameters)
         except StrandsPsycopgError as error:
             logger.warning(
                 "session_id=<%s>, ttl=<%.1f>, error=<%s> | lease not released, free after its ttl",

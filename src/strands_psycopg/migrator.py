@@ -143,7 +143,7 @@ class Migrator:
         """
         if not self.pending():
             return []
-        applied = self._database.transact("migrating the schema", self._apply, answer_timeout=float("inf"))
+        applied = self._database.transact("migrating the schema", self._apply, response_timeout=float("inf"))
         for migration in applied:
             logger.info(
                 "schema=<%s>, version=<%d>, name=<%s> | migrated",

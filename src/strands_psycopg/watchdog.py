@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import Connection, OperationalError
 
-from strands_psycopg.forks import call_in_child
+from strands_psycopg.process_forks import after_fork_in_child
 
 
 class Watchdog:
@@ -25,7 +25,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._reset()
-        call_in_child(self._reset)
+        after_fork_in_child(self._reset)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()

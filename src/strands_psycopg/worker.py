@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from strands_psycopg.forks import call_in_child
+from strands_psycopg.process_forks import after_fork_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def _start() -> None:
 
 _executor: ThreadPoolExecutor
 _start()
-call_in_child(_start)
+after_fork_in_child(_start)
 
 
 async def run(work: Callable[[], _T]) -> _T:

@@ -136,7 +136,7 @@ def _purge(repository: PostgresSessionRepository, sessions: int) -> None:
     for thread in threads:
         thread.start()
     with _measured("purged"):
-        batches = list(repository.retention.purge(idle_for=30 * 86_400, batch_size=1000, dry_run=False))
+        batches = list(repository._tables.retention.purge(idle_for=30 * 86_400, batch_size=1000, dry_run=False))
     stop.set()
     for thread in threads:
         thread.join()

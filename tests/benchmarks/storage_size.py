@@ -15,7 +15,7 @@ from strands_psycopg import PostgresSessionRepository, PostgresStorage
 from strands_psycopg.embedded import postgres
 from support.snapshots import PLAIN, PUT, Connection, conversation, size, written
 
-_KINDS = ("pieces", "plain")
+_KINDS = ("chunks", "plain")
 
 
 class _Costs:
@@ -50,7 +50,7 @@ def _main(turns: int, saves: int) -> None:
         connection.execute(PLAIN)
 
         async def save(kind: str, key: str, data: bytes) -> None:
-            if kind == "pieces":
+            if kind == "chunks":
                 await storage.write(key, data)
             else:
                 connection.execute(PUT, (key, data))
@@ -64,8 +64,8 @@ def _main(turns: int, saves: int) -> None:
                 print(f"{name:36} {kind:7} {cost}", flush=True)
 
         measure("an immutable snapshot each turn", lambda turn: f"history/{turn:06}.json", snapshots[:turns])
-        ours, plain = size(connection, "strands_storage", "strands_pieces"), size(connection, "plain")
-        print(f"on the disk: pieces {ours:,} bytes, plain {plain:,} bytes, {ours / plain:.1%}")
+        ours, plain = size(connection, "strands_storage", "strands_chunks"), size(connection, "plain")
+        print(f"on the disk: chunks {ours:,} bytes, plain {plain:,} bytes, {ours / plain:.1%}")
 
         connection.execute("VACUUM ANALYZE")
         measure("the latest, with one more message", lambda _: "latest.json", snapshots[turns - 1 :])

@@ -71,13 +71,13 @@ def touched(planned: Planned, call: Callable[[PostgresSessionRepository], object
 def test_scans_of_whole_tables_are_noticed(planned: Planned) -> None:
     repository, plans = planned
     with plans.of() as everything:
-        repository.database.fetch("counting", repository.database.statement("SELECT count(*) FROM {messages}"), {})
+        repository._database.fetch("counting", repository._database.statement("SELECT count(*) FROM {messages}"), {})
     assert everything.scanned == {"messages"}
     assert everything.rows == {"messages": (SESSIONS + 1) * EACH + LONG}
 
 
 def test_restoring_looks_at_the_messages_that_it_gives(planned: Planned) -> None:
-    everything = touched(planned, lambda repository: repository.conversations.read("long", "a"))
+    everything = touched(planned, lambda repository: repository._tables.conversations.read("long", "a"))
     assert everything.rows["messages"] <= 40 + 1  # the last one, for the next one's index
     assert everything.rows["agents"] <= 3
 

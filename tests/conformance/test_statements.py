@@ -144,7 +144,7 @@ def test_agent_with_its_first_messages_is_one_transaction(
 ) -> None:
     messages = [new_message(index) for index in range(20)]
     exchange = wire.during(
-        lambda: repository_of_any_pool.agents.create("s", new_agent("new"), messages, write_id=uuid4())
+        lambda: repository_of_any_pool._tables.agents.create("s", new_agent("new"), messages, write_id=uuid4())
     )
     assert exchange.completed == len(["BEGIN", "agent", *messages, "COMMIT"])
     assert exchange.states[-1] == "I"

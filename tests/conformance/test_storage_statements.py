@@ -62,7 +62,7 @@ def test_saving_a_large_value_is_one_transaction(storage: PostgresStorage, wire:
     assert len(exchange.states) == len(["BEGIN", "lock", "keep", "add and put", "COMMIT"])
 
 
-def test_replacing_one_is_one_more_for_the_pieces_that_nothing_uses(storage: PostgresStorage, wire: Wire) -> None:
+def test_replacing_one_is_one_more_for_the_chunks_that_nothing_uses(storage: PostgresStorage, wire: Wire) -> None:
     exchange = during(wire, lambda: storage.write("large", LARGE + b"more"))
     assert exchange.states.count("I") == 2
     assert len(exchange.states) == 5 + len(["BEGIN", "prepare", "take", "discard and retain", "COMMIT"])

@@ -99,7 +99,7 @@ def test_pool_that_takes_no_more_waiting_calls_is_an_error_at_once(own_dsn: str,
             locker.execute("SELECT FROM strands_agents FOR UPDATE")
             first = executor.submit(repository.create_message, "s", "a", message(0, "first"))
             wait_until(lambda: blocked(look) == 1)
-            pool = repository.database._connections._source.pool()
+            pool = repository._database._connections._source.pool()
             reading = executor.submit(repository.read_session, "s")
             wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
             with pytest.raises(DatabaseUnavailableError, match="raise max_waiting or max_size"):

@@ -30,7 +30,7 @@ settings = {
     "tcp_user_timeout": 1000, "keepalives_idle": 1, "keepalives_interval": 1, "keepalives_count": 1,
     "connect_timeout": 2,
 }
-with PostgresSessionRepository(sys.argv[1], answer_timeout=600, kwargs=settings) as repository:
+with PostgresSessionRepository(sys.argv[1], response_timeout=600, kwargs=settings) as repository:
     agent = build(repository)
     agent("first")
     print("ready", flush=True)

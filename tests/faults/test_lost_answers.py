@@ -9,7 +9,7 @@ from psycopg import sql
 from strands import tool
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from strands_psycopg import PostgresSessionRepository, Purged, SessionNotFoundError
+from strands_psycopg import PostgresSessionRepository, PurgeResult, SessionNotFoundError
 from support.agents import build, dump
 from support.proxy import Proxy
 from support.retries import Retries
@@ -84,7 +84,7 @@ def test_agent_and_its_first_messages_are_stored_once_whichever_answer_is_lost(
         if after is not None:
             lose(proxy, lost, after=after)
         messages = [message(index, f"text {index}") for index in range(3)]
-        repository.agents.create(session_id, agent("new"), messages, write_id=uuid4())
+        repository._tables.agents.create(session_id, agent("new"), messages, write_id=uuid4())
 
     # The agent's statement, that of its messages, and the transaction's beginning and end.
     positions = {"calm": None, **{f"faulty {number}": number for number in range(4)}}
@@ -141,7 +141,7 @@ def test_purge_leaves_nothing_half_done_whichever_answer_is_lost(
     lost: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     options: dict[str, Any] = {"kwargs": {"prepare_threshold": None}}
-    counted: list[Purged] = []
+    counted: list[PurgeResult] = []
     with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn, **options) as repository:
         while len(retries()) == len(counted):
             build(repository, "s", REPLIES, tools=[double])("What is 2 times 2?")
@@ -151,9 +151,9 @@ def test_purge_leaves_nothing_half_done_whichever_answer_is_lost(
             assert all(row == [] for row in rows(look, "s").values())
     assert len(counted) > 10
     # That of a commit was the last one to be waited for.
-    whole = Purged(1, 1, 4, 0)
+    whole = PurgeResult(1, 1, 4, 0)
     assert counted[:-2] == [whole] * (len(counted) - 2)
-    assert counted[-2:] == [Purged() if lost == "answer" else whole, whole]
+    assert counted[-2:] == [PurgeResult() if lost == "answer" else whole, whole]
 
 
 @pytest.mark.parametrize("table", ["strands_sessions", "strands_agents", "strands_messages"])

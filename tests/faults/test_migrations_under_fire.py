@@ -97,7 +97,7 @@ def test_killed_migration_leaves_nothing(crew: Crew, empty_dsn: str, direct_dsn:
 
 def migrate_to_first_version(dsn: str) -> None:
     with PostgresSessionRepository(dsn) as repository:
-        Migrator(repository.database, packaged_migrations()[:1]).apply()
+        Migrator(repository._database, packaged_migrations()[:1]).apply()
 
 
 def test_upgrade_waits_for_whoever_has_locked_the_tables(
@@ -120,7 +120,7 @@ def test_upgrade_waits_for_whoever_has_locked_the_tables(
 @pytest.mark.parametrize(
     ("lock", "options", "reason"),
     [
-        ("LOCK TABLE strands_migrations", {"answer_timeout": 0.5}, "the server gave no answer for 0.5 s"),
+        ("LOCK TABLE strands_migrations", {"response_timeout": 0.5}, "the server gave no answer for 0.5 s"),
         ("LOCK TABLE strands_migrations", LOCK_TIMEOUT, "lock timeout (SQLSTATE 55P03)"),
         ("CREATE TABLE strands_leases ()", LOCK_TIMEOUT, "lock timeout (SQLSTATE 55P03)"),
     ],

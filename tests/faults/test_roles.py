@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 from strands import Agent, tool
 from strands.types.exceptions import EventLoopException
 
-from strands_psycopg import DatabaseError, PostgresSessionRepository, Purged, SessionBusyError, StrandsPsycopgError
+from strands_psycopg import DatabaseError, PostgresSessionRepository, PurgeResult, SessionBusyError, StrandsPsycopgError
 from strands_psycopg.scripted_model import ScriptedModel
 from support.agents import LOOK_UP, build, dump, look_up
 from support.tables import Connection, contents, one, texts
@@ -72,7 +72,7 @@ def test_role_with_four_rights_lists_forks_and_purges(
     assert as_role.status().ready
     as_role.delete_agent("fork", "default")
     connection.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
-    assert as_role.purge_sessions(idle_for=1) == Purged(2, 1, 2, 0)
+    assert as_role.purge_sessions(idle_for=1) == PurgeResult(2, 1, 2, 0)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def backends(look: Connection) -> list[int]:
 def test_late_landing_of_a_first_attempt_changes_nothing(
     write: Write, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
-    with PostgresSessionRepository(own_dsn, answer_timeout=0.5) as repository:
+    with PostgresSessionRepository(own_dsn, response_timeout=0.5) as repository:
         write.prepare(repository, "s")
         first = backends(look)
         with stopped(*first):
@@ -58,7 +58,7 @@ def test_late_landing_of_a_first_attempt_changes_nothing(
 
 
 def test_late_landing_during_a_turn_changes_nothing(own_dsn: str, look: Connection, retries: Retries) -> None:
-    with PostgresSessionRepository(own_dsn, answer_timeout=0.5) as repository:
+    with PostgresSessionRepository(own_dsn, response_timeout=0.5) as repository:
         agent = build(repository)
         agent("first")
         first = backends(look)
@@ -75,10 +75,10 @@ def test_late_landing_during_a_turn_changes_nothing(own_dsn: str, look: Connecti
     assert texts(look) == ["first", "ok", "second", "ok", "third", "ok", "fourth", "ok"]
 
 
-def test_one_stopped_backend_costs_one_answer_timeout_however_many_are_idle(
+def test_one_stopped_backend_costs_one_response_timeout_however_many_are_idle(
     own_dsn: str, look: Connection, retries: Retries
 ) -> None:
-    with PostgresSessionRepository(own_dsn, answer_timeout=0.5, min_size=8) as repository:
+    with PostgresSessionRepository(own_dsn, response_timeout=0.5, min_size=8) as repository:
         agent = build(repository)
         wait_until(lambda: len(backends(look)) >= 8)
         with stopped(*backends(look)):
@@ -91,7 +91,7 @@ def test_turn_goes_on_when_a_stopped_server_does(
     own_server: Server, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     with (
-        PostgresSessionRepository(own_dsn, answer_timeout=0.5, kwargs={"connect_timeout": 2}) as repository,
+        PostgresSessionRepository(own_dsn, response_timeout=0.5, kwargs={"connect_timeout": 2}) as repository,
         ThreadPoolExecutor() as executor,
     ):
         agent = build(repository)
@@ -109,7 +109,7 @@ def test_stopped_server_is_given_up_in_time_and_nothing_acknowledged_is_lost(
 ) -> None:
     retry_timeout, connect_timeout = 2.0, 2.0
     with PostgresSessionRepository(
-        own_dsn, retry_timeout=retry_timeout, answer_timeout=0.5, min_size=8, kwargs={"connect_timeout": 2}
+        own_dsn, retry_timeout=retry_timeout, response_timeout=0.5, min_size=8, kwargs={"connect_timeout": 2}
     ) as repository:
         agent = build(repository)
         agent("first")
@@ -139,7 +139,7 @@ def test_turn_goes_on_when_a_proxy_that_stopped_answering_does(
 ) -> None:
     with (
         Proxy(own_dsn) as proxy,
-        PostgresSessionRepository(proxy.dsn, answer_timeout=0.5, kwargs={"connect_timeout": 2}) as repository,
+        PostgresSessionRepository(proxy.dsn, response_timeout=0.5, kwargs={"connect_timeout": 2}) as repository,
         ThreadPoolExecutor() as executor,
     ):
         agent = build(repository)
@@ -153,10 +153,10 @@ def test_turn_goes_on_when_a_proxy_that_stopped_answering_does(
     assert texts(look) == ["hello", "ok"]
 
 
-def test_statement_that_waits_for_a_lock_past_answer_timeout_stores_one_row(
+def test_statement_that_waits_for_a_lock_past_response_timeout_stores_one_row(
     own_dsn: str, look: Connection, retries: Retries
 ) -> None:
-    with PostgresSessionRepository(own_dsn, answer_timeout=0.5) as repository, ThreadPoolExecutor() as executor:
+    with PostgresSessionRepository(own_dsn, response_timeout=0.5) as repository, ThreadPoolExecutor() as executor:
         agent = build(repository)
         with psycopg.connect(own_dsn) as locker:
             locker.execute("SELECT FROM strands_agents FOR UPDATE")
@@ -168,7 +168,7 @@ def test_statement_that_waits_for_a_lock_past_answer_timeout_stores_one_row(
 
 
 def test_answer_in_time_leaves_the_connection_as_it_is(own_dsn: str, look: Connection, retries: Retries) -> None:
-    with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn, answer_timeout=5, max_size=1) as repository:
+    with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn, response_timeout=5, max_size=1) as repository:
         repository.read_session("s")
         first = backends(look)
         proxy.delay = 0.3

@@ -1,6 +1,6 @@
 """Values under faults: lost connections, silence, killed and stopped writers, a server that crashes.
 
-Whatever happens, a value is the one before or the one after, byte for byte, and no piece is missing or left behind.
+Whatever happens, a value is the one before or the one after, byte for byte, and no chunk is missing or left behind.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from support.proxy import Proxy
 from support.retries import Retries
 from support.scale import scale
 from support.stopping import stopped
-from support.storage import NONE, needs_storage, pieces, values
+from support.storage import NONE, chunks, needs_storage, values
 from support.tables import Connection, blocked, one
 from support.waiting import wait_until
 
@@ -62,9 +62,9 @@ def put(storage: PostgresStorage, key: str, value: bytes | None) -> None:
 
 
 def assert_clean(look: Connection) -> None:
-    """Check that every value has its pieces, and every piece a value."""
+    """Check that every value has its chunks, and every chunk a value."""
     assert None not in values(look).values()
-    left = pieces(look)
+    left = chunks(look)
     assert (left.unused, left.released) == (0, 0)
 
 
@@ -84,7 +84,7 @@ def test_change_is_made_whichever_round_trip_is_lost(
 ) -> None:
     before, after = CHANGES[change]
     with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn) as storage:
-        # Others use some of the pieces, too.
+        # Others use some of the chunks, too.
         put(storage, "other", LARGE[:20_000])
         for position in itertools.count():
             put(storage, "k", before)
@@ -104,7 +104,7 @@ def test_late_landing_of_a_first_attempt_changes_nothing(
     change: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
-    with PostgresStorage(own_dsn, answer_timeout=0.5) as storage:
+    with PostgresStorage(own_dsn, response_timeout=0.5) as storage:
         put(storage, "k", before)
         first = backends(look)
         with stopped(*first):
@@ -126,7 +126,7 @@ def test_commit_that_lands_late_lands_before_a_newer_write(
     trips_before_commit = 3 + (change == "large to small" or change == "delete large")
     with (
         Proxy(own_dsn) as proxy,
-        PostgresStorage(proxy.dsn, answer_timeout=1.0, kwargs={"prepare_threshold": None}) as storage,
+        PostgresStorage(proxy.dsn, response_timeout=1.0, kwargs={"prepare_threshold": None}) as storage,
         ThreadPoolExecutor() as executor,
     ):
         put(storage, "k", before)
@@ -151,7 +151,7 @@ def test_late_landing_of_what_waited_for_a_lock_changes_nothing(
     change: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
-    with PostgresStorage(own_dsn, answer_timeout=0.5) as storage, ThreadPoolExecutor() as executor:
+    with PostgresStorage(own_dsn, response_timeout=0.5) as storage, ThreadPoolExecutor() as executor:
         put(storage, "k", before)
         first = backends(look)
         with psycopg.connect(own_dsn, application_name="look") as locker:
@@ -168,7 +168,7 @@ def test_late_landing_of_what_waited_for_a_lock_changes_nothing(
 
 
 def test_server_that_is_silent_for_long_is_a_storage_error_and_nothing_is_torn(own_dsn: str, look: Connection) -> None:
-    options: dict[str, Any] = {"answer_timeout": 0.3, "retry_timeout": 1.0, "kwargs": {"connect_timeout": 2}}
+    options: dict[str, Any] = {"response_timeout": 0.3, "retry_timeout": 1.0, "kwargs": {"connect_timeout": 2}}
     with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn, **options) as storage:
         put(storage, "k", LARGE)
         proxy.hold()
@@ -194,7 +194,7 @@ def stop(*arguments):
     return joined(*arguments)
 
 stock._joined = stop
-with PostgresStorage(sys.argv[1], answer_timeout=2) as storage:
+with PostgresStorage(sys.argv[1], response_timeout=2) as storage:
     asyncio.run(storage.write("k", bytes.fromhex(sys.argv[2])))
 """
 
@@ -292,7 +292,7 @@ def digest_of(value: bytes) -> str:
     return sha256(value).hexdigest()
 
 
-# Writers of a few overlapping values under a few keys: nearly every piece is always being taken up and given up.
+# Writers of a few overlapping values under a few keys: nearly every chunk is always being taken up and given up.
 SHARE = """
 import asyncio, os, random, sys
 from strands_psycopg import PostgresStorage
@@ -343,7 +343,7 @@ def disturbed(disturbance: Callable[[], object] | None, longest_pause: float) ->
 
 
 def share(crew: Crew, dsn: str, rounds: int, disturbance: Callable[[], object] | None, longest_pause: float) -> int:
-    """Have four processes use the same pieces; give how often they were disturbed."""
+    """Have four processes use the same chunks; give how often they were disturbed."""
     with crew.of(4, SHARE, dsn, str(rounds)) as members, disturbed(disturbance, longest_pause) as times:
         for member in members:
             member.release()
@@ -355,7 +355,7 @@ def share(crew: Crew, dsn: str, rounds: int, disturbance: Callable[[], object] |
 def assert_nothing_is_missing_and_nothing_stays(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as look, PostgresStorage(dsn) as storage:
         assert None not in values(look).values()
-        assert pieces(look).unused == pieces(look).released
+        assert chunks(look).unused == chunks(look).released
         assert not [key for key in values(look) if key.startswith("own")]
         for key in run(storage.list("")):
             run(storage.read(key))
@@ -363,10 +363,10 @@ def assert_nothing_is_missing_and_nothing_stays(dsn: str) -> None:
         # What a crash or a lost process has left is freed by the next change.
         put(storage, "k", LARGE)
         put(storage, "k", None)
-        assert pieces(look) == NONE
+        assert chunks(look) == NONE
 
 
-def test_processes_that_use_the_same_pieces_lose_none_and_leave_none(crew: Crew, own_dsn: str) -> None:
+def test_processes_that_use_the_same_chunks_lose_none_and_leave_none(crew: Crew, own_dsn: str) -> None:
     share(crew, own_dsn, scale(30, 500), None, 0)
     assert_nothing_is_missing_and_nothing_stays(own_dsn)
 

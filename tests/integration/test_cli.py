@@ -111,7 +111,7 @@ def test_status_counts_rows_and_bytes(
         "strands_multi_agents": 0,
         "strands_leases": 0,
         "strands_storage": 0,
-        "strands_pieces": 0,
+        "strands_chunks": 0,
     }
     assert size is not None
     assert described["tables"][2]["bytes"] == size[0] > 0
@@ -185,7 +185,7 @@ def test_status_fails_where_a_table_is_missing(
             "strands_messages",
             "strands_leases",
             "strands_storage",
-            "strands_pieces",
+            "strands_chunks",
         ),
         0,
     )

@@ -278,7 +278,7 @@ def test_conversation_for_programs_is_one_exact_document(run: Run, repository: P
     code, printed, errors = run("show", "s", "--json")
     document = json.loads(printed, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (code, errors) == (0, "")
-    summary = repository.listing.read("s")
+    summary = repository._tables.listing.read("s")
     assert summary is not None
     assert document["session"] == vars(summary)
     agents = document["agents"]
@@ -366,7 +366,7 @@ def test_fork(run: Run, repository: PostgresSessionRepository, connection: Conne
         "",
     )
     code, printed, _ = run("fork", "chat", "b", "--agent", "b", "--json")
-    summary = repository.listing.read("b")
+    summary = repository._tables.listing.read("b")
     assert summary is not None
     assert (code, json.loads(printed)) == (0, vars(summary))
     assert texts(connection, "b", "b") == ["hi"]
@@ -403,7 +403,7 @@ def test_ctrl_c_in_a_purge_leaves_whole_sessions(
     with connection.transaction():
         # It waits for its turn, with one session deleted at a time.
         waiting = "SELECT pg_advisory_xact_lock(%s)"
-        connection.execute(waiting, [repository.retention._turn])
+        connection.execute(waiting, [repository._tables.retention._turn])
         process = processes.start(MAIN, "purge", "--idle-for", "30d", "--batch-size", "1", "--dsn", dsn)
         wait_until(lambda: blocked(watcher))
         process.send_signal(signal.SIGINT)

@@ -199,7 +199,20 @@ def test_a_peers_database_is_waited_for_as_long_as_ones_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(options, "RETRY_TIMEOUT", 0.2)
-    assert main(["import", "--peer-dsn", f"host={tmp_path}", "--dsn", dsn]) == 1
+    assert (
+        main(
+            [
+                "import",
+                "--tables-of",
+                "strands-postgresql-session-manager",
+                "--tables-dsn",
+                f"host={tmp_path}",
+                "--dsn",
+                dsn,
+            ]
+        )
+        == 1
+    )
     assert "the database was away for the 0.2 s of retry_timeout" in capsys.readouterr().err
 
 
@@ -225,7 +238,7 @@ def test_schema_and_prefix_say_which_tables(repository: PostgresSessionRepositor
         ["import"],
         ["import", "--from", "-", "--files", "x"],
         ["import", "--from", "-", "--skip-bad"],
-        ["import", "--files", "x", "--peer-schema", "y"],
+        ["import", "--files", "x", "--tables-schema", "y"],
     ],
     ids=" ".join,
 )
@@ -239,13 +252,31 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
     ("argv", "code", "message"),
     [
         (["import", "--s3", "bucket/prefix"], 2, "--s3 must be s3://BUCKET or s3://BUCKET/PREFIX, not 'bucket/prefix'"),
-        (["import", "--peer-dsn", "postgresql://app:se@same@db/agents"], 2, "the DSN has more than one '@'"),
-        (["import", "--peer", "--peer-schema", "Sales"], 2, "schema must match"),
+        (
+            [
+                "import",
+                "--tables-of",
+                "strands-postgresql-session-manager",
+                "--tables-dsn",
+                "postgresql://app:se@same@db/agents",
+            ],
+            2,
+            "the DSN has more than one '@'",
+        ),
+        (
+            ["import", "--tables-of", "strands-postgresql-session-manager", "--tables-schema", "Sales"],
+            2,
+            "schema must match",
+        ),
         (["import", "--from", "{tmp_path}/missing"], 1, "{tmp_path}/missing cannot be read: No such file"),
         (["import", "--files", "{tmp_path}/missing"], 1, "the directory {tmp_path}/missing cannot be read: No such"),
         (["import", "--from", "{tmp_path}/latin"], 1, "{tmp_path}/latin is not UTF-8"),
         (["import", "--from", "{tmp_path}/text"], 1, "line 1 is in no session; only what export wrote"),
-        (["import", "--peer"], 1, "the schema 'public' has no tables sessions, agents and messages"),
+        (
+            ["import", "--tables-of", "strands-postgresql-session-manager"],
+            1,
+            "the schema 'public' has no tables sessions, agents and messages",
+        ),
         (["export", "missing"], 1, "reading session 'missing': the session does not exist"),
         (["export", "missing", "--to", "{tmp_path}/new"], 1, "reading session 'missing': the session does not exist"),
         (["export", "--all", "--to", "{tmp_path}/text"], 1, "{tmp_path}/text exists; remove it first"),

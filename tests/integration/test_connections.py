@@ -187,7 +187,7 @@ def test_server_that_is_down_when_the_first_manager_is_built_is_waited_for(proxy
     proxy.refuse()
     with PostgresSessionRepository(proxy.dsn) as repository, ThreadPoolExecutor(1) as thread:
         building = thread.submit(PostgresSessionManager, "s", repository)
-        wait_until(lambda: repository.database._connections._source.failures >= 3)
+        wait_until(lambda: repository._database._connections._source.failures >= 3)
         proxy.accept()
 
         assert building.result(30).session_id == "s"

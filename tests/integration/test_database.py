@@ -116,6 +116,6 @@ def test_statement_that_was_cancelled_is_a_database_error(dsn: str) -> None:
         ) as repository,
         pytest.raises(DatabaseError, match="statement_timeout") as raised,
     ):
-        repository.database.fetch("sleeping", b"SELECT pg_sleep(30)", {})
+        repository._database.fetch("sleeping", b"SELECT pg_sleep(30)", {})
 
     assert raised.value.sqlstate == "57014"

@@ -32,7 +32,7 @@ def proxy(dsn: str) -> Iterator[Proxy]:
 @pytest.fixture
 def far(proxy: Proxy) -> Iterator[PostgresSessionRepository]:
     """A repository that reaches the database through the proxy, and gives up soon."""
-    with PostgresSessionRepository(proxy.dsn, retry_timeout=0, answer_timeout=10, **UNPREPARED) as repository:
+    with PostgresSessionRepository(proxy.dsn, retry_timeout=0, response_timeout=10, **UNPREPARED) as repository:
         yield repository
 
 

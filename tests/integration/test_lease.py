@@ -540,14 +540,14 @@ def agent_named(agent_id: str, state: str = "first") -> SessionAgent:
 
 
 def create_agent_with_messages(repository: PostgresSessionRepository) -> None:
-    repository.agents.create(
-        "s", agent_named("b"), [message(0), message(1)], write_id=uuid4(), term=repository.leases.term("s")
+    repository._tables.agents.create(
+        "s", agent_named("b"), [message(0), message(1)], write_id=uuid4(), term=repository._tables.leases.term("s")
     )
 
 
 def append_with_state(repository: PostgresSessionRepository) -> None:
-    repository.agents.update_and_append(
-        "s", agent_named("a", "second"), message(1), write_id=uuid4(), term=repository.leases.term("s")
+    repository._tables.agents.update_and_append(
+        "s", agent_named("a", "second"), message(1), write_id=uuid4(), term=repository._tables.leases.term("s")
     )
 
 

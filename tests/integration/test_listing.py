@@ -73,7 +73,7 @@ def test_session_is_listed_with_its_counts(repository: PostgresSessionRepository
         repository.create_agent("s", SessionAgent(agent_id, {}, {}))
         for index in range(messages):
             repository.create_message("s", agent_id, message(index, "hello"))
-    repository.multi_agents.create("s", "m", {}, write_id=uuid4())
+    repository._tables.multi_agents.create("s", "m", {}, write_id=uuid4())
 
     assert repository.list_sessions() == SessionPage(
         [SessionSummary("s", "AGENT", session.created_at, session.updated_at, agents=3, messages=5, multi_agents=1)],
@@ -227,11 +227,11 @@ WRITES: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "delete_agent": lambda repository: repository.delete_agent("s", "a"),
     "create_message": lambda repository: repository.create_message("s", "a", message(1, "now")),
     "update_message": lambda repository: repository.update_message("s", "a", message(0, "now")),
-    "update_and_append": lambda repository: repository.agents.update_and_append(
+    "update_and_append": lambda repository: repository._tables.agents.update_and_append(
         "s", agent("now"), message(1, "now"), write_id=uuid4()
     ),
-    "create_multi_agent": lambda repository: repository.multi_agents.create("s", "new", {}, write_id=uuid4()),
-    "update_multi_agent": lambda repository: repository.multi_agents.update("s", "m", {}, write_id=uuid4()),
+    "create_multi_agent": lambda repository: repository._tables.multi_agents.create("s", "new", {}, write_id=uuid4()),
+    "update_multi_agent": lambda repository: repository._tables.multi_agents.update("s", "m", {}, write_id=uuid4()),
 }
 
 
@@ -242,7 +242,7 @@ def test_every_write_makes_its_session_active(
     repository.create_session(Session("s", SessionType.AGENT))
     repository.create_agent("s", agent("new"))
     repository.create_message("s", "a", message(0, "hello"))
-    repository.multi_agents.create("s", "m", {}, write_id=uuid4())
+    repository._tables.multi_agents.create("s", "m", {}, write_id=uuid4())
     repository.create_session(Session("later", SessionType.AGENT))
     connection.execute("UPDATE strands_sessions SET updated_at = now() - interval '2 minutes' WHERE session_id = 's'")
     assert ids(repository.list_sessions()) == ["later", "s"]
@@ -261,7 +261,7 @@ def plan(
     connection: Connection, repository: PostgresSessionRepository, statement: str, generic: bool, **parameters: Any
 ) -> dict[str, Any]:
     """Carry out one of the listing's statements and give how the server did it."""
-    text: bytes = getattr(Listing(repository.database), statement)
+    text: bytes = getattr(Listing(repository._database), statement)
     defaults = {"before": "infinity", "before_id": "", "active_since": "-infinity", "limit": 21}
     connection.execute(f"SET plan_cache_mode = force_{'generic' if generic else 'custom'}_plan".encode())
     names = [name for name in {**defaults, **parameters} if b"%%(%s)s" % name.encode() in text]

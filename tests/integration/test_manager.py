@@ -130,7 +130,7 @@ def test_restored_messages_replace_initial_ones(repository: PostgresSessionRepos
 def test_loser_of_a_race_for_a_new_agent_restores_what_the_winner_stored(
     repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, winners = repository.conversations.read, []
+    read, winners = repository._tables.conversations.read, []
 
     def read_while_another_creates(session_id: str, agent_id: str) -> Any:
         found = read(session_id, agent_id)
@@ -139,7 +139,7 @@ def test_loser_of_a_race_for_a_new_agent_restores_what_the_winner_stored(
         winners[0]("more")
         return found
 
-    monkeypatch.setattr(repository.conversations, "read", read_while_another_creates)
+    monkeypatch.setattr(repository._tables.conversations, "read", read_while_another_creates)
     loser = build(repository, messages=greeting("loser"), state={"loser": 1})
 
     assert dump(loser) == dump(winners[0])
@@ -152,7 +152,7 @@ def test_loser_of_a_race_for_a_new_agent_restores_what_the_winner_stored(
 def test_loser_of_a_race_for_a_new_session_takes_the_winners(
     repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = repository.sessions.read
+    read = repository._tables.sessions.read
 
     def read_while_another_creates(session_id: str) -> Any:
         found = read(session_id)
@@ -160,7 +160,7 @@ def test_loser_of_a_race_for_a_new_session_takes_the_winners(
         build(repository, messages=greeting("winner"))
         return found
 
-    monkeypatch.setattr(repository.sessions, "read", read_while_another_creates)
+    monkeypatch.setattr(repository._tables.sessions, "read", read_while_another_creates)
 
     assert build(repository, messages=greeting("loser")).messages == greeting("winner")
     assert rows(connection) == (1, 1, 2)

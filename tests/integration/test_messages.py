@@ -36,8 +36,8 @@ def test_a_document_that_cannot_be_read_leaves_the_garbage_collector_as_it_was(
     repository.create_session(Session("s", SessionType.AGENT))
     repository.create_agent("s", SessionAgent("a", {}, {}))
     repository.create_message("s", "a", SessionMessage({"role": "user", "content": []}, 0))
-    statement = repository.database.statement("UPDATE {messages} SET message_exact = 'no JSON' RETURNING 1")
-    repository.database.fetch("spoiling a message", statement, {})
+    statement = repository._database.statement("UPDATE {messages} SET message_exact = 'no JSON' RETURNING 1")
+    repository._database.fetch("spoiling a message", statement, {})
 
     with pytest.raises(ValueError, match="Expecting value"):
         repository.list_messages("s", "a")

@@ -134,7 +134,7 @@ def test_state_of_nodes_that_end_together_is_stored_newest_last(
 ) -> None:
     both = graph(repository, {"a": model("1"), "b": model("2")}, [])
     updates: list[list[str]] = []
-    update = repository.multi_agents.update
+    update = repository._tables.multi_agents.update
 
     def note(session_id: str, multi_agent_id: str, state: dict[str, Any], **kwargs: Any) -> None:
         update(session_id, multi_agent_id, state, **kwargs)
@@ -150,7 +150,7 @@ def test_state_of_nodes_that_end_together_is_stored_newest_last(
         if number == 1:
             second_is_done.set()
 
-    monkeypatch.setattr(repository.multi_agents, "update", note)
+    monkeypatch.setattr(repository._tables.multi_agents, "update", note)
     monkeypatch.setattr(worker, "run", second_before_first)
 
     assert asyncio.run(both.invoke_async("go")).status == Status.COMPLETED
@@ -185,7 +185,7 @@ def test_graph_overtaken_by_another_manager_stores_nothing_more(repository: Post
 def test_graph_created_by_another_manager_at_the_same_moment_is_restored(
     repository: PostgresSessionRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = repository.multi_agents.read
+    read = repository._tables.multi_agents.read
     others: list[Graph] = []
 
     def read_while_another_creates(session_id: str, multi_agent_id: str) -> Any:
@@ -196,7 +196,7 @@ def test_graph_created_by_another_manager_at_the_same_moment_is_restored(
             others[0]("go")
         return found
 
-    monkeypatch.setattr(repository.multi_agents, "read", read_while_another_creates)
+    monkeypatch.setattr(repository._tables.multi_agents, "read", read_while_another_creates)
     models = {"a": model("never"), "b": model("2")}
     loser = graph(repository, models, [("a", "b")])
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from strands.types.session import Session, SessionAgent, SessionType
 
-from strands_psycopg import PostgresSessionRepository, Purged, SessionConflictError, SessionNotFoundError
+from strands_psycopg import PostgresSessionRepository, PurgeResult, SessionConflictError, SessionNotFoundError
 from strands_psycopg.repository import retention
 from support.agents import build
 from support.multi_agents import Team
@@ -27,11 +27,11 @@ Connection = psycopg.Connection[Any]
 MONTH = timedelta(days=30)
 
 # A session with two agents of three messages each, and a team.
-EACH = Purged(sessions=1, agents=2, messages=6, multi_agents=1)
+EACH = PurgeResult(sessions=1, agents=2, messages=6, multi_agents=1)
 
 
-def times(count: int) -> Purged:
-    return Purged(count * EACH.sessions, count * EACH.agents, count * EACH.messages, count * EACH.multi_agents)
+def times(count: int) -> PurgeResult:
+    return PurgeResult(count * EACH.sessions, count * EACH.agents, count * EACH.messages, count * EACH.multi_agents)
 
 
 def fill(repository: PostgresSessionRepository, *session_ids: str) -> None:
@@ -79,7 +79,7 @@ def test_idle_sessions_go_with_all_that_is_in_them(
     assert all(set(after[table]) <= set(active[table]) for table in after)
     assert {table: len(rows) for table, rows in after.items()} == {table: len(rows) for table, rows in before.items()}
     assert left(connection) == ["active"]
-    assert repository.purge_sessions(idle_for=MONTH) == Purged()
+    assert repository.purge_sessions(idle_for=MONTH) == PurgeResult()
 
 
 @pytest.mark.parametrize(("seconds", "gone"), [(3600 + 50, False), (3600 + 61, True)])
@@ -109,9 +109,9 @@ def test_every_idle_session_is_found_whatever_the_size_of_batches(
     fill(repository, *"abcdef")
     # All at one time, so that ids decide where a batch ends.
     connection.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
-    batches = list(repository.retention.purge(idle_for=3600, batch_size=batch_size, dry_run=False))
+    batches = list(repository._tables.retention.purge(idle_for=3600, batch_size=batch_size, dry_run=False))
     assert [batch.sessions for batch in batches] == [min(batch_size, 6 - start) for start in range(0, 6, batch_size)]
-    assert sum(batches, Purged()) == times(6)
+    assert sum(batches, PurgeResult()) == times(6)
     assert left(connection) == []
 
 
@@ -124,7 +124,7 @@ def test_sessions_with_many_messages_are_taken_fewer_at_a_time(
         repository.create_message("c", "a", message(index, "hello"))
     for number, session_id in enumerate("abcde"):
         age(connection, session_id, 7200 - number)
-    batches = list(repository.retention.purge(idle_for=3600, batch_size=1000, dry_run=False))
+    batches = list(repository._tables.retention.purge(idle_for=3600, batch_size=1000, dry_run=False))
     assert [(batch.sessions, batch.messages) for batch in batches] == [(2, 12), (1, 23), (2, 12)]
 
 
@@ -169,7 +169,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WAKERS: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "create_message": lambda repository: repository.create_message("s", "a", message(3, "awake")),
-    "update_and_append": lambda repository: repository.agents.update_and_append(
+    "update_and_append": lambda repository: repository._tables.agents.update_and_append(
         "s", SessionAgent("a", {}, {}), message(3, "awake"), write_id=uuid4()
     ),
     "update_agent": lambda repository: repository.update_agent("s", SessionAgent("a", {"awake": True}, {})),
@@ -191,7 +191,7 @@ def test_session_that_becomes_active_while_its_messages_are_being_deleted_stays(
     fill(repository, "before", "s", "then")
     for session_id in left(connection):
         age(connection, session_id, 7200)
-    reached, go = pause_before(monkeypatch, repository.retention._lock_agents)
+    reached, go = pause_before(monkeypatch, repository._tables.retention._lock_agents)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
@@ -216,7 +216,7 @@ def test_session_that_is_leased_while_its_messages_are_being_deleted_stays(
     fill(repository, "before", "s", "then")
     for session_id in left(connection):
         age(connection, session_id, 7200)
-    reached, go = pause_before(monkeypatch, repository.retention._take_leases)
+    reached, go = pause_before(monkeypatch, repository._tables.retention._take_leases)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
@@ -237,7 +237,7 @@ def test_who_wants_to_hold_a_session_that_is_going_gets_it_when_it_is_gone(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = pause_before(monkeypatch, repository.retention._delete_sessions)
+    reached, go = pause_before(monkeypatch, repository._tables.retention._delete_sessions)
 
     def hold() -> str:
         with other.lease("s", wait=0):
@@ -267,7 +267,7 @@ def test_who_writes_to_a_session_that_is_going_is_told_that_it_is_gone(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = pause_before(monkeypatch, repository.retention._delete_leases)
+    reached, go = pause_before(monkeypatch, repository._tables.retention._delete_leases)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
@@ -314,13 +314,13 @@ def test_purge_that_stands_still_holds_nobody_up_for_long(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = pause_before(monkeypatch, repository.retention._delete_leases)
+    reached, go = pause_before(monkeypatch, repository._tables.retention._delete_leases)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)
         other.create_message("s", "a", message(3, "awake"))
         go.set()
-        assert purge.result(60) == Purged()
+        assert purge.result(60) == PurgeResult()
     assert texts(connection, agent_id="a") == ["hello", "hello", "hello", "awake"]
 
 
@@ -334,7 +334,7 @@ def test_purges_take_turns(
 ) -> None:
     fill(repository, "s")
     age(connection, "s", 7200)
-    reached, go = pause_before(monkeypatch, repository.retention._delete_leases)
+    reached, go = pause_before(monkeypatch, repository._tables.retention._delete_leases)
     waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with ThreadPoolExecutor() as threads:
         first = threads.submit(repository.purge_sessions, idle_for=3600)
@@ -342,7 +342,7 @@ def test_purges_take_turns(
         second = threads.submit(other.purge_sessions, idle_for=3600)
         wait_until(lambda: one(watcher, waiting))
         go.set()
-        assert (first.result(30), second.result(30)) == (EACH, Purged())
+        assert (first.result(30), second.result(30)) == (EACH, PurgeResult())
 
 
 def test_purges_at_once_share_the_work(
@@ -356,7 +356,7 @@ def test_purges_at_once_share_the_work(
     connection.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
     start = threading.Barrier(4)
 
-    def purge(batch_size: int) -> Purged:
+    def purge(batch_size: int) -> PurgeResult:
         with PostgresSessionRepository(dsn, **pool_options) as mine:
             mine.read_session("s")
             start.wait(30)
@@ -364,7 +364,7 @@ def test_purges_at_once_share_the_work(
 
     with ThreadPoolExecutor() as threads:
         shares = list(threads.map(purge, [1, 2, 3, 5]))
-    assert sum(shares, Purged()) == times(24)
+    assert sum(shares, PurgeResult()) == times(24)
     assert left(connection) == []
     assert retries() == []
 
@@ -385,7 +385,7 @@ def test_purges_and_writers_at_once_agree_on_what_is_left(
         mine.create_message(name, "a", message(3, "awake"))
 
     def append_with_state(mine: PostgresSessionRepository, name: str) -> None:
-        mine.agents.update_and_append(name, SessionAgent("b", {}, {}), message(3, "awake"), write_id=uuid4())
+        mine._tables.agents.update_and_append(name, SessionAgent("b", {}, {}), message(3, "awake"), write_id=uuid4())
 
     def hold(mine: PostgresSessionRepository, name: str) -> None:
         with mine.lease(name):
@@ -405,7 +405,7 @@ def test_purges_and_writers_at_once_agree_on_what_is_left(
                 written.add(name)
         return written
 
-    def purge(batch_size: int) -> Purged:
+    def purge(batch_size: int) -> PurgeResult:
         with PostgresSessionRepository(dsn, **pool_options) as mine:
             mine.read_session("s")
             start.wait(30)
@@ -414,7 +414,7 @@ def test_purges_and_writers_at_once_agree_on_what_is_left(
     with ThreadPoolExecutor() as threads:
         purges = [threads.submit(purge, batch_size) for batch_size in (3, 7)]
         writers = [threads.submit(write, act) for act in (append, append_with_state, hold)]
-        purged = sum((each.result(60) for each in purges), Purged())
+        purged = sum((each.result(60) for each in purges), PurgeResult())
         appended, appended_with_state, held = (each.result(60) for each in writers)
 
     survivors = left(connection)
@@ -434,8 +434,8 @@ def test_agent_that_holds_its_session_goes_on_beside_a_purge(
         agent = build(repository)
         agent("one")
         age(connection, "s", 7200)
-        assert other.purge_sessions(idle_for=3600) == Purged()
+        assert other.purge_sessions(idle_for=3600) == PurgeResult()
         agent("two")
     assert texts(connection) == ["one", "ok", "two", "ok"]
     age(connection, "s", 7200)
-    assert other.purge_sessions(idle_for=3600) == Purged(1, 1, 4, 0)
+    assert other.purge_sessions(idle_for=3600) == PurgeResult(1, 1, 4, 0)

@@ -13,7 +13,7 @@ from strands import Agent, tool
 from strands_psycopg import PostgresSessionRepository, PostgresStorage
 from strands_psycopg.scripted_model import ScriptedModel
 from support.agents import LOOK_UP, build, dump, look_up
-from support.storage import needs_storage, pieces, values
+from support.storage import chunks, needs_storage, values
 from support.tables import one, texts
 
 pytestmark = needs_storage
@@ -132,7 +132,7 @@ def test_twenty_agents_share_four_connections(
         assert 0 < max(most) <= CONNECTIONS
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
         assert values(connection) == storage.expected
-        assert (pieces(connection).unused, pieces(connection).released) == (0, 0)
+        assert (chunks(connection).unused, chunks(connection).released) == (0, 0)
         for number in range(AGENTS // 2):
             assert dump(snapshot_agent(storage, number, [["never"]])) == dumps[0][number]
             assert dump(build(repository, f"messages-{number}", tools=[look_up])) == dumps[1][number]

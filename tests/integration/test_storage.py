@@ -59,14 +59,14 @@ def test_a_strands_without_storages_is_told_when_one_is_built() -> None:
 def test_storage_on_a_repository_shares_its_pool_and_leaves_it_open(dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(dsn, **options) as repository:
         with PostgresStorage(repository) as storage:
-            assert storage._database is repository.database
+            assert storage._database is repository._database
             run(storage.write("k", b"1"))
         assert repository.read_session("missing") is None
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"schema": "x"}, {"table_prefix": "x_"}, {"retry_timeout": 1.0}, {"answer_timeout": 1.0}, {"max_size": 3}],
+    [{"schema": "x"}, {"table_prefix": "x_"}, {"retry_timeout": 1.0}, {"response_timeout": 1.0}, {"max_size": 3}],
     ids=str,
 )
 def test_storage_on_a_repository_takes_no_options_for_a_database(options: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ def test_folder_names_count_and_not_the_ids_in_files(repository: PostgresSession
 def test_what_is_not_a_sessions_is_left_alone(repository: PostgresSessionRepository, folder: Path) -> None:
     write_by_strands(folder)
     session = folder / "session_s"
-    for name in ("notes.txt", "session_s/.strands_x.tmp", "session_s/agents/agent_a/messages/.strands_y.tmp"):
+    for name in ("issues.txt", "session_s/.strands_x.tmp", "session_s/agents/agent_a/messages/.strands_y.tmp"):
         (folder / name).write_text("{")
     (session / "agents/agent_a/messages/message_1.json.bak").write_text("{")
     (folder / "other").mkdir()

@@ -13,7 +13,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.errors import BadFileError, TransferError
 from strands_psycopg.scripted_model import ScriptedModel
 from strands_psycopg.transfer import IncompleteTransferError, S3Sessions, TransferResult, import_sessions, session_ids
-from strands_psycopg.transfer.sources import Notes
+from strands_psycopg.transfer.sources import ImportIssues
 from support import agents, transfers
 
 BUCKET = "conversations"
@@ -131,7 +131,7 @@ def test_objects_are_fetched_ahead_but_not_all_at_once(client: Any) -> None:
 
     source = S3Sessions(BUCKET, "p", client=Counting())
     for session in source.sessions():
-        for number, _ in enumerate(session.rows(Notes(skip_bad=False))):
+        for number, _ in enumerate(session.rows(ImportIssues(skip_bad=False))):
             ahead.append(fetched - number)
     assert fetched == 100
     assert max(ahead) <= 22

@@ -20,7 +20,7 @@ from strands_psycopg import PostgresSessionRepository
 
 def start_up(barrier, options):
     with PostgresSessionRepository(sys.argv[1], **options) as repository:
-        repository.database.transact("connecting", lambda cursor: cursor.execute("SELECT 1"))
+        repository._database.transact("connecting", lambda cursor: cursor.execute("SELECT 1"))
         barrier.wait(30)
         repository.ensure_schema()
         assert repository.read_session("s") is None
@@ -79,9 +79,9 @@ def test_who_has_waited_for_another_sees_what_that_one_did(
         PostgresSessionRepository(empty_dsn, table_prefix=prefix, **options) as second,
         psycopg.connect(empty_dsn, autocommit=True) as connection,
     ):
-        migrator = Migrator(second.database)
+        migrator = Migrator(second._database)
         assert migrator.pending() == packaged_migrations()
-        everything, commit = Migrator(first.database).script().rsplit("COMMIT", maxsplit=1)
+        everything, commit = Migrator(first._database).script().rsplit("COMMIT", maxsplit=1)
         connection.execute(everything.encode())
 
         applied = threads.submit(migrator.apply)

@@ -17,8 +17,8 @@ Connection = psycopg.Connection[Any]
 
 def test_the_ledger_says_what_was_applied_and_when(empty_dsn: str) -> None:
     with PostgresSessionRepository(empty_dsn) as repository:
-        assert Migrator(repository.database).apply() == packaged_migrations()
-        assert Migrator(repository.database).apply() == []
+        assert Migrator(repository._database).apply() == packaged_migrations()
+        assert Migrator(repository._database).apply() == []
 
     with psycopg.connect(empty_dsn) as connection:
         ledger = connection.execute("SELECT version, name, checksum FROM strands_migrations ORDER BY version")
@@ -31,7 +31,7 @@ def assert_refused(dsn: str, match: str) -> None:
     before = catalog.layout(dsn)
     with PostgresSessionRepository(dsn) as repository:
         with pytest.raises(SchemaError, match=match):
-            Migrator(repository.database).pending()
+            Migrator(repository._database).pending()
         with pytest.raises(SchemaError, match=match):
             repository.ensure_schema()
     assert catalog.layout(dsn) == before
@@ -82,7 +82,7 @@ def _other_database(dsn: str, encoding: str) -> Iterator[str]:
 def held(dsn: str, empty_dsn: str) -> Iterator[tuple[str, str]]:
     """A migrated and an empty database, in both of which another session holds the migrator's lock."""
     with PostgresSessionRepository(dsn) as repository:
-        script = Migrator(repository.database).script([])
+        script = Migrator(repository._database).script([])
     lock = re.search(r"pg_advisory_xact_lock\(-?\d+\)", script)
     assert lock
     with psycopg.connect(dsn) as one, psycopg.connect(empty_dsn) as two:

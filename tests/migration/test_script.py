@@ -45,7 +45,7 @@ def everything(dsn: str) -> list[str]:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_script_leaves_nothing_pending(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(empty_dsn, **options) as repository:
-        migrator = Migrator(repository.database)
+        migrator = Migrator(repository._database)
         assert migrator.pending() == packaged_migrations()
 
         run(empty_dsn, migrator.script())
@@ -58,7 +58,7 @@ def test_the_script_leaves_nothing_pending(empty_dsn: str, options: dict[str, An
 
 def test_the_script_does_what_apply_does(dsn: str, empty_dsn: str) -> None:
     with PostgresSessionRepository(empty_dsn) as repository:
-        run(empty_dsn, Migrator(repository.database).script())
+        run(empty_dsn, Migrator(repository._database).script())
 
     assert catalog.layout(empty_dsn) == catalog.layout(dsn)
     ledgers = []
@@ -72,7 +72,7 @@ def test_the_script_does_what_apply_does(dsn: str, empty_dsn: str) -> None:
 def test_a_script_that_fails_halfway_leaves_nothing(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(empty_dsn, **options) as repository:
         halfway = Migration(NEXT, "halfway", "ALTER TABLE strands_sessions ADD note text; SELECT 1 / 0;")
-        script = Migrator(repository.database, [*packaged_migrations(), halfway]).script()
+        script = Migrator(repository._database, [*packaged_migrations(), halfway]).script()
     before = everything(empty_dsn)
 
     with pytest.raises(errors.DivisionByZero):
@@ -88,7 +88,7 @@ def test_a_script_that_fails_halfway_leaves_nothing(empty_dsn: str, options: dic
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_script_makes_the_views_that_apply_makes(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(empty_dsn, **options) as repository:
-        run(empty_dsn, Migrator(repository.database).script())
+        run(empty_dsn, Migrator(repository._database).script())
 
     schema, prefix = options.get("schema", "public"), options.get("table_prefix", "strands_")
     assert catalog.views(empty_dsn, schema) == [prefix + name for name in catalog.VIEWS]
@@ -101,7 +101,7 @@ def test_the_script_of_what_is_pending_upgrades(empty_dsn: str, options: dict[st
         agent = agents.build(repository)
         agent("hello")
         note = Migration(NEXT, "note", "ALTER TABLE strands_sessions ADD note text;")
-        migrator = Migrator(repository.database, [*packaged_migrations(), note])
+        migrator = Migrator(repository._database, [*packaged_migrations(), note])
 
         run(empty_dsn, migrator.script(migrator.pending()))
 

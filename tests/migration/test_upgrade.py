@@ -53,7 +53,7 @@ def test_an_upgrade_keeps_the_data(
     dsn: str, repository: PostgresSessionRepository, dump: str, connection: Connection
 ) -> None:
     before = contents(connection)
-    migrator = Migrator(repository.database, [*packaged_migrations(), ADDED])
+    migrator = Migrator(repository._database, [*packaged_migrations(), ADDED])
     assert migrator.pending() == [ADDED]
 
     assert migrator.apply() == [ADDED]
@@ -67,7 +67,7 @@ def test_an_upgrade_keeps_the_data(
     agent("3")
     assert agents.dump(agents.build(repository)) == agents.dump(agent)
     with pytest.raises(SchemaError, match=rf"version {NEXT} \(labels\), newer than this package"):
-        Migrator(repository.database).pending()
+        Migrator(repository._database).pending()
 
 
 def test_an_upgrade_may_change_a_column_that_views_read(
@@ -78,11 +78,11 @@ def test_an_upgrade_may_change_a_column_that_views_read(
     alter = "ALTER TABLE strands_messages ALTER COLUMN created_at TYPE timestamptz(3);\n"
     layout = catalog.layout(dsn)
     with pytest.raises(DatabaseError, match="cannot alter type of a column used by a view"):
-        Migrator(repository.database, [*packaged_migrations(), Migration(NEXT, "times", alter)]).apply()
+        Migrator(repository._database, [*packaged_migrations(), Migration(NEXT, "times", alter)]).apply()
     assert catalog.layout(dsn) == layout
 
     changed = Migration(NEXT, "times", drop + alter + analytics.text)
-    assert Migrator(repository.database, [*packaged_migrations(), changed]).apply() == [changed]
+    assert Migrator(repository._database, [*packaged_migrations(), changed]).apply() == [changed]
 
     assert catalog.views(dsn) == [f"strands_{name}" for name in catalog.VIEWS]
     assert agents.dump(agents.build(repository)) == dump
@@ -96,7 +96,7 @@ def test_an_upgrade_reaches_its_own_schema_and_prefix_alone(
     with PostgresSessionRepository(dsn, schema="office", table_prefix="crm_") as neighbour:
         neighbour.ensure_schema()
 
-        assert Migrator(neighbour.database, [*packaged_migrations(), ADDED]).apply() == [ADDED]
+        assert Migrator(neighbour._database, [*packaged_migrations(), ADDED]).apply() == [ADDED]
 
     assert "crm_labels" in catalog.tables(dsn, "office")
     assert catalog.layout(dsn) == before
@@ -110,7 +110,7 @@ def test_a_failing_upgrade_leaves_everything_as_it_was(
     ledger = connection.execute("SELECT * FROM strands_migrations").fetchall()
 
     with pytest.raises(DatabaseError, match="migrating the schema") as error:
-        Migrator(repository.database, [*packaged_migrations(), ADDED, FAILING]).apply()
+        Migrator(repository._database, [*packaged_migrations(), ADDED, FAILING]).apply()
 
     assert error.value.sqlstate == "22012"
     assert catalog.layout(dsn) == layout
@@ -122,7 +122,7 @@ def test_a_failing_upgrade_leaves_everything_as_it_was(
 
 def test_a_failing_installation_leaves_nothing(empty_dsn: str) -> None:
     with PostgresSessionRepository(empty_dsn, schema="office") as repository, pytest.raises(DatabaseError):
-        Migrator(repository.database, [*packaged_migrations(), ADDED, FAILING]).apply()
+        Migrator(repository._database, [*packaged_migrations(), ADDED, FAILING]).apply()
 
     assert catalog.tables(empty_dsn, "office") == []
     with psycopg.connect(empty_dsn) as connection:

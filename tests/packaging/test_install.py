@@ -20,7 +20,7 @@ from strands_psycopg.migrator import Migrator, packaged_migrations
 
 with postgres() as dsn, PostgresSessionRepository(dsn) as repository:
     repository.ensure_schema()
-    assert Migrator(repository.database).pending() == []
+    assert Migrator(repository._database).pending() == []
     assert repository.read_session("s") is None
 print(strands_psycopg.__file__)
 print(*(f"{each.version:04}_{each.name}.sql" for each in packaged_migrations()))

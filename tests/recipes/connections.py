@@ -20,7 +20,7 @@ def behind_pgbouncer(dsn: str) -> PostgresSessionRepository:
     """PgBouncer, or another pooler, in transaction mode.
 
     From PgBouncer 1.21 on, with its max_prepared_statements above 0, a plain ``PostgresSessionRepository(dsn)`` will
-    do. Its query_wait_timeout should be below answer_timeout, so that a full pooler says so.
+    do. Its query_wait_timeout should be below response_timeout, so that a full pooler says so.
     """
     return PostgresSessionRepository(dsn, kwargs=UNPREPARED)
 

@@ -22,11 +22,11 @@ UNION ALL
 SELECT 'value', key, '' FROM strands_storage AS s
 WHERE position(convert_to(:'text', 'UTF8') IN coalesce(data, (
     SELECT string_agg(p.data, ''::bytea ORDER BY part.number)
-    FROM unnest(s.pieces) WITH ORDINALITY AS part (piece_id, number) JOIN strands_pieces AS p USING (piece_id)
+    FROM unnest(s.chunks) WITH ORDINALITY AS part (chunk_id, number) JOIN strands_chunks AS p USING (chunk_id)
 ))) > 0
 UNION ALL
 -- Left behind by a process that was killed; it goes with the next change of a large value.
-SELECT 'piece', piece_id::text, '' FROM strands_pieces AS p
+SELECT 'chunk', chunk_id::text, '' FROM strands_chunks AS p
 WHERE position(convert_to(:'text', 'UTF8') IN data) > 0
-    AND NOT EXISTS (SELECT FROM strands_storage AS s WHERE s.pieces @> ARRAY[p.piece_id])
+    AND NOT EXISTS (SELECT FROM strands_storage AS s WHERE s.chunks @> ARRAY[p.chunk_id])
 ORDER BY 1, 2, 3;

@@ -2,7 +2,7 @@
 
 While the process stands still, its connections may die: the server restarts, an administrator ends them, a gateway on
 the way forgets them. The next call finds out: what was closed is noticed before it is used, what is silent after
-``answer_timeout``, and the statement is repeated on a new connection, once in effect.
+``response_timeout``, and the statement is repeated on a new connection, once in effect.
 
 Set DATABASE_URL, and let ``strands-psycopg migrate`` make the tables at deploy. With more than some hundred processes
 put a pooler in between (see connections.py).
@@ -21,7 +21,7 @@ repository = PostgresSessionRepository(
     os.environ["DATABASE_URL"],
     min_size=0,  # no connection is made that no call has asked for
     max_size=1,  # a process has one call at a time, and there may be a thousand processes
-    answer_timeout=5,  # seconds; a healthy server answers in milliseconds
+    response_timeout=5,  # seconds; a healthy server answers in milliseconds
     retry_timeout=15,  # seconds; well below the function's own timeout
 )
 new_model = resolve_name(os.environ.get("MODEL", "strands.models:BedrockModel"))

@@ -23,7 +23,7 @@
 --   * No view is granted here. On PostgreSQL 14 views show what their owner sees; those that were made on 15 or newer
 --     show what the one who asks sees, and may be granted.
 --   * Foreign keys and unique indexes are checked past the policies. Keys tell nothing, as they are refused before;
---     but a tenant that writes SQL of its own can find out whether a piece of data that it has is stored by another.
+--     but a tenant that writes SQL of its own can find out whether a chunk of data that it has is stored by another.
 --   * Error messages of the server name tables, never another tenant's rows.
 
 DO $$ BEGIN
@@ -42,8 +42,8 @@ CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql AS 
 CREATE OR REPLACE FUNCTION strands.is_tenants(key text) RETURNS boolean STABLE LANGUAGE sql
 AS $$ SELECT key >= strands.tenant() || '/' AND key < strands.tenant() || '0' $$;
 
--- Pieces of large values are found by hashes, which name no tenant. Those that are there already become their owner's.
-ALTER TABLE strands.strands_pieces ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT strands.tenant();
+-- Chunks of large values are found by hashes, which name no tenant. Those that are there already become their owner's.
+ALTER TABLE strands.strands_chunks ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT strands.tenant();
 
 ALTER TABLE strands.strands_sessions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_agents ENABLE ROW LEVEL SECURITY;
@@ -51,7 +51,7 @@ ALTER TABLE strands.strands_messages ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_multi_agents ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_storage ENABLE ROW LEVEL SECURITY;
-ALTER TABLE strands.strands_pieces ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_chunks ENABLE ROW LEVEL SECURITY;
 
 DROP POLICY IF EXISTS of_tenant ON strands.strands_sessions;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_agents;
@@ -59,7 +59,7 @@ DROP POLICY IF EXISTS of_tenant ON strands.strands_messages;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_multi_agents;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_leases;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_storage;
-DROP POLICY IF EXISTS of_tenant ON strands.strands_pieces;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_chunks;
 
 CREATE POLICY of_tenant ON strands.strands_sessions USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_agents USING (strands.is_tenants(session_id));
@@ -67,11 +67,11 @@ CREATE POLICY of_tenant ON strands.strands_messages USING (strands.is_tenants(se
 CREATE POLICY of_tenant ON strands.strands_multi_agents USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_leases USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_storage USING (strands.is_tenants(key));
-CREATE POLICY of_tenant ON strands.strands_pieces USING (tenant = strands.tenant());
+CREATE POLICY of_tenant ON strands.strands_chunks USING (tenant = strands.tenant());
 
 GRANT USAGE ON SCHEMA strands TO strands_tenants;
 GRANT SELECT ON strands.strands_migrations TO strands_tenants;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     strands.strands_sessions, strands.strands_agents, strands.strands_messages, strands.strands_multi_agents,
-    strands.strands_leases, strands.strands_storage, strands.strands_pieces
+    strands.strands_leases, strands.strands_storage, strands.strands_chunks
 TO strands_tenants;

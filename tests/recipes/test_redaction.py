@@ -117,13 +117,13 @@ def test_copies_are_found_wherever_they_are(repository: PostgresSessionRepositor
 
 
 @needs_storage
-def test_pieces_that_a_killed_process_has_left_are_found_until_they_go(
+def test_chunks_that_a_killed_process_has_left_are_found_until_they_go(
     repository: PostgresSessionRepository, connection: Connection, direct_dsn: str
 ) -> None:
     storage = PostgresStorage(repository)
     asyncio.run(storage.write("large", SECRET.encode() + bytes(20_000)))
-    connection.execute("WITH gone AS (DELETE FROM strands_storage) UPDATE strands_pieces SET released = true")
-    assert [line.split("|")[0] for line in found(direct_dsn)] == ["piece"]
+    connection.execute("WITH gone AS (DELETE FROM strands_storage) UPDATE strands_chunks SET released = true")
+    assert [line.split("|")[0] for line in found(direct_dsn)] == ["chunk"]
 
     asyncio.run(storage.write("other", bytes(20_000)))
     asyncio.run(storage.delete("other"))

@@ -28,8 +28,8 @@ from support.writes import message
 
 RECIPE = Path(__file__).with_name("row_level_security.sql")
 
-TABLES = ("sessions", "agents", "messages", "multi_agents", "leases", "storage", "pieces")
-KEYS = {"storage": "key", "pieces": "tenant || '/'"}
+TABLES = ("sessions", "agents", "messages", "multi_agents", "leases", "storage", "chunks")
+KEYS = {"storage": "key", "chunks": "tenant || '/'"}
 BY_SETTING = """
     CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql
     AS $$ SELECT current_setting('app.tenant') $$
@@ -166,7 +166,7 @@ def test_a_tenant_can_find_out_whether_another_stores_a_piece_that_it_has_too(te
     fill(tenants.globex, "globex")
     prying = PostgresStorage(tenants.acme, prefix="globex")
 
-    assert '"strands_pieces"' in refused(lambda: asyncio.run(prying.write("pry", b"globex" * 10_000)))
+    assert '"strands_chunks"' in refused(lambda: asyncio.run(prying.write("pry", b"globex" * 10_000)))
     assert '"strands_storage"' in refused(lambda: asyncio.run(prying.write("pry", b"acme" * 10_000)))
 
 

@@ -5,8 +5,8 @@
 ``strands-psycopg migrate`` makes the tables once, at deploy: a worker that did it would not start while the database
 is away. The session is in the path here; let the caller's login decide which ones it may name.
 
-POST /sessions/ID/turns takes {"prompt": "..."} and streams server-sent events: ``text`` for each piece of the answer,
-then ``done`` when all of the turn is stored, or ``error``. What fails before the first piece is an HTTP status; those
+POST /sessions/ID/turns takes {"prompt": "..."} and streams server-sent events: ``text`` for each chunk of the answer,
+then ``done`` when all of the turn is stored, or ``error``. What fails before the first chunk is an HTTP status; those
 with Retry-After may be sent again. A client that was cut off asks GET /sessions/ID what is stored.
 """
 

@@ -17,22 +17,22 @@ Connection = psycopg.Connection[Any]
 
 _PIECES = """
     SELECT count(*), coalesce(sum(length(data)), 0), count(*) FILTER (
-        WHERE NOT EXISTS (SELECT FROM strands_storage AS s WHERE p.piece_id = ANY(s.pieces))
+        WHERE NOT EXISTS (SELECT FROM strands_storage AS s WHERE p.chunk_id = ANY(s.chunks))
     ), count(*) FILTER (WHERE released)
-    FROM strands_pieces AS p
+    FROM strands_chunks AS p
 """
 
 _VALUES = """
     SELECT key, coalesce(data, (
         SELECT string_agg(p.data, '' ORDER BY number)
-        FROM unnest(pieces) WITH ORDINALITY AS part (piece_id, number) JOIN strands_pieces AS p USING (piece_id)
+        FROM unnest(chunks) WITH ORDINALITY AS part (chunk_id, number) JOIN strands_chunks AS p USING (chunk_id)
     ))
     FROM strands_storage
 """
 
 
-class Pieces(NamedTuple):
-    """What is in the table of pieces.
+class Chunks(NamedTuple):
+    """What is in the table of chunks.
 
     Attributes:
         number: How many.
@@ -47,12 +47,12 @@ class Pieces(NamedTuple):
     released: int
 
 
-NONE = Pieces(0, 0, 0, 0)
+NONE = Chunks(0, 0, 0, 0)
 
 
-def pieces(connection: Connection) -> Pieces:
-    """Read the table of pieces."""
-    return Pieces(*(int(number) for number in connection.execute(_PIECES).fetchall()[0]))
+def chunks(connection: Connection) -> Chunks:
+    """Read the table of chunks."""
+    return Chunks(*(int(number) for number in connection.execute(_PIECES).fetchall()[0]))
 
 
 def values(connection: Connection) -> dict[str, bytes]:

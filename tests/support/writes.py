@@ -63,25 +63,25 @@ def _create_message(repository: PostgresSessionRepository, session_id: str) -> N
 
 def _create_multi_agent(repository: PostgresSessionRepository, session_id: str) -> None:
     _create_session(repository, session_id)
-    repository.multi_agents.create(session_id, "m", {"step": 0}, write_id=uuid4())
+    repository._tables.multi_agents.create(session_id, "m", {"step": 0}, write_id=uuid4())
 
 
 def _update_and_append(repository: PostgresSessionRepository, session_id: str, index: int, mood: str) -> None:
-    seen = repository.agents.read(session_id, "a")
+    seen = repository._tables.agents.read(session_id, "a")
     assert seen is not None
-    repository.agents.update_and_append(
+    repository._tables.agents.update_and_append(
         session_id, agent(mood), message(index, mood), write_id=uuid4(), expected=seen.write_id
     )
 
 
 def _update_multi_agent(repository: PostgresSessionRepository, session_id: str, step: int) -> None:
-    repository.multi_agents.update(session_id, "m", {"step": step}, write_id=uuid4())
+    repository._tables.multi_agents.update(session_id, "m", {"step": step}, write_id=uuid4())
 
 
 def _leave(repository: PostgresSessionRepository, session_id: str) -> None:
-    lease = repository.leases.current(session_id)
+    lease = repository._tables.leases.current(session_id)
     assert lease is not None
-    repository.leases.leave(lease)
+    repository._tables.leases.leave(lease)
 
 
 def _enter(repository: PostgresSessionRepository, session_id: str) -> None:
@@ -128,7 +128,9 @@ WRITES = [
     Write(
         "create_multi_agent",
         _create_session,
-        lambda repository, session_id: repository.multi_agents.create(session_id, "m", {"step": 1}, write_id=uuid4()),
+        lambda repository, session_id: repository._tables.multi_agents.create(
+            session_id, "m", {"step": 1}, write_id=uuid4()
+        ),
         lambda repository, session_id: _update_multi_agent(repository, session_id, 2),
     ),
     Write(

@@ -15,8 +15,8 @@ from strands_psycopg.report import (
     Latency,
     Statistics,
     ToolFigures,
+    formatting,
     read_statistics,
-    words,
     write_report,
 )
 
@@ -74,7 +74,7 @@ def _stats(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     with repository_of(arguments) as repository, output.progress("reading messages", QUERIES + 1) as progress:
         statistics = write_report(repository, arguments.html, days=arguments.days, progress=progress)
-    print(f"wrote {printable(arguments.html)}: {words.count(statistics.total.messages)} messages")
+    print(f"wrote {printable(arguments.html)}: {formatting.count(statistics.total.messages)} messages")
     return 0
 
 
@@ -84,7 +84,7 @@ def _iso(value: date | datetime) -> str:
 
 def _describe(statistics: Statistics) -> None:
     total = statistics.total
-    failed = words.share(total.tool_failures, total.tool_calls)
+    failed = formatting.share(total.tool_failures, total.tool_calls)
     print(f"time      {statistics.since or 'all'} to {statistics.until}, days in UTC")
     print(f"sessions  {statistics.sessions:,}, {total.turns:,} turns, {total.messages:,} messages")
     print(f"tokens    {total.input_tokens:,} in, {total.output_tokens:,} out, {total.cache_read_tokens:,} from cache")
@@ -123,21 +123,21 @@ def _counts(sessions: int | None, figures: Figures) -> list[str]:
         figures.input_tokens,
         figures.output_tokens,
     )
-    return [words.count(each) for each in counts if each is not None]
+    return [formatting.count(each) for each in counts if each is not None]
 
 
 def _of_tool(tool: ToolFigures) -> list[str]:
     times = tool.latency and (tool.latency.median, tool.latency.p95, tool.latency.longest)
     return [
-        *map(words.count, (tool.calls, tool.failures, tool.unanswered)),
-        *(map(words.duration, times) if times else ("", "", "")),
+        *map(formatting.count, (tool.calls, tool.failures, tool.unanswered)),
+        *(map(formatting.duration, times) if times else ("", "", "")),
     ]
 
 
 def _latency(latency: Latency | None) -> str:
     if latency is None:
         return "no times"
-    return f"{words.duration(latency.median)} median, 95 % within {words.duration(latency.p95)}"
+    return f"{formatting.duration(latency.median)} median, 95 % within {formatting.duration(latency.p95)}"
 
 
 def _name(name: str | None) -> str:

@@ -7,6 +7,7 @@ import json
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, dsn_of, repository_of
 from strands_psycopg.migrator import Migrator
+from strands_psycopg.repository import session_tables
 from strands_psycopg.repository.status import Status, TableStatus
 
 
@@ -43,7 +44,7 @@ def add_to(commands: Commands) -> None:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     with repository_of(arguments) as repository:
-        migrator = Migrator(repository.database)
+        migrator = Migrator(session_tables(repository).database)
         if arguments.sql:
             if dsn_of(arguments) is None:
                 print(migrator.script(), end="")

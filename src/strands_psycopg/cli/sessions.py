@@ -8,7 +8,8 @@ import sys
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, duration, id_of_session, moment, repository_of
 from strands_psycopg.printable import printable
-from strands_psycopg.repository.retention import Purged
+from strands_psycopg.repository import session_tables
+from strands_psycopg.repository.retention import PurgeResult
 
 
 def add_to(commands: Commands) -> None:
@@ -110,14 +111,14 @@ def _fork(arguments: argparse.Namespace) -> int:
 
 def _purge(arguments: argparse.Namespace) -> int:
     options = {"idle_for": arguments.idle_for, "batch_size": arguments.batch_size}
-    purged = Purged()
+    purged = PurgeResult()
     with repository_of(arguments) as repository:
         total = None
         if not arguments.dry_run and sys.stderr.isatty():
             total = repository.purge_sessions(**options, dry_run=True).sessions
         label = "counting" if arguments.dry_run else "purging"
         with output.progress(label, total) as advance:
-            for batch in repository.retention.purge(**options, dry_run=arguments.dry_run):
+            for batch in session_tables(repository).retention.purge(**options, dry_run=arguments.dry_run):
                 purged += batch
                 advance(batch.sessions)
     if arguments.json:

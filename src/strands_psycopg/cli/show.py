@@ -12,7 +12,7 @@ from strands_psycopg.cli import output, transcript
 from strands_psycopg.cli.options import TABLES, Commands, id_of_session, repository_of
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
-from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.listing import AgentSummary, SessionSummary
 
 # How many messages are in memory at once.
@@ -39,7 +39,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.last is not None and arguments.last < 0:
         raise ValueError(f"--last must be 0 or more, not {arguments.last}")
     with repository_of(arguments) as repository:
-        session = repository.listing.read(arguments.session)
+        session = session_tables(repository).listing.read(arguments.session)
         if session is None:
             raise SessionNotFoundError(f"showing session {arguments.session!r}: it does not exist")
         agents = repository.list_agents(arguments.session)

@@ -78,12 +78,12 @@ def _add_import(commands: Commands) -> None:
         "AWS_ENDPOINT_URL_S3, ...) say how to reach it",
     )
     source.add_argument(
-        "--peer-dsn",
-        metavar="DSN",
-        help="the database with the tables of strands-postgresql-session-manager 0.1 or 0.2",
+        "--tables-of",
+        choices=["strands-postgresql-session-manager"],
+        help="the tables of another package, in its versions 0.1 and 0.2",
     )
-    source.add_argument("--peer", action="store_true", help="such tables in the same database")
-    import_.add_argument("--peer-schema", metavar="NAME", help="the schema of such tables (public)")
+    import_.add_argument("--tables-dsn", metavar="DSN", help="the database of such tables (the same one)")
+    import_.add_argument("--tables-schema", metavar="NAME", help="the schema of such tables (public)")
     import_.add_argument(
         "--skip-bad",
         action="store_true",
@@ -204,8 +204,8 @@ def _written(name: str) -> Iterator[IO[str]]:
 def _import(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.lines is not None and arguments.skip_bad:
         parser.error("--skip-bad is not for --from")
-    if arguments.peer_schema is not None and not arguments.peer and arguments.peer_dsn is None:
-        parser.error("--peer-schema needs --peer-dsn or --peer")
+    if arguments.tables_of is None and (arguments.tables_dsn or arguments.tables_schema) is not None:
+        parser.error("--tables-dsn and --tables-schema need --tables-of")
     with (
         repository_of(arguments) as repository,
         _source(arguments) as source,
@@ -233,9 +233,10 @@ def _source(arguments: argparse.Namespace) -> Iterator[Source]:
             raise ValueError(f"--s3 must be s3://BUCKET or s3://BUCKET/PREFIX, not {arguments.s3!r}")
         yield transfer.S3Sessions(address.netloc, address.path)
     else:
-        dsn = dsn_of(arguments) or "" if arguments.peer else arguments.peer_dsn
-        peer = transfer.PeerSessions(dsn, schema=arguments.peer_schema, retry_timeout=options.RETRY_TIMEOUT)
-        with peer as source:
+        dsn = arguments.tables_dsn or dsn_of(arguments) or ""
+        with transfer.PostgresqlSessionManagerTables(
+            dsn, schema=arguments.tables_schema, retry_timeout=options.RETRY_TIMEOUT
+        ) as source:
             yield source
 
 

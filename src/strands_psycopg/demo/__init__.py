@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 
 from strands_psycopg.demo.conversation import HALF_REPLY, AgentProcess
 from strands_psycopg.errors import EmbeddedPostgresError
-from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository import PostgresSessionRepository, session_tables
 
 # In a database of the user's, everything is in a schema that the demo shares with nobody.
 SCHEMA = "strands_demo"
@@ -113,7 +113,9 @@ def _tell(dsn: str, schema: str | None) -> bool:
 
         _step(5, "It is all in PostgreSQL, where SQL can ask for it:")
         for query in _queries("strands_messages" if schema is None else f"{schema}.strands_messages", session_id):
-            _print_table(query, *repository.database.transact("looking at the messages", partial(_look, query)))
+            _print_table(
+                query, *session_tables(repository).database.transact("looking at the messages", partial(_look, query))
+            )
         _say(
             "JSONB sorts keys and cannot hold NUL bytes. The column message_exact keeps what it would lose, and is "
             "NULL where it loses nothing.",

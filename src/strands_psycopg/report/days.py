@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
-from strands_psycopg.report import words
+from strands_psycopg.report import formatting
 from strands_psycopg.report.drawing import Json, Plot, draw, told_over
 from strands_psycopg.report.statistics import DayFigures, Statistics
 
@@ -23,7 +23,7 @@ def plots(statistics: Statistics) -> Iterable[Plot]:
     total = statistics.total
     yield _plot(
         "Messages per day",
-        f"{words.count(total.messages)} messages, of which {words.count(total.turns)} begin a turn.",
+        f"{formatting.count(total.messages)} messages, of which {formatting.count(total.turns)} begin a turn.",
         statistics,
         [
             ("messages", "var(--pale)", lambda day: day.messages),
@@ -33,13 +33,13 @@ def plots(statistics: Statistics) -> Iterable[Plot]:
     )
     yield _plot(
         "Active sessions per day",
-        f"{words.count(statistics.sessions)} sessions in all.",
+        f"{formatting.count(statistics.sessions)} sessions in all.",
         statistics,
         [("sessions", "var(--blue)", lambda day: day.sessions)],
     )
     yield _plot(
         "Tokens per day",
-        f"{words.short(total.input_tokens)} tokens in, {words.short(total.output_tokens)} out.",
+        f"{formatting.short(total.input_tokens)} tokens in, {formatting.short(total.output_tokens)} out.",
         statistics,
         [
             ("in and out", "var(--pale)", lambda day: day.input_tokens + day.output_tokens),
@@ -48,7 +48,7 @@ def plots(statistics: Statistics) -> Iterable[Plot]:
     )
     yield _plot(
         "Tool calls per day",
-        f"{words.count(total.tool_calls)} calls, {words.count(total.tool_failures)} failures.",
+        f"{formatting.count(total.tool_calls)} calls, {formatting.count(total.tool_failures)} failures.",
         statistics,
         [
             ("calls", "var(--pale)", lambda day: day.tool_calls),
@@ -107,10 +107,12 @@ def _values(statistics: Statistics, counts: Sequence[tuple[str, Count]]) -> list
         days = [by_day[day] for day in range(number, number + step) if day in by_day]
         means = [sum(map(count, days)) / step for _, count in counts]
         begin = start + timedelta(days=number - first)
-        parts = ", ".join(f"{words.count(round(mean))} {name}" for mean, (name, _) in zip(means, counts, strict=True))
-        when = words.day(begin)
+        parts = ", ".join(
+            f"{formatting.count(round(mean))} {name}" for mean, (name, _) in zip(means, counts, strict=True)
+        )
+        when = formatting.day(begin)
         if step > 1:
-            when = f"{when} to {words.day(begin + timedelta(days=step - 1))}, per day"
+            when = f"{when} to {formatting.day(begin + timedelta(days=step - 1))}, per day"
         values.append(
             {
                 "from": begin.isoformat(),

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from strands_psycopg.printable import printable
-from strands_psycopg.report import days, rows, words
+from strands_psycopg.report import days, formatting, rows
 from strands_psycopg.report.statistics import Statistics
 
 
@@ -22,14 +22,14 @@ def render(statistics: Statistics) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        count=words.count,
-        short=words.short,
-        duration=words.duration,
-        day=words.day,
-        moment=words.moment,
+        count=formatting.count,
+        short=formatting.short,
+        duration=formatting.duration,
+        day=formatting.day,
+        moment=formatting.moment,
         printable=printable,
     )
-    environment.globals["share"] = words.share
+    environment.globals["share"] = formatting.share
     style, script = _part("page.css"), _part("page.js")
     return environment.from_string(_part("page.html")).render(
         figures=statistics,

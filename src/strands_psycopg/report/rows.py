@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from strands_psycopg.printable import printable
-from strands_psycopg.report import words
+from strands_psycopg.report import formatting
 from strands_psycopg.report.drawing import Json, Plot, draw, told_over
 from strands_psycopg.report.statistics import Statistics
 
@@ -54,9 +54,10 @@ def _tool_use(statistics: Statistics) -> Plot:
             "calls": tool.calls,
             "failed": tool.failures,
             "failed_or_unanswered": tool.failures + tool.unanswered,
-            "label": f"{words.short(tool.calls)}, {words.share(tool.failures, tool.calls)} failed",
-            "told": f"{_name(tool.name)}: {words.count(tool.calls)} calls, {words.count(tool.failures)} failed "
-            f"({words.share(tool.failures, tool.calls)}), {words.count(tool.unanswered)} without a result",
+            "label": f"{formatting.short(tool.calls)}, {formatting.share(tool.failures, tool.calls)} failed",
+            "told": f"{_name(tool.name)}: {formatting.count(tool.calls)} calls, "
+            f"{formatting.count(tool.failures)} failed ({formatting.share(tool.failures, tool.calls)}), "
+            f"{formatting.count(tool.unanswered)} without a result",
         }
         for tool in statistics.tools[:_MOST]
     ]
@@ -71,10 +72,10 @@ def _longest(statistics: Statistics) -> Plot:
             "name": _name(session.session_id),
             "messages": session.messages,
             "turns": session.turns,
-            "label": words.count(session.messages),
-            "told": f"{_name(session.session_id)}: {words.count(session.messages)} messages, "
-            f"{words.count(session.turns)} beginning a turn, "
-            f"over {words.duration((session.last_active_at - session.first_active_at).total_seconds())}",
+            "label": formatting.count(session.messages),
+            "told": f"{_name(session.session_id)}: {formatting.count(session.messages)} messages, "
+            f"{formatting.count(session.turns)} beginning a turn, "
+            f"over {formatting.duration((session.last_active_at - session.first_active_at).total_seconds())}",
         }
         for session in statistics.longest[:_MOST]
         if session.messages
@@ -95,9 +96,9 @@ def _latency(statistics: Statistics) -> Plot:
             "name": name,
             "median": max(latency.median, _SHORTEST),
             "p95": max(latency.p95, _SHORTEST),
-            "label": f"{words.duration(latency.median)}, {words.duration(latency.p95)}",
-            "told": f"{name}: half within {words.duration(latency.median)}, 95 % within "
-            f"{words.duration(latency.p95)}, the longest took {words.duration(latency.longest)}",
+            "label": f"{formatting.duration(latency.median)}, {formatting.duration(latency.p95)}",
+            "told": f"{name}: half within {formatting.duration(latency.median)}, 95 % within "
+            f"{formatting.duration(latency.p95)}, the longest took {formatting.duration(latency.longest)}",
         }
         for name, latency in named
         if latency is not None

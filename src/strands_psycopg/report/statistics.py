@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository import PostgresSessionRepository, session_tables
 
 # Models call tools that do not exist, by any name.
 _MOST_TOOLS = 1000
@@ -216,7 +216,7 @@ def read_statistics(
         raise ValueError(f"days must be 1 or more, not {days}")
     if longest < 0:
         raise ValueError(f"longest must be 0 or more, not {longest}")
-    database = repository.database
+    database = session_tables(repository).database
     totals, each_day, each_tool, each_session = map(database.statement, (_TOTALS, _DAYS, _TOOLS, _LONGEST))
 
     def read(cursor: Cursor[TupleRow]) -> Statistics:
@@ -264,7 +264,7 @@ def read_statistics(
             longest=of_sessions,
         )
 
-    return database.transact("reading the statistics", read, answer_timeout=float("inf"))
+    return database.transact("reading the statistics", read, response_timeout=float("inf"))
 
 
 def _figures(counts: Sequence[Any]) -> dict[str, int]:

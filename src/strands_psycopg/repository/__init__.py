@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
@@ -17,18 +17,13 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 from typing_extensions import Self
 
 from strands_psycopg.database import Database
-from strands_psycopg.lease import Lease, Leases
+from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
-from strands_psycopg.repository.agents import Agents
-from strands_psycopg.repository.conversations import Conversations
-from strands_psycopg.repository.copies import Copies
 from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.repository.listing import AgentSummary, Listing, SessionPage, SessionSummary
-from strands_psycopg.repository.messages import Messages
-from strands_psycopg.repository.multi_agents import MultiAgents
-from strands_psycopg.repository.retention import Purged, Retention
-from strands_psycopg.repository.sessions import Sessions
+from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
+from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, read_status
+from strands_psycopg.repository.tables import SessionTables
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -52,22 +47,13 @@ class PostgresSessionRepository(SessionRepository):
         schema: The schema of the tables; ``public`` if None.
         table_prefix: What the name of every table begins with.
         retry_timeout: For how many seconds a statement is tried again while the database is away.
-        answer_timeout: After how many seconds without an answer a connection counts as lost.
+        response_timeout: After how many seconds without an answer a connection counts as lost.
         **pool_options: Arguments for ``ConnectionPool`` by its own names; ``min_size`` is 1 and ``max_size`` 10
             unless given.
 
     Raises:
         TypeError: ``conninfo`` is of a wrong type, or a caller's pool comes with pool options.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
-
-    Attributes:
-        database: What the statements run on; for other objects that share the pool.
-        leases: The leases that this process holds.
-        sessions: The rows of sessions, as are ``agents``, ``messages`` and ``multi_agents`` theirs: for writers
-            that keep write ids, such as ``PostgresSessionManager``.
-        listing: What there is of all these, without their contents.
-        retention: ``purge_sessions`` batch by batch, for callers that show how far it is.
-        conversations: Agents with their messages.
     """
 
     def __init__(
@@ -77,26 +63,18 @@ class PostgresSessionRepository(SessionRepository):
         schema: str | None = None,
         table_prefix: str = "strands_",
         retry_timeout: float = 30.0,
-        answer_timeout: float = 30.0,
+        response_timeout: float = 30.0,
         **pool_options: Any,
     ) -> None:
-        self.database = Database(
+        self._database = Database(
             conninfo,
             schema=schema,
             table_prefix=table_prefix,
             retry_timeout=retry_timeout,
-            answer_timeout=answer_timeout,
+            response_timeout=response_timeout,
             pool_options=pool_options,
         )
-        self.leases = Leases(self.database)
-        self.sessions = Sessions(self.database)
-        self.messages = Messages(self.database)
-        self.agents = Agents(self.database)
-        self.conversations = Conversations(self.database)
-        self.multi_agents = MultiAgents(self.database)
-        self.listing = Listing(self.database)
-        self.retention = Retention(self.database)
-        self._copies = Copies(self.database, self.sessions, self.listing)
+        self._tables = SessionTables(self._database)
 
     def ensure_schema(self) -> None:
         """Create or upgrade the tables; any number of processes may do so at once.
@@ -107,19 +85,19 @@ class PostgresSessionRepository(SessionRepository):
             SchemaError: The database is newer than this package, was migrated with other files, or holds tables of
                 these names that are not this package's.
         """
-        Migrator(self.database).apply()
+        Migrator(self._database).apply()
 
     def status(self) -> Status:
         """Tell which server this is, which version its tables have and how much is in them.
 
         Tables that are missing, or not this package's, are no error here: the answer says so.
         """
-        return read_status(self.database)
+        return read_status(self._database)
 
     def close(self) -> None:
         """Free the sessions that are held, and close the pool unless it is the caller's."""
-        self.leases.close()
-        self.database.close()
+        self._tables.leases.close()
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +127,7 @@ class PostgresSessionRepository(SessionRepository):
             raise ValueError(f"wait must be 0 or more seconds, not {wait}")
         if not 0 < ttl <= _LONGEST_TTL:
             raise ValueError(f"ttl must be more than 0 and at most {_LONGEST_TTL} seconds, not {ttl}")
-        return Lease(self.leases, session_id, wait=wait, ttl=ttl)
+        return Lease(self._tables.leases, session_id, wait=wait, ttl=ttl)
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
         """Store a new session; set its times and give it back.
@@ -157,12 +135,12 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionExistsError: It already exists.
         """
-        self.sessions.create(session, write_id=uuid4(), term=self.leases.term(session.session_id))
+        self._tables.sessions.create(session, write_id=uuid4(), term=self._term(session.session_id))
         return session
 
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Give a session, or None if it does not exist."""
-        return self.sessions.read(session_id)
+        return self._tables.sessions.read(session_id)
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with its agents, messages and multi-agents.
@@ -170,7 +148,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.sessions.delete(session_id, term=self.leases.term(session_id))
+        self._tables.sessions.delete(session_id, term=self._term(session_id))
 
     def list_sessions(
         self,
@@ -194,7 +172,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             ValueError: An argument is out of range, or ``before`` is not what a page gave.
         """
-        return self.listing.sessions(limit=limit, before=before, active_since=active_since, prefix=prefix)
+        return self._tables.listing.sessions(limit=limit, before=before, active_since=active_since, prefix=prefix)
 
     def fork_session(
         self, session_id: str, new_session_id: str, *, agent_id: str | None = None, until: int | None = None
@@ -224,16 +202,18 @@ class PostgresSessionRepository(SessionRepository):
             SessionNotFoundError: The session or agent does not exist.
             LeaseLostError: Another holder has taken over the new session.
         """
-        return self._copies.fork(
+        return self._tables.forker.fork(
             session_id,
             new_session_id,
             agent_id=agent_id,
             until=until,
             write_id=uuid4(),
-            term=self.leases.term(new_session_id),
+            term=self._term(new_session_id),
         )
 
-    def purge_sessions(self, *, idle_for: timedelta | float, batch_size: int = 1000, dry_run: bool = False) -> Purged:
+    def purge_sessions(
+        self, *, idle_for: timedelta | float, batch_size: int = 1000, dry_run: bool = False
+    ) -> PurgeResult:
         """Delete the sessions that nobody has written for some time, batch by batch, and give what was deleted.
 
         Sessions that someone holds a lease on are left alone, and so are those that become active meanwhile. Any
@@ -249,7 +229,9 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             ValueError: ``idle_for`` or ``batch_size`` is out of range.
         """
-        return sum(self.retention.purge(idle_for=idle_for, batch_size=batch_size, dry_run=dry_run), Purged())
+        return sum(
+            self._tables.retention.purge(idle_for=idle_for, batch_size=batch_size, dry_run=dry_run), PurgeResult()
+        )
 
     def list_agents(self, session_id: str) -> list[AgentSummary]:
         """Give a session's agents with the number of their messages, oldest first.
@@ -257,7 +239,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        return self.listing.agents(session_id)
+        return self._tables.listing.agents(session_id)
 
     def delete_agent(self, session_id: str, agent_id: str) -> None:
         """Delete an agent and its messages.
@@ -265,7 +247,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.agents.delete(session_id, agent_id, term=self.leases.term(session_id))
+        self._tables.agents.delete(session_id, agent_id, term=self._term(session_id))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent and set its times.
@@ -274,11 +256,11 @@ class PostgresSessionRepository(SessionRepository):
             SessionExistsError: It already exists.
             SessionNotFoundError: The session does not exist.
         """
-        self.agents.create(session_id, session_agent, write_id=uuid4(), term=self.leases.term(session_id))
+        self._tables.agents.create(session_id, session_agent, write_id=uuid4(), term=self._term(session_id))
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Give an agent, or None if it does not exist."""
-        stored = self.agents.read(session_id, agent_id)
+        stored = self._tables.agents.read(session_id, agent_id)
         return None if stored is None else stored.agent
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
@@ -287,7 +269,7 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.agents.update(session_id, session_agent, write_id=uuid4(), term=self.leases.term(session_id))
+        self._tables.agents.update(session_id, session_agent, write_id=uuid4(), term=self._term(session_id))
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store the next message of an agent and set its times.
@@ -296,11 +278,13 @@ class PostgresSessionRepository(SessionRepository):
             SessionConflictError: A message with its index already exists, or its index is not the next.
             SessionNotFoundError: The agent does not exist.
         """
-        self.messages.append(session_id, agent_id, session_message, write_id=uuid4(), term=self.leases.term(session_id))
+        self._tables.messages.append(
+            session_id, agent_id, session_message, write_id=uuid4(), term=self._term(session_id)
+        )
 
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
         """Give a message, or None if it does not exist."""
-        return self.messages.read(session_id, agent_id, message_id)
+        return self._tables.messages.read(session_id, agent_id, message_id)
 
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Store a message's present content together with what it is redacted to, and set its times.
@@ -308,7 +292,9 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.messages.update(session_id, agent_id, session_message, write_id=uuid4(), term=self.leases.term(session_id))
+        self._tables.messages.update(
+            session_id, agent_id, session_message, write_id=uuid4(), term=self._term(session_id)
+        )
 
     def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
@@ -326,7 +312,7 @@ class PostgresSessionRepository(SessionRepository):
             SessionNotFoundError: The agent does not exist.
             ValueError: ``limit`` or ``offset`` is negative.
         """
-        return self.messages.list(session_id, agent_id, limit=limit, offset=offset)
+        return self._tables.messages.list(session_id, agent_id, limit=limit, offset=offset)
 
     def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
         """Store a new multi-agent's state.
@@ -335,17 +321,17 @@ class PostgresSessionRepository(SessionRepository):
             SessionExistsError: It already exists.
             SessionNotFoundError: The session does not exist.
         """
-        self.multi_agents.create(
+        self._tables.multi_agents.create(
             session_id,
             multi_agent.id,
             multi_agent.serialize_state(),
             write_id=uuid4(),
-            term=self.leases.term(session_id),
+            term=self._term(session_id),
         )
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Give a multi-agent's state, or None if it does not exist."""
-        stored = self.multi_agents.read(session_id, multi_agent_id)
+        stored = self._tables.multi_agents.read(session_id, multi_agent_id)
         return None if stored is None else stored.state
 
     def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
@@ -354,10 +340,18 @@ class PostgresSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: It does not exist.
         """
-        self.multi_agents.update(
+        self._tables.multi_agents.update(
             session_id,
             multi_agent.id,
             multi_agent.serialize_state(),
             write_id=uuid4(),
-            term=self.leases.term(session_id),
+            term=self._term(session_id),
         )
+
+    def _term(self, session_id: str) -> UUID | None:
+        return self._tables.leases.term(session_id)
+
+
+def session_tables(repository: PostgresSessionRepository) -> SessionTables:
+    """Return the tables of a repository, for modules of this package that need more than its methods offer."""
+    return repository._tables

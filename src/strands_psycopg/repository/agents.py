@@ -70,7 +70,7 @@ _DELETE = """
 """
 
 
-class Documents(NamedTuple):
+class EncodedAgent(NamedTuple):
     """What is kept of an agent, each as its JSONB and its exact text."""
 
     state: tuple[str, str | None]
@@ -78,7 +78,7 @@ class Documents(NamedTuple):
     internal_state: tuple[str, str | None]
 
     @classmethod
-    def of(cls, agent: SessionAgent) -> "Documents":
+    def of(cls, agent: SessionAgent) -> "EncodedAgent":
         """Encode an agent's documents; equal ones are stored alike."""
         return cls(encode(agent.state), encode(agent.conversation_manager_state), encode(agent._internal_state))
 
@@ -138,7 +138,7 @@ class Agents:
             SessionNotFoundError: The session does not exist.
         """
         row = _agent_row(session_id, agent, write_id, term)
-        doing = f"creating agent {agent.agent_id!r} in session {session_id!r}"
+        operation = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
             message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
 
@@ -149,13 +149,13 @@ class Agents:
                     self._messages.append_many(cursor, message_rows)
                 return created
 
-            rows = self._database.transact(doing, store)
+            rows = self._database.transact(operation, store)
         else:
-            rows = self._database.write(doing, self._create, row).rows
+            rows = self._database.write(operation, self._create, row).rows
         allowed_at, created_at, _ = rows[0]
-        check_lease(allowed_at, doing, session_id)
+        check_lease(allowed_at, operation, session_id)
         if created_at is None:
-            raise SessionExistsError(f"{doing}: the agent already exists; read it instead")
+            raise SessionExistsError(f"{operation}: the agent already exists; read it instead")
         agent.created_at = agent.updated_at = created_at
         for message in messages:
             message.created_at = message.updated_at = created_at
@@ -170,7 +170,7 @@ class Agents:
         self,
         session_id: str,
         agent: SessionAgent,
-        documents: Documents | None = None,
+        documents: EncodedAgent | None = None,
         *,
         write_id: UUID,
         expected: UUID | None = None,
@@ -191,14 +191,14 @@ class Agents:
             SessionConflictError: Another write came after the expected one.
             SessionNotFoundError: There is no such agent.
         """
-        doing = f"updating agent {agent.agent_id!r} of session {session_id!r}"
+        operation = f"updating agent {agent.agent_id!r} of session {session_id!r}"
         row = {**_agent_row(session_id, agent, write_id, term, documents), "expected": expected}
-        allowed_at, exists, created_at, updated_at = self._database.write(doing, self._update, row).rows[0]
-        check_lease(allowed_at, doing, session_id)
+        allowed_at, exists, created_at, updated_at = self._database.write(operation, self._update, row).rows[0]
+        check_lease(allowed_at, operation, session_id)
         if not exists:
-            raise SessionNotFoundError(f"{doing}: the agent does not exist")
+            raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if created_at is None:
-            raise _overtaken(doing, session_id, agent.agent_id)
+            raise _overtaken(operation, session_id, agent.agent_id)
         agent.created_at, agent.updated_at = created_at, updated_at or created_at
 
     def update_and_append(
@@ -206,7 +206,7 @@ class Agents:
         session_id: str,
         agent: SessionAgent,
         message: SessionMessage,
-        documents: Documents | None = None,
+        documents: EncodedAgent | None = None,
         *,
         write_id: UUID,
         expected: UUID | None = None,
@@ -229,21 +229,23 @@ class Agents:
                 another write, or is not the next.
             SessionNotFoundError: There is no such agent.
         """
-        doing = f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
+        operation = (
+            f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
+        )
         row = {
             **_agent_row(session_id, agent, write_id, term, documents),
             **message_row(session_id, agent.agent_id, message, write_id, term),
             "expected": expected,
         }
-        answer = self._database.write(doing, self._update_and_append, row)
+        answer = self._database.write(operation, self._update_and_append, row)
         allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index = answer.rows[0]
-        check_lease(allowed_at, doing, session_id)
+        check_lease(allowed_at, operation, session_id)
         if not exists:
-            raise SessionNotFoundError(f"{doing}: the agent does not exist")
+            raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if created_at is None and next_index == message.message_id:
-            raise _overtaken(doing, session_id, agent.agent_id, message.message_id)
+            raise _overtaken(operation, session_id, agent.agent_id, message.message_id)
         if created_at is None:
-            raise refused(doing, session_id, agent.agent_id, message, next_index)
+            raise refused(operation, session_id, agent.agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
         agent.created_at, agent.updated_at = agent_created_at, agent_updated_at or agent_created_at
 
@@ -255,12 +257,12 @@ class Agents:
             SessionNotFoundError: There is none; unless this call was repeated, and so may have deleted it.
         """
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
-        doing = f"deleting agent {agent_id!r} of session {session_id!r}"
-        answer = self._database.write(doing, self._delete, {**key, "term": term})
+        operation = f"deleting agent {agent_id!r} of session {session_id!r}"
+        answer = self._database.write(operation, self._delete, {**key, "term": term})
         allowed_at, deleted = answer.rows[0]
-        check_lease(allowed_at, doing, session_id)
+        check_lease(allowed_at, operation, session_id)
         if not deleted and not answer.repeated:
-            raise SessionNotFoundError(f"{doing}: the agent does not exist")
+            raise SessionNotFoundError(f"{operation}: the agent does not exist")
 
 
 def stored_agent(agent_id: str, row: Sequence[Any]) -> StoredAgent:
@@ -282,9 +284,9 @@ def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, upda
     )
 
 
-def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | None = None) -> SessionConflictError:
+def _overtaken(operation: str, session_id: str, agent_id: str, message_id: int | None = None) -> SessionConflictError:
     return SessionConflictError(
-        f"{doing}: the agent has been written by someone else since it was read here; nothing was stored. Build a "
+        f"{operation}: the agent has been written by someone else since it was read here; nothing was stored. Build a "
         "new session manager and agent to go on from what is stored, or hold a lease while you write",
         session_id=session_id,
         agent_id=agent_id,
@@ -293,10 +295,10 @@ def _overtaken(doing: str, session_id: str, agent_id: str, message_id: int | Non
 
 
 def _agent_row(
-    session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None, documents: Documents | None = None
+    session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None, documents: EncodedAgent | None = None
 ) -> dict[str, object]:
     """Encode an agent as the parameters of a statement."""
-    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or Documents.of(agent)
+    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or EncodedAgent.of(agent)
     return {
         "session_id": check_id("session_id", session_id),
         "agent_id": check_id("agent_id", agent.agent_id),

@@ -9,7 +9,7 @@ from strands_psycopg.database import Database
 from strands_psycopg.repository.agents import StoredAgent, stored_agent
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.repository.messages import collector_paused, stored_message
+from strands_psycopg.repository.messages import gc_paused, stored_message
 
 # Strands begins a restore at the index that the conversation manager's count of removed messages is. A count that is no
 # plain number is nothing that Strands has written.
@@ -56,13 +56,13 @@ class Conversations:
     def read(self, session_id: str, agent_id: str) -> Conversation | None:
         """Give an agent with its messages, or None."""
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
-        doing = f"restoring agent {agent_id!r} of session {session_id!r}"
-        rows = self._database.fetch(doing, self._read, key).rows
+        operation = f"restoring agent {agent_id!r} of session {session_id!r}"
+        rows = self._database.fetch(operation, self._read, key).rows
         agents = [row for row in rows if row[0] is None]
         if not agents:
             return None
         messages = sorted((row for row in rows if row[0] is not None), key=itemgetter(0))
-        with collector_paused():
+        with gc_paused():
             return Conversation(
                 stored_agent(agent_id, agents[0][1:]),
                 [stored_message(*row[:5], *row[9:]) for row in messages],

@@ -95,7 +95,7 @@ def compose(database: Database, template: str) -> bytes:
     return database.statement(template)
 
 
-def check_lease(allowed_at: Decimal | None, doing: str, session_id: str) -> None:
+def check_lease(allowed_at: Decimal | None, operation: str, session_id: str) -> None:
     """Go on only if the statement found its term in force, or needed none.
 
     Raises:
@@ -103,7 +103,7 @@ def check_lease(allowed_at: Decimal | None, doing: str, session_id: str) -> None
     """
     if allowed_at is None:
         raise LeaseLostError(
-            f"{doing}: another holder has taken session {session_id!r} over, or its lease was removed; nothing was "
+            f"{operation}: another holder has taken session {session_id!r} over, or its lease was removed; nothing was "
             "stored. Stop, and take a new lease to go on from what is stored",
             session_id=session_id,
         )

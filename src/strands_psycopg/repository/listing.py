@@ -156,11 +156,11 @@ class Listing:
         Raises:
             SessionNotFoundError: There is no such session.
         """
-        doing = f"listing agents of session {session_id!r}"
+        operation = f"listing agents of session {session_id!r}"
         key = {"session_id": check_id("session_id", session_id)}
-        rows = self._database.fetch(doing, self._list_agents, key).rows
+        rows = self._database.fetch(operation, self._list_agents, key).rows
         if not rows:
-            raise SessionNotFoundError(f"{doing}: the session does not exist")
+            raise SessionNotFoundError(f"{operation}: the session does not exist")
         return [
             AgentSummary(agent_id, created_at, updated_at or created_at, messages)
             for agent_id, created_at, updated_at, messages in rows

@@ -106,15 +106,15 @@ class Messages:
             SessionConflictError: Its index is taken by another write, or is not the next.
             SessionNotFoundError: The agent does not exist.
         """
-        doing = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
+        operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = message_row(session_id, agent_id, message, write_id, term)
-        answer = self._database.write(doing, self._append, row)
+        answer = self._database.write(operation, self._append, row)
         allowed_at, exists, created_at, updated_at, next_index = answer.rows[0]
-        check_lease(allowed_at, doing, session_id)
+        check_lease(allowed_at, operation, session_id)
         if not exists:
-            raise SessionNotFoundError(f"{doing}: the agent does not exist")
+            raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if created_at is None:
-            raise refused(doing, session_id, agent_id, message, next_index)
+            raise refused(operation, session_id, agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]]) -> None:
@@ -128,8 +128,8 @@ class Messages:
             "agent_id": check_id("agent_id", agent_id),
             "message_id": check_index("message_id", message_id),
         }
-        doing = f"reading message {message_id} of agent {agent_id!r} in session {session_id!r}"
-        rows = self._database.fetch(doing, self._read, key).rows
+        operation = f"reading message {message_id} of agent {agent_id!r} in session {session_id!r}"
+        rows = self._database.fetch(operation, self._read, key).rows
         return stored_message(*rows[0]) if rows else None
 
     def list(self, session_id: str, agent_id: str, *, limit: int | None, offset: int) -> list[SessionMessage]:
@@ -139,7 +139,7 @@ class Messages:
             SessionNotFoundError: The agent does not exist.
             ValueError: ``limit`` or ``offset`` is negative or no integer.
         """
-        doing = f"listing messages of agent {agent_id!r} in session {session_id!r}"
+        operation = f"listing messages of agent {agent_id!r} in session {session_id!r}"
         window = {
             "session_id": check_id("session_id", session_id),
             "agent_id": check_id("agent_id", agent_id),
@@ -147,14 +147,14 @@ class Messages:
             # At least one, since no row at all would mean that there is no agent.
             "limit": None if limit is None else Int8(max(check_index("limit", limit), 1)),
         }
-        rows = self._database.fetch(doing, self._list, window).rows
+        rows = self._database.fetch(operation, self._list, window).rows
         if not rows:
-            raise SessionNotFoundError(f"{doing}: the agent does not exist")
+            raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if rows[0][0] is None or limit == 0:
             return []
         # They arrive in order; no ORDER BY over the join promises it without sorting the documents.
         rows.sort(key=itemgetter(0))
-        with collector_paused():
+        with gc_paused():
             return [stored_message(*row) for row in rows]
 
     def update(
@@ -179,12 +179,12 @@ class Messages:
             LeaseLostError: ``term`` is not in force.
             SessionNotFoundError: There is no such message.
         """
-        doing = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
+        operation = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = message_row(session_id, agent_id, message, write_id, term)
-        allowed_at, created_at, updated_at = self._database.write(doing, self._update, row).rows[0]
-        check_lease(allowed_at, doing, session_id)
+        allowed_at, created_at, updated_at = self._database.write(operation, self._update, row).rows[0]
+        check_lease(allowed_at, operation, session_id)
         if created_at is None:
-            raise SessionNotFoundError(f"{doing}: the message does not exist")
+            raise SessionNotFoundError(f"{operation}: the message does not exist")
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def replace(
@@ -204,7 +204,7 @@ class Messages:
             SessionNotFoundError: There is no such message.
         """
         tracking_id = message["tracking_id"]
-        doing = f"replacing message {tracking_id!r} of agent {agent_id!r} in session {session_id!r}"
+        operation = f"replacing message {tracking_id!r} of agent {agent_id!r} in session {session_id!r}"
         content, content_exact = encode(message)
         row = {
             "session_id": check_id("session_id", session_id),
@@ -215,10 +215,10 @@ class Messages:
             "write_id": write_id,
             "term": term,
         }
-        allowed_at, message_id = self._database.write(doing, self._replace, row).rows[0]
-        check_lease(allowed_at, doing, session_id)
+        allowed_at, message_id = self._database.write(operation, self._replace, row).rows[0]
+        check_lease(allowed_at, operation, session_id)
         if message_id is None:
-            raise SessionNotFoundError(f"{doing}: no stored message has this tracking id")
+            raise SessionNotFoundError(f"{operation}: no stored message has this tracking id")
 
 
 def message_row(
@@ -242,7 +242,7 @@ def message_row(
 
 
 def refused(
-    doing: str, session_id: str, agent_id: str, message: SessionMessage, next_index: int
+    operation: str, session_id: str, agent_id: str, message: SessionMessage, next_index: int
 ) -> SessionConflictError:
     """Tell why a message was not stored."""
     if message.message_id > next_index:
@@ -250,7 +250,7 @@ def refused(
     else:
         reason = "a message with this index already exists"
     return SessionConflictError(
-        f"{doing}: {reason}, since another writer came first; nothing was stored. Build a new session manager and "
+        f"{operation}: {reason}, since another writer came first; nothing was stored. Build a new session manager and "
         "agent to go on from what is stored, or hold a lease while you write",
         session_id=session_id,
         agent_id=agent_id,
@@ -259,7 +259,7 @@ def refused(
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Keep the garbage collector from looking again and again through what is being built, none of which is garbage.
 
     Otherwise it takes longer than the decoding.

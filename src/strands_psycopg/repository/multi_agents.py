@@ -86,17 +86,17 @@ class MultiAgents:
             SessionExistsError: Another write created it.
             SessionNotFoundError: The session does not exist.
         """
-        doing = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
+        operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
         row = _row(session_id, multi_agent_id, state, write_id, term)
-        allowed_at, created = self._database.write(doing, self._create, row).rows[0]
-        check_lease(allowed_at, doing, session_id)
+        allowed_at, created = self._database.write(operation, self._create, row).rows[0]
+        check_lease(allowed_at, operation, session_id)
         if not created:
-            raise SessionExistsError(f"{doing}: the multi-agent already exists; read it instead")
+            raise SessionExistsError(f"{operation}: the multi-agent already exists; read it instead")
 
     def read(self, session_id: str, multi_agent_id: str) -> StoredMultiAgent | None:
         """Give a multi-agent's state, or None."""
-        doing = f"reading multi-agent {multi_agent_id!r} of session {session_id!r}"
-        rows = self._database.fetch(doing, self._read, _key(session_id, multi_agent_id)).rows
+        operation = f"reading multi-agent {multi_agent_id!r} of session {session_id!r}"
+        rows = self._database.fetch(operation, self._read, _key(session_id, multi_agent_id)).rows
         if not rows:
             return None
         state, state_exact, write_id = rows[0]
@@ -127,15 +127,15 @@ class MultiAgents:
             SessionConflictError: Another write came after the expected one.
             SessionNotFoundError: There is no such multi-agent.
         """
-        doing = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
+        operation = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
         row = {**_row(session_id, multi_agent_id, state, write_id, term), "expected": expected}
-        allowed_at, exists, updated = self._database.write(doing, self._update, row).rows[0]
-        check_lease(allowed_at, doing, session_id)
+        allowed_at, exists, updated = self._database.write(operation, self._update, row).rows[0]
+        check_lease(allowed_at, operation, session_id)
         if not exists:
-            raise SessionNotFoundError(f"{doing}: the multi-agent does not exist")
+            raise SessionNotFoundError(f"{operation}: the multi-agent does not exist")
         if not updated:
             raise SessionConflictError(
-                f"{doing}: it has been written by someone else since it was read here; nothing was stored. Build a "
+                f"{operation}: it has been written by someone else since it was read here; nothing was stored. Build a "
                 "new session manager and multi-agent to go on from what is stored, or hold a lease while you write",
                 session_id=session_id,
                 agent_id=multi_agent_id,

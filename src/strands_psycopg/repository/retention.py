@@ -25,7 +25,7 @@ _LARGEST_BATCH = 10_000
 _MESSAGES_OF_BATCH = 20_000
 
 # In seconds, for one transaction. One session may have a million messages.
-_ANSWER_TIMEOUT = 600.0
+_RESPONSE_TIMEOUT = 600.0
 
 # In seconds: by so much a session's last activity may be later than its updated_at says.
 _INACCURACY = 60.0
@@ -81,7 +81,7 @@ _DELETE_LEASES = "DELETE FROM {leases} WHERE session_id = ANY(%(session_ids)s) A
 
 
 @dataclass(frozen=True)
-class Purged:
+class PurgeResult:
     """How much was deleted, or would be.
 
     Attributes:
@@ -96,8 +96,8 @@ class Purged:
     messages: int = 0
     multi_agents: int = 0
 
-    def __add__(self, other: "Purged") -> "Purged":
-        return Purged(
+    def __add__(self, other: "PurgeResult") -> "PurgeResult":
+        return PurgeResult(
             self.sessions + other.sessions,
             self.agents + other.agents,
             self.messages + other.messages,
@@ -135,7 +135,7 @@ class Retention:
         self._delete_sessions = compose(database, _DELETE_SESSIONS)
         self._delete_leases = compose(database, _DELETE_LEASES)
 
-    def purge(self, *, idle_for: timedelta | float, batch_size: int, dry_run: bool) -> Iterator[Purged]:
+    def purge(self, *, idle_for: timedelta | float, batch_size: int, dry_run: bool) -> Iterator[PurgeResult]:
         """Delete sessions batch by batch, those that have been idle for longest first; give each batch's counts.
 
         Args:
@@ -151,7 +151,7 @@ class Retention:
             raise ValueError(f"batch_size must be an integer from 1 to {_LARGEST_BATCH}, not {batch_size!r}")
         return self._purge(idle, batch_size, dry_run)
 
-    def _purge(self, idle: float, batch_size: int, dry_run: bool) -> Iterator[Purged]:
+    def _purge(self, idle: float, batch_size: int, dry_run: bool) -> Iterator[PurgeResult]:
         # Sessions that turned out to be in use are left behind, and so are the index entries of what was deleted.
         position = {"after": "-infinity", "after_id": ""}
         while True:
@@ -160,29 +160,31 @@ class Retention:
             found = [_Candidate(*row) for row in rows]
             for batch in _batches(found):
                 if dry_run:
-                    yield sum((Purged(1, each.agents, each.messages, each.multi_agents) for each in batch), Purged())
+                    yield sum(
+                        (PurgeResult(1, each.agents, each.messages, each.multi_agents) for each in batch), PurgeResult()
+                    )
                 else:
                     yield self._delete([each.session_id for each in batch], idle)
             if len(found) < batch_size:
                 return
             position = {"after": found[-1].updated_at, "after_id": found[-1].session_id}
 
-    def _delete(self, session_ids: Sequence[str], idle: float) -> Purged:
+    def _delete(self, session_ids: Sequence[str], idle: float) -> PurgeResult:
         """Delete those of some sessions that nobody uses."""
 
-        def work(cursor: Cursor[TupleRow]) -> Purged:
+        def work(cursor: Cursor[TupleRow]) -> PurgeResult:
             return self._delete_within(cursor, session_ids, idle)
 
-        doing = f"purging {len(session_ids)} sessions"
+        operation = f"purging {len(session_ids)} sessions"
         try:
-            return self._database.transact(doing, work, answer_timeout=_ANSWER_TIMEOUT)
+            return self._database.transact(operation, work, response_timeout=_RESPONSE_TIMEOUT)
         except _InUseError:
             if len(session_ids) == 1:
-                return Purged()
+                return PurgeResult()
             half = len(session_ids) // 2
             return self._delete(session_ids[:half], idle) + self._delete(session_ids[half:], idle)
 
-    def _delete_within(self, cursor: Cursor[TupleRow], session_ids: Sequence[str], idle: float) -> Purged:
+    def _delete_within(self, cursor: Cursor[TupleRow], session_ids: Sequence[str], idle: float) -> PurgeResult:
         cursor.execute(_READ_COMMITTED)
         cursor.execute(_NEVER_STAND_STILL)
         cursor.execute(_TAKE_TURNS, {"turn": self._turn})
@@ -190,7 +192,7 @@ class Retention:
         batch = {"session_ids": list(session_ids), "idle": idle, "term": uuid4()}
         batch["session_ids"] = found = [each for (each,) in cursor.execute(self._still_idle, batch)]
         if not found:
-            return Purged()
+            return PurgeResult()
         try:
             messages = cursor.execute(self._delete_messages, batch).rowcount
             agents = cursor.execute(self._lock_agents, batch).rowcount
@@ -204,7 +206,7 @@ class Retention:
         if sessions < len(found):
             raise _InUseError
         cursor.execute(self._delete_leases, batch)
-        return Purged(sessions, agents, messages, multi_agents)
+        return PurgeResult(sessions, agents, messages, multi_agents)
 
 
 def _seconds(idle_for: timedelta | float) -> float:

@@ -54,26 +54,26 @@ class Sessions:
             LeaseLostError: ``term`` is not in force.
         """
         session_id = check_id("session_id", session.session_id)
-        doing = f"creating session {session_id!r}"
+        operation = f"creating session {session_id!r}"
         row = {
             "session_id": session_id,
             "session_type": SessionType(session.session_type).value,
             "write_id": write_id,
             "term": term,
         }
-        allowed_at, created_at, updated_at = self._database.write(doing, self._create, row).rows[0]
-        check_lease(allowed_at, doing, session_id)
+        allowed_at, created_at, updated_at = self._database.write(operation, self._create, row).rows[0]
+        check_lease(allowed_at, operation, session_id)
         if created_at is None:
-            raise SessionExistsError(f"{doing}: the session already exists; read it instead")
+            raise SessionExistsError(f"{operation}: the session already exists; read it instead")
         session.created_at, session.updated_at = created_at, updated_at or created_at
 
-    def add(self, cursor: Cursor[TupleRow], row: dict[str, object], doing: str) -> None:
+    def add(self, cursor: Cursor[TupleRow], row: dict[str, object], operation: str) -> None:
         """Store a new session as a part of a transaction that stores more.
 
         Args:
             cursor: The transaction's.
             row: ``session_id``, ``session_type``, ``write_id`` and ``term``, as ``create`` has them.
-            doing: What is being done, for errors.
+            operation: What is being done, for errors.
 
         Raises:
             SessionExistsError: Another write created it.
@@ -81,9 +81,9 @@ class Sessions:
         """
         cursor.execute(self._create, {**row, **UNTIMED})
         allowed_at, created_at, _ = cursor.fetchall()[0]
-        check_lease(allowed_at, doing, str(row["session_id"]))
+        check_lease(allowed_at, operation, str(row["session_id"]))
         if created_at is None:
-            raise SessionExistsError(f"{doing}: session {row['session_id']!r} already exists; choose another id")
+            raise SessionExistsError(f"{operation}: session {row['session_id']!r} already exists; choose another id")
 
     def read(self, session_id: str) -> Session | None:
         """Give a session, or None."""
@@ -102,9 +102,9 @@ class Sessions:
             LeaseLostError: ``term`` is not in force.
         """
         key = {"session_id": check_id("session_id", session_id), "term": term}
-        doing = f"deleting session {session_id!r}"
-        answer = self._database.write(doing, self._delete, key)
+        operation = f"deleting session {session_id!r}"
+        answer = self._database.write(operation, self._delete, key)
         allowed_at, deleted = answer.rows[0]
-        check_lease(allowed_at, doing, session_id)
+        check_lease(allowed_at, operation, session_id)
         if not deleted and not answer.repeated:
-            raise SessionNotFoundError(f"{doing}: the session does not exist")
+            raise SessionNotFoundError(f"{operation}: the session does not exist")

@@ -34,7 +34,7 @@ _COUNT = {
     "multi_agents": "SELECT count(*) FROM {multi_agents}",
     "leases": "SELECT count(*) FROM {leases}",
     "storage": "SELECT count(*) FROM {storage}",
-    "pieces": "SELECT count(*) FROM {pieces}",
+    "chunks": "SELECT count(*) FROM {chunks}",
 }
 
 

@@ -16,8 +16,8 @@ from strands_psycopg import worker
 from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
 from strands_psycopg.migrator import Migrator
+from strands_psycopg.storage.text_search import searchable_text, tsquery
 from strands_psycopg.storage.values import LARGEST_VALUE, LONGEST_KEY, Values
-from strands_psycopg.storage.words import query_of, words_of
 
 try:
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
@@ -35,12 +35,10 @@ except ImportError:  # before strands-agents 1.62
     STOP_WORDS = _NO_WORDS
 
 
-class Sharing(Protocol):
-    """What has a database that a storage can share, such as a ``PostgresSessionRepository``."""
+class HasDatabase(Protocol):
+    """An object whose database a storage can share, such as a ``PostgresSessionRepository``."""
 
-    @property
-    def database(self) -> Database:
-        """What its statements run on."""
+    _database: Database
 
 
 class PostgresStorage(Storage):
@@ -50,7 +48,7 @@ class PostgresStorage(Storage):
     count, backslashes and ``..`` are refused. They also have at most 2,048 bytes of UTF-8, the prefix included, and no
     NUL or lone surrogate.
 
-    A value above 8 KB is stored in pieces that its content determines, each once for all values under ``prefix``: the
+    A value above 8 KB is stored in chunks that its content determines, each once for all values under ``prefix``: the
     next snapshot of a long conversation takes only what is new. Calls wait for the database in worker threads, never on
     the event loop. Nothing connects before the first of them. Each can raise ``StorageError``; if it came from the
     database, it is a ``PostgresStorageError``.
@@ -65,7 +63,7 @@ class PostgresStorage(Storage):
             ``english``; values that another one has stored are found by its words.
         search_limit: How many values ``search`` gives at most.
         retry_timeout: For how many seconds a statement is tried again while the database is away.
-        answer_timeout: After how many seconds without an answer a connection counts as lost. A value of hundreds of
+        response_timeout: After how many seconds without an answer a connection counts as lost. A value of hundreds of
             megabytes takes longer than these.
         **pool_options: As of ``PostgresSessionRepository``.
 
@@ -80,7 +78,7 @@ class PostgresStorage(Storage):
 
     def __init__(
         self,
-        source: str | Callable[[], str] | ConnectionPool[Connection[Any]] | Sharing,
+        source: str | Callable[[], str] | ConnectionPool[Connection[Any]] | HasDatabase,
         *,
         schema: str | None = None,
         table_prefix: str = "strands_",
@@ -88,7 +86,7 @@ class PostgresStorage(Storage):
         text_search_config: str = "simple",
         search_limit: int = 100,
         retry_timeout: float = 30.0,
-        answer_timeout: float = 30.0,
+        response_timeout: float = 30.0,
         **pool_options: Any,
     ) -> None:
         if _NAMESPACED is None:
@@ -107,14 +105,14 @@ class PostgresStorage(Storage):
                 schema=schema,
                 table_prefix=table_prefix,
                 retry_timeout=retry_timeout,
-                answer_timeout=answer_timeout,
+                response_timeout=response_timeout,
                 pool_options=pool_options,
             )
             self._database = self._own_database
         else:
             self._own_database = None
             self._database = _shared(source)
-            if (schema, table_prefix, retry_timeout, answer_timeout, pool_options) != (None, "strands_", 30, 30, {}):
+            if (schema, table_prefix, retry_timeout, response_timeout, pool_options) != (None, "strands_", 30, 30, {}):
                 raise TypeError("a storage on a repository shares its database; give the options to the repository")
         normalized = _normalize_prefix(prefix).rstrip("/")
         self._prefix = f"{normalized}/" if normalized else ""
@@ -148,7 +146,7 @@ class PostgresStorage(Storage):
     def namespace(self, prefix: str) -> Self:
         """Give a view of the values whose keys begin with ``prefix`` and a ``/``, under keys without them.
 
-        It shares this storage's pool and pieces, is not closed, and searches its own values only.
+        It shares this storage's pool and chunks, is not closed, and searches its own values only.
         """
         normalized = _normalize_prefix(prefix).rstrip("/")
         view = copy.copy(self)
@@ -169,7 +167,7 @@ class PostgresStorage(Storage):
         if len(data) > LARGEST_VALUE:
             raise PostgresStorageError(f"writing {key!r}: a value may have {LARGEST_VALUE} bytes, not {len(data)}")
         value = bytes(data)
-        await _in_worker(lambda: self._values.write(whole_key, value, words_of(whole_key, value)))
+        await _in_worker(lambda: self._values.write(whole_key, value, searchable_text(whole_key, value)))
 
     async def read(self, key: str) -> bytes | None:
         """Give a value, byte for byte, or None if there is none.
@@ -206,7 +204,7 @@ class PostgresStorage(Storage):
         ``ts_rank`` has it. With the configuration ``simple`` the stop words of Strands' keyword search do not count (it
         has some from 1.62 on); others have stop words of their own. A query's first 64 words count.
         """
-        words = query_of(query, self._stop_words)
+        words = tsquery(query, self._stop_words)
         if not words:
             return []
         hits = await _in_worker(partial(self._values.search, self._prefix, words, self._search_limit))
@@ -221,7 +219,7 @@ class PostgresStorage(Storage):
 
 
 def _shared(source: object) -> Database:
-    database = getattr(source, "database", None)
+    database = getattr(source, "_database", None)
     if not isinstance(database, Database):
         raise TypeError(
             "source must be a DSN, a callable that returns one, a psycopg_pool.ConnectionPool or a "

@@ -1,4 +1,4 @@
-"""Rows of values, and of the pieces that large ones are made of."""
+"""Rows of values, and of the chunks that large ones are made of."""
 
 import logging
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
-from strands_psycopg.storage.pieces import cut, name
-from strands_psycopg.storage.stock import Stock, another
+from strands_psycopg.storage.chunk_store import ChunkStore, new_cursor
+from strands_psycopg.storage.chunks import chunk_id, split
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _Statement = tuple[bytes, dict[str, object]]
 
-# In bytes. Up to here one row takes no more than a list of pieces would.
+# In bytes. Up to here one row takes no more than a list of chunks would.
 _LARGEST_WHOLE = 8192
 
 # In bytes; PostgreSQL sends up to a gigabyte.
@@ -47,7 +47,7 @@ _NEVER_IDLE = """
 # PostgreSQL's own.
 _LONGEST_TIMEOUT = 2**31 - 1
 
-# A crash of the server may undo it, which leaves pieces marked as released.
+# A crash of the server may undo it, which leaves chunks marked as released.
 _SOMETIME = b"SELECT set_config('synchronous_commit', 'off', true)"
 
 _PUT_WHOLE = """
@@ -56,40 +56,40 @@ _PUT_WHOLE = """
         SELECT %(key)s, %(data)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(words)s), now() WHERE {in_time}
         ON CONFLICT (key) DO UPDATE
         SET data = EXCLUDED.data, size = EXCLUDED.size, words = EXCLUDED.words, updated_at = EXCLUDED.updated_at
-        WHERE s.pieces IS NULL AND {still_in_time}
+        WHERE s.chunks IS NULL AND {still_in_time}
         RETURNING true AS done
     )
     SELECT CASE WHEN {in_time} THEN {server_time} END, put.done FROM (SELECT 1) AS one LEFT JOIN put ON true
-"""  # not done: the value that is there is made of pieces, or another was being written until it was too late
+"""  # not done: the value that is there is made of chunks, or another was being written until it was too late
 
-_LOCK = "SELECT pieces FROM {storage} WHERE key = %(key)s FOR UPDATE"
+_LOCK = "SELECT chunks FROM {storage} WHERE key = %(key)s FOR UPDATE"
 
 _PUT = """
-    INSERT INTO {storage} AS s (key, data, pieces, size, words, updated_at)
+    INSERT INTO {storage} AS s (key, data, chunks, size, words, updated_at)
     VALUES (
-        %(key)s, %(data)s, %(pieces)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(words)s::text), now()
+        %(key)s, %(data)s, %(chunks)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(words)s::text), now()
     )
     ON CONFLICT (key) DO UPDATE
-    SET data = EXCLUDED.data, pieces = EXCLUDED.pieces, size = EXCLUDED.size, words = EXCLUDED.words,
+    SET data = EXCLUDED.data, chunks = EXCLUDED.chunks, size = EXCLUDED.size, words = EXCLUDED.words,
         updated_at = EXCLUDED.updated_at
-    WHERE %(locked)s OR s.pieces IS NULL
-"""  # no row: somebody else has just stored one that is made of pieces
+    WHERE %(locked)s OR s.chunks IS NULL
+"""  # no row: somebody else has just stored one that is made of chunks
 
 # One that waited for a lock finds that its repeat has deleted the row, and nothing that was stored after that.
 _DELETE_WHOLE = """
-    WITH gone AS (DELETE FROM {storage} WHERE key = %(key)s AND pieces IS NULL AND {in_time})
+    WITH gone AS (DELETE FROM {storage} WHERE key = %(key)s AND chunks IS NULL AND {in_time})
     SELECT CASE WHEN {in_time} THEN {server_time} END,
-        NOT EXISTS (SELECT FROM {storage} WHERE key = %(key)s AND pieces IS NOT NULL)
-"""  # not done: the value that is there is made of pieces
+        NOT EXISTS (SELECT FROM {storage} WHERE key = %(key)s AND chunks IS NOT NULL)
+"""  # not done: the value that is there is made of chunks
 
-_DELETE = "DELETE FROM {storage} WHERE key = %(key)s RETURNING pieces"
+_DELETE = "DELETE FROM {storage} WHERE key = %(key)s RETURNING chunks"
 
-# A row for each piece: putting them together here is faster than there.
+# A row for each chunk: putting them together here is faster than there.
 _READ = """
     SELECT s.size, coalesce(s.data, p.data)
     FROM {storage} AS s
-    LEFT JOIN LATERAL unnest(s.pieces) WITH ORDINALITY AS part (piece_id, number) ON true
-    LEFT JOIN {pieces} AS p USING (piece_id)
+    LEFT JOIN LATERAL unnest(s.chunks) WITH ORDINALITY AS part (chunk_id, number) ON true
+    LEFT JOIN {chunks} AS p USING (chunk_id)
     WHERE s.key = %(key)s
     ORDER BY part.number
 """
@@ -99,10 +99,10 @@ _LIST = "SELECT key FROM {storage} WHERE key >= %(prefix)s AND key < %(end)s ORD
 _SEARCH = """
     SELECT s.key, s.score, s.size, coalesce(s.data, (
         SELECT string_agg(p.data, ''::bytea ORDER BY part.number)
-        FROM unnest(s.pieces) WITH ORDINALITY AS part (piece_id, number) JOIN {pieces} AS p USING (piece_id)
+        FROM unnest(s.chunks) WITH ORDINALITY AS part (chunk_id, number) JOIN {chunks} AS p USING (chunk_id)
     ))
     FROM (
-        SELECT s.key, s.data, s.pieces, s.size, ts_rank(s.words, query) AS score
+        SELECT s.key, s.data, s.chunks, s.size, ts_rank(s.words, query) AS score
         FROM {storage} AS s, to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
         WHERE s.words @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
         ORDER BY score DESC, s.key LIMIT %(limit)s
@@ -112,7 +112,7 @@ _SEARCH = """
 
 
 @dataclass(frozen=True)
-class Hit:
+class SearchHit:
     """A value that a search found.
 
     Attributes:
@@ -131,13 +131,13 @@ class Values:
 
     Args:
         database: Where they are.
-        scope: Pieces are shared by the values that are stored under the same one.
+        scope: Chunks are shared by the values that are stored under the same one.
         text_search_config: PostgreSQL's text search configuration for words and queries.
     """
 
     def __init__(self, database: Database, *, scope: str, text_search_config: str) -> None:
         self._database = database
-        self._stock = Stock(database)
+        self._chunks = ChunkStore(database)
         self._scope = blake2b(scope.encode()).digest()
         self._configuration = text_search_config
         self._put_whole = database.statement(_PUT_WHOLE)
@@ -160,34 +160,36 @@ class Values:
         Raises:
             StrandsPsycopgError: As ``Database.transact``.
         """
-        doing = f"writing {key!r}"
+        operation = f"writing {key!r}"
         row = {"key": key, "size": len(data), "words": words, "configuration": self._configuration}
         if len(data) > _LARGEST_WHOLE:
-            pieces = cut(data)
-            names = [name(piece, self._scope) for piece in pieces]
-            row |= {"data": None, "pieces": names}
-            self._change(doing, (self._lock, row), partial(self._replace, row, dict(zip(names, pieces, strict=True))))
-        elif not self._write_whole(doing, self._put_whole, row | {"data": data}):
-            row |= {"data": data, "pieces": None}
-            self._change(doing, (self._lock, row), partial(self._replace, row, {}))
+            chunks = split(data)
+            chunk_ids = [chunk_id(chunk, self._scope) for chunk in chunks]
+            row |= {"data": None, "chunks": chunk_ids}
+            self._change(
+                operation, (self._lock, row), partial(self._replace, row, dict(zip(chunk_ids, chunks, strict=True)))
+            )
+        elif not self._write_whole(operation, self._put_whole, row | {"data": data}):
+            row |= {"data": data, "chunks": None}
+            self._change(operation, (self._lock, row), partial(self._replace, row, {}))
 
-    def _write_whole(self, doing: str, statement: bytes, row: dict[str, object]) -> bool:
-        """Store or delete a value without pieces; tell whether the one before had none either, and it is done."""
+    def _write_whole(self, operation: str, statement: bytes, row: dict[str, object]) -> bool:
+        """Store or delete a value without chunks; tell whether the one before had none either, and it is done."""
         # Nothing in the row tells a value that lands late from a new one.
         self._database.learn_time()
-        return bool(self._database.write(doing, statement, row).rows[0][1])
+        return bool(self._database.write(operation, statement, row).rows[0][1])
 
     def _replace(
-        self, row: dict[str, object], pieces: dict[UUID, memoryview], cursor: Cursor[TupleRow], locked: list[TupleRow]
+        self, row: dict[str, object], chunks: dict[UUID, memoryview], cursor: Cursor[TupleRow], locked: list[TupleRow]
     ) -> bool:
-        """Store a value in a transaction that has locked its row; tell whether there are released pieces."""
+        """Store a value in a transaction that has locked its row; tell whether there are released chunks."""
         while True:
-            added = sorted(pieces.keys() - self._stock.keep(pieces, cursor))
-            left = set(locked[0][0] or ()) - pieces.keys() if locked else set()
+            added = sorted(chunks.keys() - self._chunks.lock_existing(chunks, cursor))
+            left = set(locked[0][0] or ()) - chunks.keys() if locked else set()
             with cursor.connection.pipeline():
-                self._stock.add(added, [pieces[piece_id] for piece_id in added], cursor)
-                put = another(cursor).execute(self._put, row | {"locked": bool(locked)})
-                released = self._stock.leave(left, cursor)
+                self._chunks.insert(added, [chunks[chunk_id] for chunk_id in added], cursor)
+                put = new_cursor(cursor).execute(self._put, row | {"locked": bool(locked)})
+                released = self._chunks.release(left, cursor)
             if put.rowcount:
                 return released.fetchone() is not None
             locked = cursor.execute(self._lock, row).fetchall()
@@ -198,54 +200,58 @@ class Values:
         Raises:
             StrandsPsycopgError: As ``Database.transact``.
         """
-        doing = f"deleting {key!r}"
+        operation = f"deleting {key!r}"
         row: dict[str, object] = {"key": key}
-        if not self._write_whole(doing, self._delete_whole, row):
-            self._change(doing, (self._delete, row), self._remove)
+        if not self._write_whole(operation, self._delete_whole, row):
+            self._change(operation, (self._delete, row), self._remove)
 
     def _remove(self, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
-        """Go on in a transaction that has deleted a value; tell whether there are released pieces."""
+        """Go on in a transaction that has deleted a value; tell whether there are released chunks."""
         with cursor.connection.pipeline():
-            released = self._stock.leave(set(deleted[0][0] or ()) if deleted else set(), cursor)
+            released = self._chunks.release(set(deleted[0][0] or ()) if deleted else set(), cursor)
         return released.fetchone() is not None
 
-    def _change(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]) -> None:
-        """Store or delete a value, and then remove the pieces that nothing uses any more."""
-        if self._transact(doing, first, work):
+    def _change(
+        self, operation: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]
+    ) -> None:
+        """Store or delete a value, and then remove the chunks that nothing uses any more."""
+        if self._transact(operation, first, work):
             try:
-                while self._transact("removing unused pieces", (_SOMETIME, {}), self._remove_unused):
+                while self._transact("removing unused chunks", (_SOMETIME, {}), self._remove_unused):
                     pass
             except StrandsPsycopgError as error:
                 # The value is stored. What is left here is removed after the next change.
-                logger.warning("error=<%s> | unused pieces were not removed", error)
+                logger.warning("error=<%s> | unused chunks were not removed", error)
 
     def _remove_unused(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> bool:
-        """Remove pieces in a transaction; tell whether there may be more to remove."""
-        return self._stock.collect(cursor)
+        """Remove chunks in a transaction; tell whether there may be more to remove."""
+        return self._chunks.delete_released(cursor)
 
-    def _transact(self, doing: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], _T]) -> _T:
+    def _transact(
+        self, operation: str, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], _T]
+    ) -> _T:
         """Run a statement in a transaction, and then what goes on with its rows."""
-        milliseconds = str(int(min(self._database.answer_timeout * 1000, _LONGEST_TIMEOUT)))
+        milliseconds = str(int(min(self._database.response_timeout * 1000, _LONGEST_TIMEOUT)))
 
         def transaction(cursor: Cursor[TupleRow]) -> _T:
             with cursor.connection.pipeline():
                 cursor.execute(_READ_COMMITTED)
-                another(cursor).execute(_NEVER_IDLE, {"milliseconds": milliseconds})
-                found = another(cursor).execute(*first)
+                new_cursor(cursor).execute(_NEVER_IDLE, {"milliseconds": milliseconds})
+                found = new_cursor(cursor).execute(*first)
             return work(cursor, found.fetchall())
 
-        return self._database.transact(doing, transaction)
+        return self._database.transact(operation, transaction)
 
     def read(self, key: str) -> bytes | None:
         """Give a value, or None.
 
         Raises:
-            DatabaseError: Pieces of it are missing.
+            DatabaseError: Chunks of it are missing.
             StrandsPsycopgError: As ``Database.fetch``.
         """
-        doing = f"reading {key!r}"
-        rows = self._database.fetch(doing, self._read, {"key": key}, binary=True).rows
-        return _whole(doing, rows[0][0], b"".join(part or b"" for _, part in rows)) if rows else None
+        operation = f"reading {key!r}"
+        rows = self._database.fetch(operation, self._read, {"key": key}, binary=True).rows
+        return _whole(operation, rows[0][0], b"".join(part or b"" for _, part in rows)) if rows else None
 
     def keys(self, prefix: str) -> list[str]:
         """Give the keys that begin with a prefix, sorted.
@@ -256,25 +262,25 @@ class Values:
         rows = self._database.fetch(f"listing {prefix!r}", self._list, _range(prefix)).rows
         return [key for (key,) in rows]
 
-    def search(self, prefix: str, query: str, limit: int) -> list[Hit]:
+    def search(self, prefix: str, query: str, limit: int) -> list[SearchHit]:
         """Give the values whose key begins with a prefix and whose words match a ``tsquery``, best first.
 
         Raises:
-            DatabaseError: Pieces of one are missing.
+            DatabaseError: Chunks of one are missing.
             StrandsPsycopgError: As ``Database.fetch``.
         """
-        doing = f"searching {prefix!r}"
+        operation = f"searching {prefix!r}"
         row = _range(prefix) | {"query": query, "configuration": self._configuration, "limit": limit}
         # Whether the keys or the words find the values sooner depends on which they are.
-        rows = self._database.fetch(doing, self._search, row, binary=True, prepare=False).rows
-        return [Hit(key, score, _whole(doing, size, data)) for key, score, size, data in rows]
+        rows = self._database.fetch(operation, self._search, row, binary=True, prepare=False).rows
+        return [SearchHit(key, score, _whole(operation, size, data)) for key, score, size, data in rows]
 
 
 def _range(prefix: str) -> dict[str, object]:
     return {"prefix": prefix, "end": prefix + _LAST}
 
 
-def _whole(doing: str, size: int, data: bytes | None) -> bytes:
+def _whole(operation: str, size: int, data: bytes | None) -> bytes:
     if data is None or len(data) != size:
-        raise DatabaseError(f"{doing}: pieces of the value are missing; restore the pieces' table from a backup")
+        raise DatabaseError(f"{operation}: chunks of the value are missing; restore the chunks' table from a backup")
     return data

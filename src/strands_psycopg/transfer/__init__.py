@@ -3,7 +3,7 @@
 from strands_psycopg.transfer.files import FileSessions, export_files
 from strands_psycopg.transfer.importing import import_sessions
 from strands_psycopg.transfer.jsonlines import SessionLines, export_session, import_session
-from strands_psycopg.transfer.peers import PeerSessions
+from strands_psycopg.transfer.postgresql_session_manager import PostgresqlSessionManagerTables
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.s3 import S3Sessions
 from strands_psycopg.transfer.stored import session_ids
@@ -11,7 +11,7 @@ from strands_psycopg.transfer.stored import session_ids
 __all__ = [
     "FileSessions",
     "IncompleteTransferError",
-    "PeerSessions",
+    "PostgresqlSessionManagerTables",
     "S3Sessions",
     "SessionLines",
     "TransferResult",

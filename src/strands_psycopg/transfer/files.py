@@ -19,7 +19,7 @@ from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.transfer.layout import AGENT, JSON, MESSAGE, MULTI_AGENT, SESSION, folder_rows
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import MessageRow, Row, agent_row
-from strands_psycopg.transfer.sources import Notes, UnreadableError
+from strands_psycopg.transfer.sources import ImportIssues, UnreadableError
 from strands_psycopg.transfer.stored import StoredSession, StoredSessions
 
 # What file systems take as a name, in bytes.
@@ -62,9 +62,9 @@ class _SessionFolder:
     def session_id(self) -> str:
         return self._path.name.removeprefix(SESSION)
 
-    def rows(self, notes: Notes) -> Iterator[Row]:
+    def rows(self, issues: ImportIssues) -> Iterator[Row]:
         """Give the rows, as every source does."""
-        return folder_rows(self, notes)
+        return folder_rows(self, issues)
 
     def name(self, *path: str) -> str:
         return str(self._path.joinpath(*path))

@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 
 from strands_psycopg.database import UNTIMED
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, StrandsPsycopgError, TransferError
-from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.rows import (
@@ -22,7 +22,7 @@ from strands_psycopg.transfer.rows import (
     multi_agent_row,
     session_row,
 )
-from strands_psycopg.transfer.sources import Notes, Source, SourceSession
+from strands_psycopg.transfer.sources import ImportIssues, Source, SourceSession
 from strands_psycopg.transfer.stored import StoredSession, StoredSessions
 from strands_psycopg.watchdog import watchdog
 
@@ -127,7 +127,8 @@ class _Importer:
         self, repository: PostgresSessionRepository, *, skip_bad: bool, progress: Callable[[int], None] | None
     ) -> None:
         self._repository = repository
-        self._database = repository.database
+        self._tables = session_tables(repository)
+        self._database = self._tables.database
         self._stored = StoredSessions(repository)
         self._skip_bad = skip_bad
         self._progress = progress
@@ -145,10 +146,12 @@ class _Importer:
             TransferError: The session cannot be read.
         """
         write_id = uuid4()
-        doing = f"importing session {session.session_id!r}"
+        operation = f"importing session {session.session_id!r}"
         while True:
             result = self._database.transact(
-                doing, lambda cursor: self._write(cursor, doing, session, write_id), answer_timeout=float("inf")
+                operation,
+                lambda cursor: self._write(cursor, operation, session, write_id),
+                response_timeout=float("inf"),
             )
             if result is not None:
                 return result
@@ -158,24 +161,24 @@ class _Importer:
             except SessionNotFoundError:
                 # It has just been deleted, so there is room for this one.
                 continue
-        notes = Notes(skip_bad=self._skip_bad)
-        if not _is_same(stored, session.rows(notes)):
+        issues = ImportIssues(skip_bad=self._skip_bad)
+        if not _is_same(stored, session.rows(issues)):
             raise SessionExistsError(
-                f"{doing}: a session of this id exists and is not the same; delete it first, or keep it"
+                f"{operation}: a session of this id exists and is not the same; delete it first, or keep it"
             )
-        return TransferResult(already_there=1, skipped=tuple(notes.skipped))
+        return TransferResult(already_there=1, skipped=tuple(issues.skipped))
 
     def _write(
-        self, cursor: Cursor[TupleRow], doing: str, session: SourceSession, write_id: UUID
+        self, cursor: Cursor[TupleRow], operation: str, session: SourceSession, write_id: UUID
     ) -> TransferResult | None:
         """Write a session; None if it exists."""
-        notes = Notes(skip_bad=self._skip_bad)
-        rows = session.rows(notes)
+        issues = ImportIssues(skip_bad=self._skip_bad)
+        rows = session.rows(issues)
         first = next(rows, None)
         if not isinstance(first, SessionRow):
-            return TransferResult(skipped=tuple(notes.skipped))
+            return TransferResult(skipped=tuple(issues.skipped))
         batches = _Batches(rows)
-        if self._begin(cursor, doing, first, write_id):
+        if self._begin(cursor, operation, first, write_id):
             for agents, messages, multi_agents in batches:
                 with watchdog.watch(cursor.connection, _BATCH_TIMEOUT):
                     for statement, batch in (
@@ -197,16 +200,16 @@ class _Importer:
             agents=batches.agents,
             messages=batches.messages,
             multi_agents=batches.multi_agents,
-            gaps_closed=notes.gaps_closed,
-            skipped=tuple(notes.skipped),
+            gaps_closed=issues.gaps_closed,
+            skipped=tuple(issues.skipped),
         )
 
-    def _begin(self, cursor: Cursor[TupleRow], doing: str, row: SessionRow, write_id: UUID) -> bool:
+    def _begin(self, cursor: Cursor[TupleRow], operation: str, row: SessionRow, write_id: UUID) -> bool:
         """Write a session's own row, unless there is one."""
-        term = self._repository.leases.term(row.session_id)
+        term = self._tables.leases.term(row.session_id)
         cursor.execute(self._create, {**row._asdict(), "write_id": write_id, "term": term, **UNTIMED})
         allowed_at, created = cursor.fetchall()[0]
-        check_lease(allowed_at, doing, row.session_id)
+        check_lease(allowed_at, operation, row.session_id)
         return bool(created)
 
 

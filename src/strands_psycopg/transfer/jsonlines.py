@@ -33,7 +33,7 @@ from strands_psycopg.transfer.rows import (
     multi_agent_row,
     session_row,
 )
-from strands_psycopg.transfer.sources import Notes
+from strands_psycopg.transfer.sources import ImportIssues
 from strands_psycopg.transfer.stored import StoredSession, StoredSessions
 
 _T = TypeVar("_T")
@@ -163,7 +163,7 @@ class _LinesOfSession:
                 break
         return None
 
-    def rows(self, _notes: Notes) -> Iterator[Row]:
+    def rows(self, _issues: ImportIssues) -> Iterator[Row]:
         """Give the rows, as every source does."""
         yield self._parsed(self._first, self._header, self._session)
         if not self._ends:
@@ -198,8 +198,8 @@ class _LinesOfSession:
         self._spool.close()
 
     def _parsed(self, number: int, line: str, build: Callable[[dict[str, Any]], _T]) -> _T:
-        notes = Notes(skip_bad=False, advice="export the session again")
-        parsed = notes.parsed(f"line {number}", lambda: build(json.loads(line)))
+        issues = ImportIssues(skip_bad=False, advice="export the session again")
+        parsed = issues.parsed(f"line {number}", lambda: build(json.loads(line)))
         assert parsed is not None
         return parsed
 

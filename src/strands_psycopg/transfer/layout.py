@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from strands.types.session import Session, SessionAgent
 
 from strands_psycopg.transfer.rows import Row, SessionRow, multi_agent_row, session_row
-from strands_psycopg.transfer.sources import Notes, SourceMessage, UnreadableError, agent_rows, with_times
+from strands_psycopg.transfer.sources import ImportIssues, SourceMessage, UnreadableError, agent_rows, with_times
 
 SESSION = "session_"
 AGENT = "agent_"
@@ -57,30 +57,30 @@ class Folder(Protocol):
         """
 
 
-def folder_rows(folder: Folder, notes: Notes) -> Iterator[Row]:
+def folder_rows(folder: Folder, issues: ImportIssues) -> Iterator[Row]:
     """Give the rows of a session, as every source does."""
-    session = notes.parsed(folder.name("session.json"), lambda: _session(folder))
+    session = issues.parsed(folder.name("session.json"), lambda: _session(folder))
     if session is None:
         return
     yield session
-    for name in _listed(folder, notes, AGENT, "agents"):
+    for name in _listed(folder, issues, AGENT, "agents"):
         yield from agent_rows(
-            notes,
+            issues,
             session,
             folder.name("agents", name, "agent.json"),
             partial(_agent, folder, session, name),
-            partial(_messages, folder, notes, name),
+            partial(_messages, folder, issues, name),
         )
-    for name in _listed(folder, notes, MULTI_AGENT, "multi_agents"):
+    for name in _listed(folder, issues, MULTI_AGENT, "multi_agents"):
         path = ("multi_agents", name, "multi_agent.json")
-        row = notes.parsed(folder.name(*path), partial(_multi_agent, folder, session, path))
+        row = issues.parsed(folder.name(*path), partial(_multi_agent, folder, session, path))
         if row is not None:
             yield row
 
 
-def _listed(folder: Folder, notes: Notes, prefix: str, *path: str) -> list[str]:
+def _listed(folder: Folder, issues: ImportIssues, prefix: str, *path: str) -> list[str]:
     """Give the names in a folder that begin so, sorted."""
-    names = notes.parsed(folder.name(*path), lambda: folder.names(*path))
+    names = issues.parsed(folder.name(*path), lambda: folder.names(*path))
     return sorted(name for name in names or () if name.startswith(prefix))
 
 
@@ -95,16 +95,16 @@ def _agent(folder: Folder, session: SessionRow, name: str) -> SessionAgent:
     return SessionAgent.from_dict({**record, "agent_id": name.removeprefix(AGENT)})
 
 
-def _messages(folder: Folder, notes: Notes, agent: str) -> Iterator[SourceMessage]:
+def _messages(folder: Folder, issues: ImportIssues, agent: str) -> Iterator[SourceMessage]:
     path = ("agents", agent, "messages")
     found = []
-    for name in _listed(folder, notes, MESSAGE, *path):
+    for name in _listed(folder, issues, MESSAGE, *path):
         if name.endswith(JSON):
             digits = name[len(MESSAGE) : -len(JSON)]
             if digits.isascii() and digits.isdigit():
                 found.append((int(digits), name))
             else:
-                notes.bad(folder.name(*path, name), "has no index in its name")
+                issues.bad(folder.name(*path, name), "has no index in its name")
     found.sort()
     readers = folder.readers(*path, names=[name for _, name in found])
     for (index, name), read in zip(found, readers, strict=True):

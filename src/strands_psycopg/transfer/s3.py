@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[impor
 from strands_psycopg.errors import TransferError
 from strands_psycopg.transfer.layout import SESSION, folder_rows
 from strands_psycopg.transfer.rows import Row
-from strands_psycopg.transfer.sources import Notes, UnreadableError
+from strands_psycopg.transfer.sources import ImportIssues, UnreadableError
 
 # As many as a client has connections, unless told otherwise.
 _AT_ONCE = 10
@@ -72,9 +72,9 @@ class _SessionPrefix:
     def session_id(self) -> str:
         return self._prefix.rstrip("/").rpartition("/")[2].removeprefix(SESSION)
 
-    def rows(self, notes: Notes) -> Iterator[Row]:
+    def rows(self, issues: ImportIssues) -> Iterator[Row]:
         """Give the rows, as every source does."""
-        return folder_rows(self, notes)
+        return folder_rows(self, issues)
 
     def name(self, *path: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{'/'.join(path)}"

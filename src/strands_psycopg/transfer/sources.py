@@ -18,7 +18,7 @@ class UnreadableError(Exception):
     """A file cannot be read; the text says why, without its name."""
 
 
-class Notes:
+class ImportIssues:
     """What is noticed while a session is read.
 
     Args:
@@ -74,7 +74,7 @@ class SourceSession(Protocol):
     def session_id(self) -> str:
         """Its id."""
 
-    def rows(self, notes: Notes) -> Iterator[Row]:
+    def rows(self, issues: ImportIssues) -> Iterator[Row]:
         """Give its own row, then each agent's before those of its messages, and those of multi-agents.
 
         No row at all means that the session is left out.
@@ -113,33 +113,33 @@ SourceMessages: TypeAlias = Callable[[], Iterator[SourceMessage]]
 
 
 def agent_rows(
-    notes: Notes, session: SessionRow, file: str, agent: Callable[[], SessionAgent], messages: SourceMessages
+    issues: ImportIssues, session: SessionRow, file: str, agent: Callable[[], SessionAgent], messages: SourceMessages
 ) -> Iterator[Row]:
     """Give the rows of an agent and its messages, which are numbered anew, without gaps.
 
     Args:
-        notes: Takes what is noticed.
+        issues: Takes what is noticed.
         session: The agent's session; its time of creation stands for missing ones.
         file: What to call the agent if it cannot be read.
         agent: Reads it.
         messages: Gives its messages in order, and gives them again if asked again.
     """
-    found = notes.parsed(file, agent)
+    found = issues.parsed(file, agent)
     if found is None:
         return
-    if notes.skip_bad:
+    if issues.skip_bad:
         _count_skipped(session, found, messages)
-    row = notes.parsed(file, lambda: agent_row(found))
+    row = issues.parsed(file, lambda: agent_row(found))
     if row is None:
         return
     yield row
     position = 0
     expected = 0
     for message in messages():
-        notes.gaps_closed += message.number > expected
+        issues.gaps_closed += message.number > expected
         expected = message.number + 1
         read = _reader(session, found.agent_id, message, position)
-        message_found = notes.parsed(message.file, read)
+        message_found = issues.parsed(message.file, read)
         if message_found is not None:
             yield message_found
             position += 1
@@ -171,7 +171,7 @@ def _count_skipped(session: SessionRow, agent: SessionAgent, messages: SourceMes
     removed = state.get(_REMOVED) if isinstance(state, dict) else None
     if not isinstance(removed, int) or removed <= 0:
         return
-    notes = Notes(skip_bad=True)
+    issues = ImportIssues(skip_bad=True)
     for position, message in zip(range(removed), messages(), strict=False):
-        notes.parsed(message.file, _reader(session, agent.agent_id, message, position))
-    agent.conversation_manager_state = {**state, _REMOVED: removed - len(notes.skipped)}
+        issues.parsed(message.file, _reader(session, agent.agent_id, message, position))
+    agent.conversation_manager_state = {**state, _REMOVED: removed - len(issues.skipped)}

@@ -9,7 +9,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from strands_psycopg.codec import decode
 from strands_psycopg.errors import SessionNotFoundError, TransferError
-from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.agents import session_agent
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
@@ -135,7 +135,8 @@ class StoredSessions:
 
     def __init__(self, repository: PostgresSessionRepository) -> None:
         self._repository = repository
-        self._database = repository.database
+        self._tables = session_tables(repository)
+        self._database = self._tables.database
         self._session = compose(self._database, _SESSION)
         self._agents = compose(self._database, _AGENTS)
         self._multi_agents = compose(self._database, _MULTI_AGENTS)
@@ -149,16 +150,16 @@ class StoredSessions:
             SessionNotFoundError: There is none.
         """
         key = {"session_id": check_id("session_id", session_id)}
-        doing = f"reading session {session_id!r}"
+        operation = f"reading session {session_id!r}"
 
         def look(cursor: Cursor[TupleRow]) -> list[list[TupleRow]]:
             cursor.execute(_ONE_MOMENT)
             statements = (self._session, self._agents, self._multi_agents)
             return [cursor.execute(statement, key).fetchall() for statement in statements]
 
-        sessions, agents, multi_agents = self._database.transact(doing, look)
+        sessions, agents, multi_agents = self._database.transact(operation, look)
         if not sessions:
-            raise SessionNotFoundError(f"{doing}: the session does not exist")
+            raise SessionNotFoundError(f"{operation}: the session does not exist")
         write_id, session_type, created_at, updated_at = sessions[0]
         return StoredSession(
             self,
@@ -189,14 +190,14 @@ class StoredSessions:
             TransferError: The agent does not exist any more.
         """
         try:
-            return self._repository.messages.list(session_id, agent_id, limit=limit, offset=offset)
+            return self._tables.messages.list(session_id, agent_id, limit=limit, offset=offset)
         except SessionNotFoundError as error:
             raise _changed(session_id) from error
 
     def births(self, session_id: str) -> list[tuple[str, str, str]]:
         """Tell when each agent of a session was created, with the write that created the session."""
-        doing = f"reading session {session_id!r}"
-        rows = self._database.fetch(doing, self._births, {"session_id": session_id}).rows
+        operation = f"reading session {session_id!r}"
+        rows = self._database.fetch(operation, self._births, {"session_id": session_id}).rows
         return [(write_id, agent_id, created_at) for write_id, agent_id, created_at, _ in rows]
 
 

@@ -15,8 +15,8 @@ from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg.errors import SessionExistsError
-from strands_psycopg.repository import PostgresSessionRepository
-from strands_psycopg.repository.agents import Documents
+from strands_psycopg.repository import PostgresSessionRepository, session_tables
+from strands_psycopg.repository.agents import EncodedAgent
 from strands_psycopg.view.foresight import after_turn
 from strands_psycopg.view.guard import Guard
 from strands_psycopg.view.multi_agents import MultiAgents
@@ -43,10 +43,11 @@ class SessionView(SessionRepository):
     def __init__(self, session_id: str, repository: PostgresSessionRepository) -> None:
         self._session_id = session_id
         self._repository = repository
+        self._tables = session_tables(repository)
         self._agents: dict[str, Writer] = {}
         self._thread = Thread()
-        self._guard = Guard(session_id, repository.leases)
-        self._multi_agents = MultiAgents(session_id, repository.multi_agents, self._thread, self._guard)
+        self._guard = Guard(session_id, self._tables.leases)
+        self._multi_agents = MultiAgents(session_id, self._tables.multi_agents, self._thread, self._guard)
 
     @contextmanager
     def initializing_agent(self, agent: "LocalAgent") -> Iterator[None]:
@@ -139,27 +140,27 @@ class SessionView(SessionRepository):
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Give a stored agent; None if it was not stored, though it may be now (see ``initializing_agent``)."""
-        conversation = self._repository.conversations.read(session_id, agent_id)
+        conversation = self._tables.conversations.read(session_id, agent_id)
         if conversation is None and agent_id in self._thread.new_agents:
             with self._guard.writing():
                 try:
                     self._store_new_agent(self._thread.new_agents[agent_id])
                 except SessionExistsError:
-                    conversation = self._repository.conversations.read(session_id, agent_id)
+                    conversation = self._tables.conversations.read(session_id, agent_id)
         if conversation is None:
             return None
         if agent_id in self._thread.new_agents:
             self._thread.restored = conversation
         stored = conversation.stored
         # Now, since Strands goes on working with some of these documents themselves.
-        unchanged = Documents.of(stored.agent)
+        unchanged = EncodedAgent.of(stored.agent)
         self._agents[agent_id] = Writer(stored.write_id, unchanged, transcript=Transcript(stored.next_message_id))
         return stored.agent
 
     def _store_new_agent(self, agent: "LocalAgent") -> None:
         messages = [SessionMessage.from_message(message, index) for index, message in enumerate(agent.messages)]
         write_id = uuid4()
-        self._repository.agents.create(
+        self._tables.agents.create(
             self._session_id, SessionAgent.from_agent(agent), messages, write_id=write_id, term=self._guard.term
         )
         self._agents[agent.agent_id] = Writer(write_id, transcript=Transcript(len(messages)))
@@ -169,7 +170,7 @@ class SessionView(SessionRepository):
         if session_agent.agent_id not in self._thread.new_agents:
             write_id = uuid4()
             with self._guard.writing():
-                self._repository.agents.create(session_id, session_agent, write_id=write_id, term=self._guard.term)
+                self._tables.agents.create(session_id, session_agent, write_id=write_id, term=self._guard.term)
             self._agents[session_agent.agent_id] = Writer(write_id)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
@@ -229,7 +230,7 @@ class SessionView(SessionRepository):
         """Store a message, or an agent, or both in one statement; an agent only if it is not stored as it is."""
         writer = self._agents[agent_id]
         with self._guard.writing():
-            documents = None if agent is None else Documents.of(agent)
+            documents = None if agent is None else EncodedAgent.of(agent)
         if documents is not None and documents == writer.unchanged:
             writer.ahead, agent = is_ahead, None
         if agent is None and message is None:
@@ -241,11 +242,11 @@ class SessionView(SessionRepository):
             if message is not None:
                 message.message_id = writer.transcript.next_message_id
             if agent is None and message is not None:
-                self._repository.messages.append(
+                self._tables.messages.append(
                     self._session_id, agent_id, message, write_id=write_id, term=self._guard.term
                 )
             elif agent is not None and message is None:
-                self._repository.agents.update(
+                self._tables.agents.update(
                     self._session_id,
                     agent,
                     documents,
@@ -254,7 +255,7 @@ class SessionView(SessionRepository):
                     term=self._guard.term,
                 )
             elif agent is not None and message is not None:
-                self._repository.agents.update_and_append(
+                self._tables.agents.update_and_append(
                     self._session_id,
                     agent,
                     message,
@@ -279,7 +280,7 @@ class SessionView(SessionRepository):
         for message in (session_message, *others):
             message.message, message.redact_message = session_message.message, session_message.redact_message
             with self._guard.writing():
-                self._repository.messages.update(session_id, agent_id, message, write_id=uuid4(), term=self._guard.term)
+                self._tables.messages.update(session_id, agent_id, message, write_id=uuid4(), term=self._guard.term)
 
     def continue_latest(self, agent: "LocalAgent", message: Message) -> bool:
         """Store a message in the place of an agent's last one if it continues that one; give whether it does."""
@@ -297,9 +298,7 @@ class SessionView(SessionRepository):
         self._write_group()
         writer = self._agents[agent_id]
         with writer.lock, self._guard.writing():
-            self._repository.messages.replace(
-                self._session_id, agent_id, message, write_id=uuid4(), term=self._guard.term
-            )
+            self._tables.messages.replace(self._session_id, agent_id, message, write_id=uuid4(), term=self._guard.term)
         writer.transcript.replace_latest(message)
 
     def list_messages(

@@ -38,7 +38,7 @@ class MultiAgents:
     Args:
         session_id: The session.
         rows: Where they are stored.
-        thread: What each thread is doing with the view.
+        thread: What each thread is operation with the view.
         guard: Of the manager's writes.
     """
 

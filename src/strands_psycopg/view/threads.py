@@ -1,4 +1,4 @@
-"""What each thread is doing with a view; several may be, and one of them may run an event loop."""
+"""What each thread is operation with a view; several may be, and one of them may run an event loop."""
 
 import threading
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Waiting(NamedTuple):
 
 
 class Thread(threading.local):
-    """What a thread is doing with the view.
+    """What a thread is operation with the view.
 
     Attributes:
         on_loop: It runs an event loop, and must not wait for the database.

@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from strands_psycopg.repository.agents import Documents
+from strands_psycopg.repository.agents import EncodedAgent
 from strands_psycopg.view.transcript import Transcript
 
 
@@ -22,7 +22,7 @@ class Writer:
     """
 
     write_id: UUID
-    unchanged: Documents | None = None
+    unchanged: EncodedAgent | None = None
     ahead: bool = False
     transcript: Transcript = field(default_factory=Transcript)
     lock: threading.Lock = field(default_factory=threading.Lock)

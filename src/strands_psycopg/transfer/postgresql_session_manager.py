@@ -19,7 +19,7 @@ from typing_extensions import LiteralString, Self
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SchemaError, TransferError
 from strands_psycopg.transfer.rows import Row, SessionRow, multi_agent_row, session_row
-from strands_psycopg.transfer.sources import Notes, SourceMessage, UnreadableError, agent_rows
+from strands_psycopg.transfer.sources import ImportIssues, SourceMessage, UnreadableError, agent_rows
 
 _HAS_MULTI_AGENTS = "SELECT to_regclass(%(table)s) IS NOT NULL"
 
@@ -57,7 +57,7 @@ _IDS_PAGE = 1_000
 _MESSAGES_PAGE = 200
 
 
-class PeerSessions:
+class PostgresqlSessionManagerTables:
     """The sessions in another package's tables, as a source for ``import_sessions``; a context manager.
 
     Args:
@@ -84,7 +84,7 @@ class PeerSessions:
             # Their tables have none.
             table_prefix="_",
             retry_timeout=retry_timeout,
-            answer_timeout=30.0,
+            response_timeout=30.0,
             pool_options={} if isinstance(conninfo, ConnectionPool) else {"max_size": 1},
         )
         self._ids, self._session, self._agent_ids, self._agent, self._messages, self._multi_agents = (
@@ -107,7 +107,7 @@ class PeerSessions:
         """Close the pool, unless it is the caller's."""
         self._database.close()
 
-    def sessions(self) -> Generator["_PeerSession", None, None]:
+    def sessions(self) -> Generator["_TablesSession", None, None]:
         """Give the sessions, sorted as their table sorts them.
 
         Raises:
@@ -120,13 +120,13 @@ class PeerSessions:
         while True:
             rows = self._rows("listing sessions", self._ids, after=after, limit=_IDS_PAGE)
             for (session_id,) in rows:
-                yield _PeerSession(self, session_id, has_multi_agents=has_multi_agents)
+                yield _TablesSession(self, session_id, has_multi_agents=has_multi_agents)
             if len(rows) < _IDS_PAGE:
                 return
             after = rows[-1][0]
 
     def read_session(self, session_id: str) -> SessionRow:
-        """Read a session's own row. For its ``_PeerSession``, as are the following."""
+        """Read a session's own row. For its ``_TablesSession``, as are the following."""
         rows = self._rows("reading a session", self._session, session_id=session_id)
         if not rows:
             raise UnreadableError("is missing")
@@ -182,10 +182,10 @@ class PeerSessions:
         """Give a name to a row."""
         return f"row {', '.join(map(repr, key))} of the table {self._database.schema}.{table}"
 
-    def _rows(self, doing: str, statement: bytes, **parameters: object) -> list[tuple[Any, ...]]:
+    def _rows(self, operation: str, statement: bytes, **parameters: object) -> list[tuple[Any, ...]]:
         schema = self._database.schema
         try:
-            return self._database.fetch(f"{doing} in schema {schema!r}", statement, parameters).rows
+            return self._database.fetch(f"{operation} in schema {schema!r}", statement, parameters).rows
         except SchemaError as error:
             raise TransferError(
                 f"the schema {schema!r} has no tables sessions, agents and messages such as "
@@ -193,32 +193,32 @@ class PeerSessions:
             ) from error
 
 
-class _PeerSession:
-    def __init__(self, peer: PeerSessions, session_id: str, *, has_multi_agents: bool) -> None:
-        self._peer = peer
+class _TablesSession:
+    def __init__(self, tables: PostgresqlSessionManagerTables, session_id: str, *, has_multi_agents: bool) -> None:
+        self._tables = tables
         self.session_id = session_id
         self._has_multi_agents = has_multi_agents
 
-    def rows(self, notes: Notes) -> Iterator[Row]:
+    def rows(self, issues: ImportIssues) -> Iterator[Row]:
         """Give the rows, as every source does."""
-        peer, session_id = self._peer, self.session_id
-        session = notes.parsed(peer.name("sessions", session_id), lambda: peer.read_session(session_id))
+        tables, session_id = self._tables, self.session_id
+        session = issues.parsed(tables.name("sessions", session_id), lambda: tables.read_session(session_id))
         if session is None:
             return
         yield session
-        for agent_id in peer.read_agent_ids(session_id):
+        for agent_id in tables.read_agent_ids(session_id):
             yield from agent_rows(
-                notes,
+                issues,
                 session,
-                peer.name("agents", session_id, agent_id),
-                partial(peer.read_agent, session_id, agent_id),
-                partial(peer.read_messages, session_id, agent_id),
+                tables.name("agents", session_id, agent_id),
+                partial(tables.read_agent, session_id, agent_id),
+                partial(tables.read_messages, session_id, agent_id),
             )
         for multi_agent_id, state, created_at, updated_at in (
-            peer.read_multi_agents(session_id) if self._has_multi_agents else ()
+            tables.read_multi_agents(session_id) if self._has_multi_agents else ()
         ):
-            row = notes.parsed(
-                peer.name("multi_agents", session_id, multi_agent_id),
+            row = issues.parsed(
+                tables.name("multi_agents", session_id, multi_agent_id),
                 partial(_multi_agent, multi_agent_id, state, created_at, updated_at),
             )
             if row is not None:

@@ -1,6 +1,6 @@
 import pytest
 
-from strands_psycopg.storage.words import query_of, words_of
+from strands_psycopg.storage.text_search import searchable_text, tsquery
 
 
 @pytest.mark.parametrize(
@@ -17,16 +17,16 @@ from strands_psycopg.storage.words import query_of, words_of
     ],
 )
 def test_words_of_a_value(key: str, data: bytes, words: str | None) -> None:
-    assert words_of(key, data) == words
+    assert searchable_text(key, data) == words
 
 
 def test_a_query_finds_any_of_its_words() -> None:
     assert (
-        query_of("What is the Dark-Mode, dark or not?", frozenset({"what", "is", "the", "or", "not"})) == "dark | mode"
+        tsquery("What is the Dark-Mode, dark or not?", frozenset({"what", "is", "the", "or", "not"})) == "dark | mode"
     )
-    assert query_of("?! \0 &|:*'\\", frozenset()) == ""
-    assert query_of("the", frozenset({"the"})) == ""
+    assert tsquery("?! \0 &|:*'\\", frozenset()) == ""
+    assert tsquery("the", frozenset({"the"})) == ""
 
 
 def test_the_first_words_of_a_long_query_count() -> None:
-    assert query_of(" ".join(map(str, range(100))), frozenset()) == " | ".join(map(str, range(64)))
+    assert tsquery(" ".join(map(str, range(100))), frozenset()) == " | ".join(map(str, range(64)))

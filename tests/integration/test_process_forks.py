@@ -24,7 +24,7 @@ from support.agents import build
 from strands_psycopg import PostgresSessionRepository
 repository = PostgresSessionRepository(sys.argv[1], max_size=1)
 build(repository)("1")
-pid = lambda: repository.database.fetch("", b"SELECT pg_backend_pid()", {}).rows[0][0]
+pid = lambda: repository._database.fetch("", b"SELECT pg_backend_pid()", {}).rows[0][0]
 before = pid()
 child = os.fork()
 if child == 0:
@@ -66,7 +66,7 @@ def in_child(work: Callable[[], object]) -> Any:
 
 def backends(repository: PostgresSessionRepository) -> list[int]:
     """Give the server's process for each of a few statements."""
-    return sorted({repository.database.fetch("", b"SELECT pg_backend_pid()", {}).rows[0][0] for _ in range(5)})
+    return sorted({repository._database.fetch("", b"SELECT pg_backend_pid()", {}).rows[0][0] for _ in range(5)})
 
 
 def test_child_works_on_connections_of_its_own_and_the_parents_go_on(repository: PostgresSessionRepository) -> None:
@@ -108,7 +108,7 @@ def test_fork_during_a_statement_of_another_thread_leaves_both_processes_working
 ) -> None:
     connection.execute("SELECT pg_advisory_lock(1)")
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(repository.database.fetch, "waiting", b"SELECT pg_advisory_lock(1) IS NULL", {})
+        waiting = thread.submit(repository._database.fetch, "waiting", b"SELECT pg_advisory_lock(1) IS NULL", {})
         wait_until(lambda: connection.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall())
 
         assert in_child(lambda: build(repository)("1").stop_reason) == "end_turn"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strands_psycopg.storage.pieces import cut, name
+from strands_psycopg.storage.chunks import chunk_id, split
 
 KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "conversation": lambda rng: json.dumps(
@@ -28,29 +28,29 @@ def data(request: pytest.FixtureRequest) -> bytes:
 
 
 @given(st.binary(), st.integers(0, 3000), st.binary(max_size=40))
-def test_pieces_make_up_the_value(head: bytes, times: int, unit: bytes) -> None:
+def test_chunks_make_up_the_value(head: bytes, times: int, unit: bytes) -> None:
     value = head + unit * times + head
-    pieces = cut(value)
-    assert b"".join(pieces) == value
-    assert all(1 <= len(piece) <= 16_384 for piece in pieces)
-    assert all(len(piece) >= 1024 for piece in pieces[:-1])
+    chunks = split(value)
+    assert b"".join(chunks) == value
+    assert all(1 <= len(chunk) <= 16_384 for chunk in chunks)
+    assert all(len(chunk) >= 1024 for chunk in chunks[:-1])
 
 
-def test_pieces_of_every_kind_of_content_are_a_few_kilobytes(data: bytes) -> None:
-    assert 2000 <= len(data) / len(cut(data)) <= 8000
+def test_chunks_of_every_kind_of_content_are_a_few_kilobytes(data: bytes) -> None:
+    assert 2000 <= len(data) / len(split(data)) <= 8000
 
 
 def test_content_without_places_to_cut_is_cut_at_the_longest() -> None:
-    assert [len(piece) for piece in cut(bytes(40_000))] == [16_384, 16_384, 7232]
-    assert max(len(piece) for piece in cut(b"f" * 40_000)) <= 16_384
+    assert [len(chunk) for chunk in split(bytes(40_000))] == [16_384, 16_384, 7232]
+    assert max(len(chunk) for chunk in split(b"f" * 40_000)) <= 16_384
 
 
 def new_bytes(before: bytes, after: bytes) -> int:
-    known = set(cut(before))
-    return sum(len(piece) for piece in cut(after) if piece not in known)
+    known = set(split(before))
+    return sum(len(chunk) for chunk in split(after) if chunk not in known)
 
 
-# What may differ: the rest of the piece at the change, and as many after it as it takes until two cuts agree again.
+# What may differ: the rest of the chunk at the change, and as many after it as it takes until two cuts agree again.
 FEW = 60_000
 
 
@@ -68,6 +68,6 @@ def test_what_is_changed_in_the_middle_leaves_both_sides_alone(data: bytes) -> N
 
 
 def test_a_name_tells_content_and_scope_apart() -> None:
-    piece, other = memoryview(b"piece"), memoryview(b"other")
-    assert name(piece, b"scope") == name(memoryview(b"a piece")[2:], b"scope")
-    assert len({name(piece, b"scope"), name(other, b"scope"), name(piece, b"another scope")}) == 3
+    chunk, other = memoryview(b"chunk"), memoryview(b"other")
+    assert chunk_id(chunk, b"scope") == chunk_id(memoryview(b"a chunk")[2:], b"scope")
+    assert len({chunk_id(chunk, b"scope"), chunk_id(other, b"scope"), chunk_id(chunk, b"another scope")}) == 3

@@ -152,7 +152,7 @@ FAILURES: dict[str, tuple[type[Exception], Callable[[Pool], object]]] = {
     ),
     "refused in a transaction": (
         SessionNotFoundError,
-        lambda pool: PostgresSessionRepository(pool).agents.create(
+        lambda pool: PostgresSessionRepository(pool)._tables.agents.create(
             "s", SessionAgent("a", {}, {}), [SessionMessage(saying("hello"), 0)], write_id=uuid4()
         ),
     ),

@@ -13,10 +13,10 @@ from strands_psycopg.cli import main
 from strands_psycopg.errors import BadFileError, TransferError
 from strands_psycopg.transfer import (
     IncompleteTransferError,
-    PeerSessions,
+    PostgresqlSessionManagerTables,
     TransferResult,
     import_sessions,
-    peers,
+    postgresql_session_manager,
     session_ids,
 )
 from support import transfers
@@ -112,8 +112,8 @@ class Peer:
         if self.version == "0.2":
             self.insert("multi_agents", session_id=session_id, multi_agent_id="graph", state={"z": 1, "a": 2})
 
-    def sessions(self) -> PeerSessions:
-        return PeerSessions(self.dsn, schema="sales")
+    def sessions(self) -> PostgresqlSessionManagerTables:
+        return PostgresqlSessionManagerTables(self.dsn, schema="sales")
 
 
 @pytest.fixture(params=["0.1", "0.2"])
@@ -165,8 +165,8 @@ def test_everything_comes_over(repository: PostgresSessionRepository, peer: Peer
 def test_many_sessions_and_messages_come_page_by_page(
     repository: PostgresSessionRepository, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "_IDS_PAGE", 2)
-    monkeypatch.setattr(peers, "_MESSAGES_PAGE", 2)
+    monkeypatch.setattr(postgresql_session_manager, "_IDS_PAGE", 2)
+    monkeypatch.setattr(postgresql_session_manager, "_MESSAGES_PAGE", 2)
     ids = ["a", "B", "c", "é", "d e"]
     for number, session_id in enumerate(ids):
         peer.fill(session_id, messages=number)
@@ -214,16 +214,34 @@ def test_tables_may_be_in_the_same_database(dsn: str, capsys: pytest.CaptureFixt
     peer = Peer(dsn, "0.2")
     with peer.connection:
         peer.fill()
-    assert main(["import", "--peer", "--peer-schema", "sales", "--dsn", dsn]) == 0
+    assert (
+        main(["import", "--tables-of", "strands-postgresql-session-manager", "--tables-schema", "sales", "--dsn", dsn])
+        == 0
+    )
     assert capsys.readouterr() == ("imported 1 session, 1 agent, 5 messages, 1 multi-agent\n", "")
-    assert main(["import", "--peer-dsn", dsn, "--peer-schema", "sales", "--dsn", dsn]) == 0
+    assert (
+        main(
+            [
+                "import",
+                "--tables-of",
+                "strands-postgresql-session-manager",
+                "--tables-dsn",
+                dsn,
+                "--tables-schema",
+                "sales",
+                "--dsn",
+                dsn,
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.endswith("1 session already there\n")
 
 
 def test_callers_pool_is_a_source_and_stays_open(repository: PostgresSessionRepository, peer: Peer) -> None:
     peer.fill()
     with ConnectionPool(peer.dsn, min_size=1, kwargs={"prepare_threshold": None}) as pool:
-        with PeerSessions(pool, schema="sales") as source:
+        with PostgresqlSessionManagerTables(pool, schema="sales") as source:
             assert import_sessions(repository, source).messages == 5
         with pool.connection() as connection:
             connection.execute("SELECT 1")
@@ -231,7 +249,7 @@ def test_callers_pool_is_a_source_and_stays_open(repository: PostgresSessionRepo
 
 def test_missing_tables_are_told(repository: PostgresSessionRepository, peer: Peer) -> None:
     with (
-        PeerSessions(peer.dsn, schema="elsewhere") as source,
+        PostgresqlSessionManagerTables(peer.dsn, schema="elsewhere") as source,
         pytest.raises(TransferError, match="the schema 'elsewhere' has no tables sessions, agents and messages"),
     ):
         import_sessions(repository, source)

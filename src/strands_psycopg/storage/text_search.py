@@ -16,7 +16,7 @@ _SEPARATORS = re.compile(r"[\W_]+")
 _EXTENSION = re.compile(r"(?<=[^/])\.[^./]*$")
 
 
-def words_of(key: str, data: bytes) -> str | None:
+def searchable_text(key: str, data: bytes) -> str | None:
     """Give the words by which a value is found; None if it is not found, being no text or a long one.
 
     They are those of the last part of its key, without extension, and those of the text itself.
@@ -30,7 +30,7 @@ def words_of(key: str, data: bytes) -> str | None:
     return _separated(f"{_EXTENSION.sub('', key.rpartition('/')[2])} {text}")
 
 
-def query_of(question: str, stop_words: frozenset[str]) -> str:
+def tsquery(question: str, stop_words: frozenset[str]) -> str:
     """Give the ``tsquery`` that finds what has any of a question's words, but for stop words."""
     words = dict.fromkeys(word for word in _separated(question).split() if word not in stop_words)
     return " | ".join(list(words)[:_MOST_WORDS])

@@ -196,11 +196,11 @@ def test_fork_is_of_one_moment_though_its_session_goes_on(
     repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(repository, agent_ids=("a",))
-    reached, go = pause_before(monkeypatch, repository._copies._copy_messages)
+    reached, go = pause_before(monkeypatch, repository._tables.forker._copy_messages)
     with ThreadPoolExecutor() as threads, PostgresSessionRepository(dsn, **pool_options) as other:
         fork = threads.submit(repository.fork_session, "s", "fork")
         assert reached.wait(30)
-        other.agents.update_and_append(
+        other._tables.agents.update_and_append(
             "s",
             SessionAgent("a", {"later": True}, {}),
             SessionMessage({"role": "user", "content": []}, 4),
@@ -240,7 +240,7 @@ def test_repeat_after_a_lost_answer_changes_nothing_in_the_fork(
 ) -> None:
     fill(repository, agent_ids=("a",))
     write_id = uuid4()
-    copies = repository._copies
+    copies = repository._tables.forker
     copies.fork("s", "fork", write_id=write_id)
     repository.create_message("s", "a", SessionMessage({"role": "user", "content": []}, 4))
     repository.create_message("fork", "a", SessionMessage({"role": "user", "content": [{"text": "mine"}]}, 4))

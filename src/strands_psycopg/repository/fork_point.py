@@ -17,7 +17,7 @@ _SUMMARIZING = _DROPPING | {"summary_message"}
 _NO_INTERRUPTS = {"interrupts": {}, "context": {}, "activated": False}
 
 
-class Cut:
+class ForkPoint:
     """A cut through an agent's conversation.
 
     Args:

@@ -1,4 +1,4 @@
-"""Copies of sessions, made in the database."""
+"""SessionForker of sessions, made in the database."""
 
 from uuid import UUID
 
@@ -9,14 +9,14 @@ from psycopg.types.numeric import Int8
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionExistsError, SessionForkError, SessionNotFoundError
-from strands_psycopg.repository.cuts import Cut
+from strands_psycopg.repository.fork_point import ForkPoint
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id, check_index
 from strands_psycopg.repository.listing import Listing, SessionSummary
 from strands_psycopg.repository.sessions import Sessions
 
 # In seconds, for all of a copy. A million messages take half a minute.
-_ANSWER_TIMEOUT = 600.0
+_RESPONSE_TIMEOUT = 600.0
 
 _NO_CUT = 2**63 - 1
 
@@ -80,8 +80,8 @@ _PROMPT_BEFORE = """
 """
 
 
-class Copies:
-    """Copies sessions of one database, schema and prefix."""
+class SessionForker:
+    """SessionForker sessions of one database, schema and prefix."""
 
     def __init__(self, database: Database, sessions: Sessions, listing: Listing) -> None:
         self._database = database
@@ -132,45 +132,45 @@ class Copies:
         }
         if agent_id is not None:
             check_id("agent_id", agent_id)
-        doing = f"forking session {session_id!r} to {new_session_id!r}"
+        operation = f"forking session {session_id!r} to {new_session_id!r}"
 
         def copy(cursor: Cursor[TupleRow]) -> SessionSummary:
             cursor.execute(_SNAPSHOT)
             written = cursor.execute(self._write_id, key).fetchall()
             if written and written[0][0] != str(write_id):
-                raise SessionExistsError(f"{doing}: session {new_session_id!r} already exists; choose another id")
+                raise SessionExistsError(f"{operation}: session {new_session_id!r} already exists; choose another id")
             # Otherwise by an attempt whose answer was lost. Since then more may have been said, in both sessions.
             if not written:
-                session_type, agent_ids = self._read_source(cursor, key, doing, agent_id)
-                cut = None
+                session_type, agent_ids = self._read_source(cursor, key, operation, agent_id)
+                fork_point = None
                 if until is not None and agent_ids:
-                    cut = self._cut_documents(cursor, key, session_id, agent_ids, until)
-                self._sessions.add(cursor, {**key, "session_type": session_type}, doing)
+                    fork_point = self._documents_at_fork_point(cursor, key, session_id, agent_ids, until)
+                self._sessions.add(cursor, {**key, "session_type": session_type}, operation)
                 cursor.execute(self._copy_agents, {**key, "agent_ids": agent_ids})
                 cursor.execute(self._copy_messages, {**key, "agent_ids": agent_ids})
                 if agent_id is None:
                     cursor.execute(self._copy_multi_agents, key)
-                if cut:
-                    cursor.execute(self._cut, {**key, **cut})
+                if fork_point:
+                    cursor.execute(self._cut, {**key, **fork_point})
             return self._listing.read_within(cursor, new_session_id)
 
-        return self._database.transact(doing, copy, answer_timeout=_ANSWER_TIMEOUT)
+        return self._database.transact(operation, copy, response_timeout=_RESPONSE_TIMEOUT)
 
     def _read_source(
-        self, cursor: Cursor[TupleRow], key: dict[str, object], doing: str, agent_id: str | None
+        self, cursor: Cursor[TupleRow], key: dict[str, object], operation: str, agent_id: str | None
     ) -> tuple[str, list[str]]:
         """Give the session's type and the ids of those of its agents that are to be copied."""
         source = cursor.execute(self._source, key).fetchall()
         if not source:
-            raise SessionNotFoundError(f"{doing}: session {key['source_id']!r} does not exist")
+            raise SessionNotFoundError(f"{operation}: session {key['source_id']!r} does not exist")
         agent_ids = [each for (each,) in cursor.execute(self._source_agents, key)]
         if agent_id is None:
             return source[0][0], agent_ids
         if agent_id not in agent_ids:
-            raise SessionNotFoundError(f"{doing}: the session has no agent {agent_id!r}")
+            raise SessionNotFoundError(f"{operation}: the session has no agent {agent_id!r}")
         return source[0][0], [agent_id]
 
-    def _cut_documents(
+    def _documents_at_fork_point(
         self, cursor: Cursor[TupleRow], key: dict[str, object], session_id: str, agent_ids: list[str], until: int
     ) -> dict[str, object] | None:
         """Give what fits the agent to the messages that are copied with it; None if those are all of its."""
@@ -189,9 +189,9 @@ class Copies:
         manager, manager_exact, internal, internal_exact, stored = cursor.execute(self._documents, key).fetchall()[0]
         if until >= stored:
             return None
-        cut = Cut(session_id, agent_ids[0], until=until, stored=stored, prompt_before=prompt_before)
-        manager, manager_exact = encode(cut.conversation_manager_state(decode(manager, manager_exact)))
-        internal, internal_exact = encode(cut.internal_state(decode(internal, internal_exact)))
+        fork_point = ForkPoint(session_id, agent_ids[0], until=until, stored=stored, prompt_before=prompt_before)
+        manager, manager_exact = encode(fork_point.conversation_manager_state(decode(manager, manager_exact)))
+        internal, internal_exact = encode(fork_point.internal_state(decode(internal, internal_exact)))
         return {
             "agent_id": agent_ids[0],
             "conversation_manager_state": manager,

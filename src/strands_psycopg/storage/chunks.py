@@ -1,8 +1,8 @@
-"""Values cut into pieces where their content says so.
+"""Values cut into chunks where their content says so.
 
 Whether there is a cut depends on the few bytes before it alone. So where something is added to a value, taken from it
-or changed in it, only the pieces at that place differ, and the ones after it are the same again: the next snapshot of
-a conversation shares nearly all its pieces with the one before.
+or changed in it, only the chunks at that place differ, and the ones after it are the same again: the next snapshot of
+a conversation shares nearly all its chunks with the one before.
 
 Nothing but the sharing depends on where the cuts are, so their rule may change between releases.
 """
@@ -23,17 +23,17 @@ _WINDOW = 32
 _MASK = 7
 
 
-def cut(data: bytes) -> list[memoryview]:
-    """Cut a value into pieces, in order; an empty one has none."""
+def split(data: bytes) -> list[memoryview]:
+    """Cut a value into chunks, in order; an empty one has none."""
     view = memoryview(data)
     lowest_bits = data.translate(_LOWEST_BIT)
-    pieces = []
+    chunks = []
     start = 0
     while start < len(data):
         end = _end(view, lowest_bits, start)
-        pieces.append(view[start:end])
+        chunks.append(view[start:end])
         start = end
-    return pieces
+    return chunks
 
 
 def _end(view: memoryview, lowest_bits: bytes, start: int) -> int:
@@ -46,11 +46,11 @@ def _end(view: memoryview, lowest_bits: bytes, start: int) -> int:
     return limit
 
 
-def name(piece: memoryview, scope: bytes) -> UUID:
-    """Give the id of a piece: 128 bits of its keyed BLAKE2b hash (RFC 7693).
+def chunk_id(chunk: memoryview, scope: bytes) -> UUID:
+    """Give the id of a chunk: 128 bits of its keyed BLAKE2b hash (RFC 7693).
 
     Args:
-        piece: The piece.
-        scope: Up to 64 bytes. Equal pieces of different scopes have different ids.
+        chunk: The chunk.
+        scope: Up to 64 bytes. Equal chunks of different scopes have different ids.
     """
-    return UUID(bytes=blake2b(piece, digest_size=16, key=scope).digest())
+    return UUID(bytes=blake2b(chunk, digest_size=16, key=scope).digest())

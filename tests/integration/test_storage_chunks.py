@@ -11,7 +11,7 @@ import pytest
 
 from strands_psycopg import DatabaseError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
 from support.snapshots import PLAIN, PUT, conversation, size, written
-from support.storage import NONE, needs_storage, pieces
+from support.storage import NONE, chunks, needs_storage
 
 pytestmark = needs_storage
 
@@ -35,11 +35,11 @@ def test_equal_values_are_stored_once_in_a_storage_and_its_namespaces(
     storage: PostgresStorage, connection: Connection
 ) -> None:
     run(storage.write("a", VALUE))
-    once = pieces(connection)
+    once = chunks(connection)
     assert once.size == len(VALUE)
     run(storage.write("b", VALUE))
     run(storage.namespace("deep").write("c", VALUE))
-    assert pieces(connection) == once
+    assert chunks(connection) == once
 
 
 def test_storages_of_different_prefixes_share_nothing(
@@ -48,7 +48,7 @@ def test_storages_of_different_prefixes_share_nothing(
     first, second = PostgresStorage(repository, prefix="1"), PostgresStorage(repository, prefix="2")
     run(first.write("k", VALUE))
     run(second.write("k", VALUE))
-    assert pieces(connection).size == 2 * len(VALUE)
+    assert chunks(connection).size == 2 * len(VALUE)
     run(first.delete("k"))
     assert run(second.read("k")) == VALUE
 
@@ -60,21 +60,21 @@ def test_a_storage_without_the_prefix_reads_and_frees_what_one_with_it_wrote(
     whole = PostgresStorage(repository)
     assert run(whole.read("1/k")) == VALUE
     run(whole.delete("1/k"))
-    assert pieces(connection) == NONE
+    assert chunks(connection) == NONE
 
 
 def test_a_new_version_stores_what_is_new(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("1", VALUE))
-    before = pieces(connection)
+    before = chunks(connection)
     run(storage.write("2", VALUE[20_000:] + b"one more message" * 60))
-    assert pieces(connection).size - before.size < 40_000
+    assert chunks(connection).size - before.size < 40_000
     assert run(storage.read("1")) == VALUE
     assert run(storage.read("2")) == VALUE[20_000:] + b"one more message" * 60
 
 
 def test_a_value_that_repeats_itself_is_stored_once(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("k", bytes(1_000_000)))
-    assert pieces(connection).size < 40_000
+    assert chunks(connection).size < 40_000
     assert run(storage.read("k")) == bytes(1_000_000)
 
 
@@ -84,19 +84,19 @@ def test_replacing_a_value_frees_what_it_no_longer_uses(
 ) -> None:
     run(storage.write("k", VALUE))
     run(storage.write("k", after))
-    left = pieces(connection)
+    left = chunks(connection)
     assert (left.size, left.unused, left.released) == (len(after) if len(after) > 8192 else 0, 0, 0)
 
 
-def test_the_last_value_frees_its_pieces(storage: PostgresStorage, connection: Connection) -> None:
+def test_the_last_value_frees_its_chunks(storage: PostgresStorage, connection: Connection) -> None:
     versions = [VALUE[start : start + 200_000] for start in range(0, 100_000, 10_000)]
     for number, version in enumerate(versions):
         run(storage.write(f"{number}", version))
     for number, version in enumerate(versions):
         assert run(storage.read(f"{number}")) == version
         run(storage.delete(f"{number}"))
-        assert pieces(connection).unused == pieces(connection).released == 0
-    assert pieces(connection) == NONE
+        assert chunks(connection).unused == chunks(connection).released == 0
+    assert chunks(connection) == NONE
 
 
 def test_deleting_many_at_once_leaves_nothing(repository: PostgresSessionRepository, connection: Connection) -> None:
@@ -107,14 +107,14 @@ def test_deleting_many_at_once_leaves_nothing(repository: PostgresSessionReposit
         await asyncio.gather(*(storage.delete(f"{number}") for number in range(40)))
 
     run(work())
-    assert pieces(connection) == NONE
+    assert chunks(connection) == NONE
 
 
-def test_more_pieces_than_are_removed_at_a_time_are_removed(storage: PostgresStorage, connection: Connection) -> None:
+def test_more_chunks_than_are_removed_at_a_time_are_removed(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("k", random.Random(4).randbytes(6_000_000)))
-    assert pieces(connection).number > 1000
+    assert chunks(connection).number > 1000
     run(storage.delete("k"))
-    assert pieces(connection) == NONE
+    assert chunks(connection) == NONE
 
 
 def test_what_a_killed_process_left_marked_is_freed_by_the_next_change(
@@ -123,18 +123,18 @@ def test_what_a_killed_process_left_marked_is_freed_by_the_next_change(
     run(storage.write("used", VALUE))
     run(storage.write("k", VALUE[::-1]))
     connection.execute("DELETE FROM strands_storage WHERE key = 'k'")
-    connection.execute("UPDATE strands_pieces SET released = true")
-    assert pieces(connection).unused > 0
+    connection.execute("UPDATE strands_chunks SET released = true")
+    assert chunks(connection).unused > 0
     run(storage.write("other", VALUE))
-    left = pieces(connection)
+    left = chunks(connection)
     assert (left.size, left.unused, left.released) == (len(VALUE), 0, 0)
     assert run(storage.read("used")) == VALUE
 
 
 def test_a_missing_piece_is_told_and_not_read_over(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("k", VALUE))
-    connection.execute("DELETE FROM strands_pieces WHERE piece_id = (SELECT pieces[3] FROM strands_storage)")
-    with pytest.raises(PostgresStorageError, match="pieces of the value are missing") as caught:
+    connection.execute("DELETE FROM strands_chunks WHERE chunk_id = (SELECT chunks[3] FROM strands_storage)")
+    with pytest.raises(PostgresStorageError, match="chunks of the value are missing") as caught:
         run(storage.read("k"))
     assert isinstance(caught.value.__cause__, DatabaseError)
     run(storage.write("k", VALUE))
@@ -153,7 +153,7 @@ def test_an_immutable_snapshot_each_turn_takes_a_fraction_of_plain_storage(
     for turn, data in enumerate(snapshots):
         run(storage.write(f"immutable_history/snapshot_{turn:04}.json", data))
         connection.execute(PUT, (f"immutable_history/snapshot_{turn:04}.json", data))
-    assert size(connection, "strands_storage", "strands_pieces") <= SHARE * size(connection, "plain")
+    assert size(connection, "strands_storage", "strands_chunks") <= SHARE * size(connection, "plain")
     for turn in (0, TURNS // 2, TURNS - 1):
         assert run(storage.read(f"immutable_history/snapshot_{turn:04}.json")) == snapshots[turn]
 

@@ -11,7 +11,7 @@ _functions: list[Callable[[], None]] = []
 _methods: "WeakKeyDictionary[object, Callable[[Any], None]]" = WeakKeyDictionary()
 
 
-def call_in_child(callback: Callable[[], None]) -> None:
+def after_fork_in_child(callback: Callable[[], None]) -> None:
     """Call back in every child forked from now on; a method, one of each object, only for as long as that lives."""
     if inspect.ismethod(callback):
         _methods[callback.__self__] = callback.__func__
