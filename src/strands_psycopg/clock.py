@@ -1,13 +1,13 @@
-"""What time it is on the server, as far as its answers have told."""
+"""An estimate of the server's clock, from the times in its results."""
 
 import time
 
 
 class ServerClock:
-    """Keeps how far the server's clock is from this process's ``time.monotonic``, within bounds.
+    """Estimates the offset of the server's clock from this process's ``time.monotonic``, within bounds.
 
-    A time in an answer was read between the moments when the statement was sent and when its answer was there. Times
-    are seconds since 1970.
+    The server read a time in a result after the statement was sent and before the result arrived. Server times are
+    seconds since 1970.
     """
 
     def __init__(self) -> None:
@@ -15,12 +15,17 @@ class ServerClock:
 
     @property
     def known(self) -> bool:
-        """Whether any answer has told the time."""
+        """Whether a server time has been observed."""
         return self._bounds is not None
 
-    def learn(self, told: float, sent_at: float) -> None:
-        """Take in the time that an answer tells, which has just arrived."""
-        least, most = told - time.monotonic(), told - sent_at
+    def observe(self, server_time: float, *, sent_at: float) -> None:
+        """Narrow the bounds with a server time that has just arrived.
+
+        Args:
+            server_time: The time in the result.
+            sent_at: When the statement was sent, on the clock of ``time.monotonic``.
+        """
+        least, most = server_time - time.monotonic(), server_time - sent_at
         if self._bounds is not None:
             known_least, known_most = self._bounds
             # Otherwise the clock was set, or is another server's.
@@ -28,6 +33,6 @@ class ServerClock:
                 least, most = max(least, known_least), min(most, known_most)
         self._bounds = least, most
 
-    def at(self, moment: float) -> float:
-        """Give the earliest time that it may be at a moment of ``time.monotonic``; infinity if nothing is known."""
+    def earliest_at(self, moment: float) -> float:
+        """Return the earliest possible server time at a moment of ``time.monotonic``; infinity if none is known."""
         return float("inf") if self._bounds is None else moment + self._bounds[0]

@@ -1,4 +1,4 @@
-"""The one pool of connections: built here from a DSN, or the caller's own."""
+"""The connection pool: built from a DSN, or the caller's own."""
 
 import re
 import threading
@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 
 from strands_psycopg.process_forks import after_fork_in_child
 
-# libpq's own defaults would notice a dead link after two hours.
+# With libpq's defaults, a dead link would be noticed after two hours.
 _DEFAULTS: dict[str, str | int] = {
     "connect_timeout": 10,
     "keepalives_idle": 30,
@@ -25,7 +25,7 @@ _DEFAULTS: dict[str, str | int] = {
     "application_name": "strands-psycopg",
 }
 
-# A failed connect carries no SQLSTATE. Only these refusals are known not to mend by themselves.
+# A failed connect has no SQLSTATE. Only these failures are known to be permanent.
 _PERMANENT = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|database \".*\" does not exist|role \".*\" does not exist|is not permitted to log in"
@@ -34,17 +34,17 @@ _PERMANENT = re.compile(
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 
-# How long one wait for a connection lasts before the pool is asked again: a pool whose connect failed tries again
-# only when it is asked. Waits are short while connects fail, long while the pool is merely busy.
-_WAIT_FAILING = 0.2
-_WAIT_BUSY = 1.0
+# How long to wait for a connection before requesting it again: a pool whose connect failed reconnects only at the next
+# request. Waits are short while connects fail, long while the pool is merely busy.
+_WAIT_WHILE_FAILING = 0.2
+_WAIT_WHILE_BUSY = 1.0
 
 
 class UnreachableError(Exception):
-    """No connection could be had.
+    """No connection could be obtained.
 
     Attributes:
-        permanent: Trying again will not help.
+        permanent: Whether retrying will not help.
     """
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:
@@ -53,38 +53,40 @@ class UnreachableError(Exception):
 
 
 class ExternalPool:
-    """A pool that the caller opened and will close."""
+    """A pool that the caller opens and closes."""
 
     connecting = 0
 
     def __init__(self, pool: ConnectionPool[Connection[Any]], pool_options: dict[str, Any]) -> None:
         if pool_options:
-            raise TypeError(f"pool options {sorted(pool_options)} beside a pool; give them to that pool instead")
+            raise TypeError(
+                f"pool options {sorted(pool_options)} cannot be combined with a pool; pass them to that pool instead"
+            )
         self._pool = pool
 
     def pool(self) -> ConnectionPool[Connection[Any]]:
-        """Give the pool."""
+        """Return the pool."""
         return self._pool
 
     @property
     def failures(self) -> int:
-        """How many connects have failed so far."""
+        """The number of failed connects so far."""
         return self._pool.get_stats().get("connections_errors", 0)
 
-    def unreachable(self) -> UnreachableError:
-        """Say why no connect succeeds."""
+    def unreachable_error(self) -> UnreachableError:
+        """Return the error that says why no connect succeeds."""
         return UnreachableError("the pool cannot connect to the server; its logger 'psycopg.pool' says why")
 
     def close(self) -> None:
-        """Leave the pool open."""
+        """Leave the pool open, since it is the caller's."""
 
 
 class ManagedPool:
-    """A pool built from a DSN: opened at first use, in every process anew, and closed by ``close``.
+    """A pool built from a DSN: opened at first use, separately in each process, and closed by ``close``.
 
     Attributes:
-        connecting: How many connects are under way.
-        failures: How many connects have failed so far.
+        connecting: The number of connects in progress.
+        failures: The number of failed connects so far.
     """
 
     def __init__(self, dsn: str | Callable[[], str], pool_options: dict[str, Any]) -> None:
@@ -92,37 +94,37 @@ class ManagedPool:
             _parse(dsn)
         elif not callable(dsn):
             raise TypeError(
-                f"conninfo must be a DSN, a callable that gives one or a ConnectionPool, not {type(dsn).__name__}"
+                f"conninfo must be a DSN, a callable that returns one or a ConnectionPool, not {type(dsn).__name__}"
             )
         self._dsn = dsn
         self._options = dict(pool_options)
         self._connection_class = self._options.pop("connection_class", Connection)
         self._options.setdefault("min_size", 1)
         self._options.setdefault("max_size", max(10, self._options["min_size"]))
-        # The pool's own backoff would outlast an outage by far; retrying is the database layer's.
+        # The pool's own backoff would outlast an outage by far; retries are the database layer's task.
         self._options.setdefault("reconnect_timeout", 0.0)
         self._closed = False
-        self._of_parents: list[ConnectionPool[Connection[Any]]] = []
-        self._start()
-        after_fork_in_child(self._restart_in_child)
+        self._parent_pools: list[ConnectionPool[Connection[Any]]] = []
+        self._create_pool()
+        after_fork_in_child(self._reset_in_child)
 
-    def _start(self) -> None:
+    def _create_pool(self) -> None:
         self.connecting = 0
         self.failures = 0
         self._last_error: Exception | None = None
         self._opening = threading.Lock()
-        # Of a connection class the pool uses only ``connect``, which is replaced here.
+        # The pool uses nothing but ``connect`` of its connection class; this object provides it.
         self._pool = ConnectionPool("", connection_class=cast(type[Connection[Any]], self), open=False, **self._options)
 
-    def _restart_in_child(self) -> None:
-        """Leave the parent's pool and its sockets alone and start with a pool of this process."""
+    def _reset_in_child(self) -> None:
+        """Create a pool for this process; the parent's pool and its sockets are not touched."""
         if not self._closed:
-            # Kept, because collecting it would try to end threads that this process does not have.
-            self._of_parents.append(self._pool)
-            self._start()
+            # Kept, because garbage collection of it would try to end threads that this process does not have.
+            self._parent_pools.append(self._pool)
+            self._create_pool()
 
     def pool(self) -> ConnectionPool[Connection[Any]]:
-        """Give the pool, opened unless it has been closed."""
+        """Return the pool, opened unless it has been closed."""
         if self._pool.closed and not self._closed:
             with self._opening:
                 if not self._closed:
@@ -130,12 +132,12 @@ class ManagedPool:
         return self._pool
 
     def connect(self, _conninfo: str = "", **kwargs: Any) -> Connection[Any]:
-        """Make one connection for the pool, and remember why if it fails."""
+        """Open one connection for the pool; if that fails, keep the reason."""
         self.connecting += 1
         try:
             dsn = self._current_dsn()
-            given = {**_environment(), **_parse(dsn), **kwargs}
-            defaults = {} if "service" in given else {key: v for key, v in _DEFAULTS.items() if key not in given}
+            specified = {**_libpq_defaults(), **_parse(dsn), **kwargs}
+            defaults = {} if "service" in specified else {k: v for k, v in _DEFAULTS.items() if k not in specified}
             settings = {**defaults, **kwargs, "autocommit": True, "client_encoding": "utf8"}
             connection: Connection[Any] = self._connection_class.connect(dsn, **settings)
         except Exception as error:
@@ -153,11 +155,11 @@ class ManagedPool:
             return self._dsn()
         except Exception as error:
             kind = type(error).__name__
-        # Neither quoted nor chained: it may quote what the credentials were read from, and the pool logs it.
-        raise UnreachableError(f"no DSN to connect with: {kind} in the callable that gives it")
+        # The error is neither quoted nor chained, since it may contain credentials, and the pool logs it.
+        raise UnreachableError(f"no DSN to connect with: {kind} in the callable that returns it")
 
-    def unreachable(self) -> UnreachableError:
-        """Say why no connect succeeds."""
+    def unreachable_error(self) -> UnreachableError:
+        """Return the error that says why no connect succeeds."""
         error = self._last_error
         if isinstance(error, UnreachableError):
             return UnreachableError(str(error))
@@ -167,21 +169,21 @@ class ManagedPool:
         return UnreachableError(reason, permanent=_PERMANENT.search(reason) is not None)
 
     def close(self) -> None:
-        """Close the pool for good."""
+        """Close the pool permanently."""
         self._closed = True
-        # Per worker thread; one that waits for a server that does not answer would hold up a Ctrl-C.
+        # For each worker thread; one that waits for a server that does not respond would delay Ctrl-C.
         self._pool.close(timeout=1.0)
 
 
 class Connections:
-    """Hands out connections of one pool, and tells a busy pool from an unreachable server.
+    """Checks out connections of one pool, and distinguishes a busy pool from an unreachable server.
 
     Args:
-        source: A DSN, a callable that gives one for each connect, or the caller's pool.
+        source: A DSN, a callable that returns one for each connect, or the caller's pool.
         pool_options: Arguments for the pool that is built unless ``source`` is one.
 
     Raises:
-        TypeError: ``source`` is none of these, or a caller's pool comes with options.
+        TypeError: ``source`` is none of these, or is a pool and combined with options.
         ValueError: The DSN cannot be parsed, or an option is out of range.
     """
 
@@ -193,19 +195,19 @@ class Connections:
             self._source = ExternalPool(source, pool_options)
         else:
             self._source = ManagedPool(source, pool_options)
-        self._failures_when_served = 0
-        self._first_served: WeakKeyDictionary[Connection[Any], float] = WeakKeyDictionary()
+        self._failures_at_checkout = 0
+        self._first_used_at: WeakKeyDictionary[Connection[Any], float] = WeakKeyDictionary()
 
     @contextmanager
     def checkout(self) -> Iterator[Connection[Any]]:
-        """Give a connection in autocommit and take it back as it was.
+        """Yield a connection in autocommit mode; return it to the pool in the mode that it had.
 
         Raises:
-            UnreachableError: The server cannot be reached, or the pool was busy for its whole ``timeout``.
+            UnreachableError: The server cannot be reached, or no connection was free within the pool's ``timeout``.
         """
         pool = self._source.pool()
         connection = self._getconn(pool)
-        self._first_served.setdefault(connection, time.monotonic())
+        self._first_used_at.setdefault(connection, time.monotonic())
         autocommit = connection.autocommit
         try:
             if not autocommit:
@@ -216,16 +218,16 @@ class Connections:
                 connection.autocommit = False
             pool.putconn(connection)
 
-    def first_served(self, connection: Connection[Any]) -> float:
-        """Tell when a connection was first handed out, on the clock of ``time.monotonic``."""
-        return self._first_served[connection]
+    def first_used_at(self, connection: Connection[Any]) -> float:
+        """Return when a connection was first checked out, on the clock of ``time.monotonic``."""
+        return self._first_used_at[connection]
 
     def stats(self) -> dict[str, int]:
-        """Give the pool's own figures, by its own names."""
+        """Return the pool's statistics, under its own names."""
         return self._source.pool().get_stats()
 
-    def discard_idle(self) -> None:
-        """Close idle connections, which may be as dead as one that was just lost, so that no call has to find out."""
+    def close_idle(self) -> None:
+        """Close idle connections, which may be as dead as the one just lost, before other calls use them."""
         pool = self._source.pool()
         for _ in range(pool.get_stats().get("pool_available", 0)):
             try:
@@ -243,31 +245,31 @@ class Connections:
         busy_until = time.monotonic() + pool.timeout
         while True:
             failures = self._source.failures
-            failing = failures > self._failures_when_served
-            wait = _WAIT_FAILING if failing else _WAIT_BUSY
+            failing = failures > self._failures_at_checkout
+            wait = _WAIT_WHILE_FAILING if failing else _WAIT_WHILE_BUSY
             try:
                 connection = pool.getconn(timeout=max(min(wait, busy_until - time.monotonic()), 0.001))
             except PoolTimeout:
-                # A caller's pool may be pausing between two connects, for longer than its timeout.
+                # An external pool may pause between two connects for longer than its timeout.
                 if self._source.failures > failures or (failing and not self._source.connecting):
-                    raise self._source.unreachable() from None
+                    raise self._source.unreachable_error() from None
                 if time.monotonic() >= busy_until:
-                    raise self._no_connection_in_time(pool) from None
+                    raise self._timeout_error(pool) from None
             except TooManyRequests as error:
                 raise UnreachableError(f"{error}; raise max_waiting or max_size", permanent=True) from None
             except PoolClosed:
-                raise UnreachableError("the pool of connections is closed; build a new one", permanent=True) from None
+                raise UnreachableError("the connection pool is closed; create a new one", permanent=True) from None
             else:
-                if not _hung_up(connection):
-                    self._failures_when_served = max(self._failures_when_served, failures)
+                if not _is_closed_by_server(connection):
+                    self._failures_at_checkout = max(self._failures_at_checkout, failures)
                     return connection
                 pool.putconn(connection)
                 if time.monotonic() >= busy_until:
-                    raise UnreachableError(f"the server closes every connection for {pool.timeout:g} s now")
+                    raise UnreachableError(f"the server has been closing every connection for {pool.timeout:g} s")
 
-    def _no_connection_in_time(self, pool: ConnectionPool[Connection[Any]]) -> UnreachableError:
+    def _timeout_error(self, pool: ConnectionPool[Connection[Any]]) -> UnreachableError:
         if self._source.connecting:
-            return UnreachableError(f"connecting to the server takes over {pool.timeout:g} s")
+            return UnreachableError(f"connecting to the server takes longer than {pool.timeout:g} s")
         return UnreachableError(
             f"all {pool.max_size} connections of the pool were in use for {pool.timeout:g} s; "
             "raise max_size or timeout, or lower the load",
@@ -276,23 +278,23 @@ class Connections:
 
 
 def _parse(dsn: str) -> dict[str, Any]:
-    """Parse a DSN. The errors quote none of it, since what is misplaced may be the password."""
+    """Parse a DSN. Errors quote none of it, since any part may be a misplaced password."""
     authority = re.match(r"postgres(?:ql)?://([^/?#]*)", dsn)
     if authority and authority[1].count("@") > 1:
         raise ValueError("the DSN has more than one '@' before its path; percent-encode the password ('@' is %40)")
     with suppress(psycopg.Error):
         return conninfo_to_dict(dsn)
-    # Not chained to the driver's error, which quotes the DSN.
+    # Not raised from the driver's error, which quotes the DSN.
     raise ValueError(
-        "the DSN cannot be parsed; give postgresql://user:password@host:port/database, with reserved "
+        "the DSN cannot be parsed; use postgresql://user:password@host:port/database, with reserved "
         "characters percent-encoded, or key=value pairs"
     )
 
 
-def _hung_up(connection: Connection[Any]) -> bool:
-    """Tell, without a round trip, whether the server has closed an idle connection."""
+def _is_closed_by_server(connection: Connection[Any]) -> bool:
+    """Whether the server has closed an idle connection; found out without a round trip."""
     try:
-        # Twice, since the first may find the server's last words, and only the second the end.
+        # Twice, since the first may read the server's last message, and only the second the end of the stream.
         connection.pgconn.consume_input()
         connection.pgconn.consume_input()
     except psycopg.OperationalError:
@@ -300,6 +302,6 @@ def _hung_up(connection: Connection[Any]) -> bool:
     return False
 
 
-def _environment() -> dict[str, Any]:
-    """What libpq takes from environment variables and from the service file that they name."""
+def _libpq_defaults() -> dict[str, Any]:
+    """Return what libpq takes from environment variables and from the service file that they name."""
     return {option.keyword.decode(): option.val for option in pq.Conninfo.get_defaults() if option.val}

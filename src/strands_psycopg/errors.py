@@ -1,7 +1,7 @@
-"""Every error that this library raises on purpose.
+"""The exceptions that this library raises.
 
-Each inherits what a host already catches: Strands' ``SessionException`` for sessions, its ``StorageError`` for storage.
-No message holds a password, a row's values or a message's content.
+Each inherits one that a host already catches: Strands' ``SessionException`` for sessions, its ``StorageError`` for
+storage. No error text contains a password, a row's values or a message's content.
 """
 
 from strands.types.exceptions import SessionException
@@ -13,21 +13,21 @@ except ImportError:  # before strands-agents 1.48
 
 
 class StrandsPsycopgError(Exception):
-    """Base of all errors of this library."""
+    """Base class of this library's exceptions."""
 
 
 class SessionExistsError(StrandsPsycopgError, SessionException):
-    """The session, agent or multi-agent to be created already exists."""
+    """The session, agent or multi-agent to create already exists."""
 
 
 class SessionConflictError(SessionExistsError):
-    """Another writer was there first; nothing was stored.
+    """Another writer has stored something first; this write stored nothing.
 
-    Build a new session manager (and agent) to go on from what is stored.
+    To continue from what is stored, build a new session manager and agent.
 
     Attributes:
-        session_id: The session that was written.
-        agent_id: The agent or multi-agent that was written.
+        session_id: The session of the refused write.
+        agent_id: The agent or multi-agent of the refused write.
         message_id: The index of the refused message; None if an agent or multi-agent row was refused.
     """
 
@@ -39,15 +39,15 @@ class SessionConflictError(SessionExistsError):
 
 
 class SessionNotFoundError(StrandsPsycopgError, SessionException):
-    """The session, agent, message or multi-agent to be changed or listed does not exist."""
+    """The session, agent, message or multi-agent to change or list does not exist."""
 
 
 class SessionForkError(StrandsPsycopgError, SessionException):
-    """A session cannot be forked in this way, since the fork could not go on as it should; nothing was stored.
+    """The session cannot be forked as requested, since the fork could not be continued correctly; nothing was stored.
 
     Attributes:
-        session_id: The session that was to be forked.
-        agent_id: The agent that stands in the way; None if it is not a single one.
+        session_id: The session to fork.
+        agent_id: The agent that prevents the fork; None if it is not a single one.
     """
 
     def __init__(self, message: str, *, session_id: str, agent_id: str | None = None) -> None:
@@ -57,12 +57,12 @@ class SessionForkError(StrandsPsycopgError, SessionException):
 
 
 class SessionBusyError(StrandsPsycopgError, SessionException):
-    """Another writer holds the session, and did not free it in time.
+    """Another writer holds the session and did not release it in time.
 
     Attributes:
         session_id: The session.
-        since: When it was taken, in UTC by the server's clock, as ISO 8601.
-        until: Until when it is held at least; its holder may renew it.
+        since: When the other writer's lease was acquired, in UTC by the server's clock, as ISO 8601.
+        until: When that lease expires if its holder does not renew it, in the same form.
     """
 
     def __init__(self, message: str, *, session_id: str, since: str, until: str) -> None:
@@ -73,7 +73,7 @@ class SessionBusyError(StrandsPsycopgError, SessionException):
 
 
 class LeaseLostError(StrandsPsycopgError, SessionException):
-    """Another holder has taken the session over; nothing was stored. Stop writing.
+    """Another holder has taken over the session; nothing was stored. Stop writing.
 
     Attributes:
         session_id: The session.
@@ -85,17 +85,17 @@ class LeaseLostError(StrandsPsycopgError, SessionException):
 
 
 class TransferError(StrandsPsycopgError, SessionException):
-    """A session could not be exported or imported; the message names what is in the way.
+    """A session could not be exported or imported; the message says why.
 
-    What was to be written of that session was not; sessions before it are whole.
+    Nothing of that session was written; sessions before it are complete.
     """
 
 
 class BadFileError(TransferError):
-    """Something in the source of an import cannot be read as what it should be; nothing of its session was stored.
+    """A part of an import's source is not in the expected format; nothing of its session was stored.
 
     Attributes:
-        file: The name of the file, the address of the object in S3, the line or the row of a table.
+        file: The part: the name of a file, the address of an S3 object, a line, or a row of a table.
     """
 
     def __init__(self, message: str, *, file: str) -> None:
@@ -104,19 +104,19 @@ class BadFileError(TransferError):
 
 
 class SchemaError(StrandsPsycopgError, SessionException):
-    """The database's tables are missing, or are not those of this version of the package."""
+    """The tables are missing, or are not those of this version of the package."""
 
 
 class DatabaseUnavailableError(StrandsPsycopgError, SessionException):
     """No statement could be run on the database in time.
 
-    The outcome of the write that raised this is unknown: it may have been stored without the answer
-    arriving. Nothing that was acknowledged before is lost.
+    The outcome of the write that raised this is unknown: it may have been stored although its acknowledgement did not
+    arrive. Nothing that was acknowledged before is lost.
     """
 
 
 class DatabaseError(StrandsPsycopgError, SessionException):
-    """The database refused a statement for a reason that no retry mends, such as a missing permission.
+    """The database refused a statement for a reason that a retry does not resolve, such as a missing privilege.
 
     Attributes:
         sqlstate: PostgreSQL's five-character error code, if the server sent one.
@@ -128,7 +128,7 @@ class DatabaseError(StrandsPsycopgError, SessionException):
 
 
 class PostgresStorageError(StrandsPsycopgError, StorageError):
-    """A storage's call was refused, or failed in the database; then the error that says how is the cause."""
+    """A storage operation was refused, or failed in the database; the database's error is then the cause."""
 
 
 class EmbeddedPostgresError(StrandsPsycopgError):
@@ -136,10 +136,10 @@ class EmbeddedPostgresError(StrandsPsycopgError):
 
 
 class MissingExtraError(StrandsPsycopgError, ImportError):
-    """What was asked for needs an optional dependency; the message says what to install.
+    """An optional dependency is missing; the message says what to install.
 
     Attributes:
-        extra: The extra of this package that brings it.
+        extra: The extra of this package that installs it.
     """
 
     def __init__(self, message: str, *, extra: str) -> None:

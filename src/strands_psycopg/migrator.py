@@ -1,4 +1,4 @@
-"""Brings a database's tables to the version of this package, forward only."""
+"""Upgrades of a database's tables to the version of this package; forward only."""
 
 import hashlib
 import logging
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _DEFAULT_PREFIX = re.compile(r"\bstrands_(?=\w)")
 _COMMENT = re.compile(r"--[^\n]*")
-# Up to a semicolon that is not quoted.
+# Up to a semicolon outside quotes.
 _STATEMENT = re.compile(r"(?:[^;']|'[^']*')+")
 
-# Not to_regclass and its kin, which after the wait for a lock may answer as of before.
-_FIND = """
+# Not to_regclass or to_regnamespace, which after a wait for a lock may return what was true before it.
+_INSPECT = """
 SELECT count(*) > 0, coalesce(bool_or(relname = %(ledger)s), false), coalesce(bool_or(relname = %(sessions)s), false)
 FROM pg_catalog.pg_namespace AS n
 LEFT JOIN pg_catalog.pg_class AS c ON relnamespace = n.oid AND relname IN (%(ledger)s, %(sessions)s)
@@ -52,9 +52,9 @@ class Migration:
     """One numbered SQL file.
 
     Attributes:
-        version: Its number, from 1 up.
-        name: The rest of the file name.
-        text: The file's text, with default names.
+        version: The file's number, from 1 up.
+        name: The rest of the file's name.
+        text: The file's text, with the default names of the tables.
     """
 
     version: int
@@ -63,25 +63,25 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the text, in hexadecimal; line ends do not count."""
+        """The SHA-256 of the text in hexadecimal, independent of its line ends."""
         return hashlib.sha256("\n".join(self.text.splitlines()).encode()).hexdigest()
 
     def statements(self, table_prefix: str) -> list[str]:
-        """Give the statements one by one, with ``strands_`` replaced by the prefix."""
+        """Return the file's statements, with ``strands_`` replaced by ``table_prefix``."""
         text = _DEFAULT_PREFIX.sub(table_prefix, _COMMENT.sub("", self.text))
         return [statement.strip() for statement in _STATEMENT.findall(text) if statement.strip()]
 
 
 def packaged_migrations() -> list[Migration]:
-    """Read the SQL files that came with this package, in order."""
+    """Return the SQL files of this package, in order."""
     return read_migrations(resources.files("strands_psycopg") / "sql")
 
 
 def read_migrations(folder: "Traversable") -> list[Migration]:
-    """Read a folder of SQL files, in order.
+    """Return the SQL files of a folder, in order.
 
     Raises:
-        SchemaError: There is none, or a name is not ``NNNN_name.sql``, or a number is missing or given twice.
+        SchemaError: There is none, or a file is not named ``NNNN_name.sql``, or a number is missing or used twice.
     """
     migrations = []
     for file in folder.iterdir():
@@ -92,16 +92,16 @@ def read_migrations(folder: "Traversable") -> list[Migration]:
     migrations.sort(key=lambda migration: migration.version)
     versions = [migration.version for migration in migrations]
     if not versions or versions != list(range(1, len(versions) + 1)):
-        raise SchemaError(f"migration files must be numbered from 1 without a gap or twin, not {versions}")
+        raise SchemaError(f"migration files must be numbered from 1 without gaps or duplicates, not {versions}")
     return migrations
 
 
 class Migrator:
-    """Compares a database with the packaged migrations and applies what is missing.
+    """Compares a database with the packaged migrations and applies the pending ones.
 
     Args:
-        database: Where the tables are, or will be.
-        migrations: Other files than the packaged ones.
+        database: The database that has, or will have, the tables.
+        migrations: Migrations to use instead of the packaged ones.
     """
 
     def __init__(self, database: Database, migrations: Sequence[Migration] | None = None) -> None:
@@ -116,30 +116,30 @@ class Migrator:
 
     @property
     def latest(self) -> int:
-        """The version that a database has after ``apply``."""
+        """The version of a database after ``apply``."""
         return len(self._migrations)
 
     def version(self) -> int:
-        """Give the version of the database's newest migration, whichever package applied it; 0 if there is none."""
-        return self._database.transact("looking at the schema", self._version)
+        """Return the version of the newest migration applied, by any version of this package; 0 if there is none."""
+        return self._database.transact("inspecting the schema", self._version)
 
     def pending(self) -> list[Migration]:
-        """Give the migrations that the database lacks; takes no lock and needs no right but SELECT.
+        """Return the migrations that the database lacks; takes no lock and needs no privilege but SELECT.
 
         Raises:
-            SchemaError: The database is newer than this package, was migrated with other files, or has tables of
-                these names without a ledger.
+            SchemaError: The database is newer than this package, was migrated with other files, or has tables with
+                these names but no ledger.
         """
-        return self._database.transact("looking at the schema", self._pending)
+        return self._database.transact("inspecting the schema", self._pending)
 
     def apply(self) -> list[Migration]:
-        """Apply what is pending in one transaction, and give what was applied.
+        """Apply the pending migrations in one transaction, and return them.
 
-        Any number of processes may do this at once: the first applies, the others wait and find nothing pending.
-        If nothing is pending, nothing is locked and no right to create is needed.
+        Any number of processes may call this at once: one applies the migrations, the others wait and then find none
+        pending. If none is pending, no lock is taken and no CREATE privilege is needed.
 
         Raises:
-            SchemaError: As ``pending``; or the database's encoding is not UTF-8.
+            SchemaError: As for ``pending``; or the database's encoding is not UTF-8.
         """
         if not self.pending():
             return []
@@ -154,16 +154,16 @@ class Migrator:
         return applied
 
     def script(self, migrations: Sequence[Migration] | None = None) -> str:
-        """Give SQL that does what ``apply`` would, for an operator to run.
+        """Return SQL that does the same as ``apply``, for an operator to run.
 
         Args:
-            migrations: What is pending; on an empty database, which is the default, all.
+            migrations: The pending migrations; by default all, as for an empty database.
         """
         migrations = self._migrations if migrations is None else migrations
-        statements = self._preamble()
+        statements = self._opening_statements()
         if migrations and migrations[0].version == 1:
             if self._database.schema != "public":
-                statements += [_lock(self._database.schema), f"CREATE SCHEMA IF NOT EXISTS {self._schema}"]
+                statements += [_lock_statement(self._database.schema), f"CREATE SCHEMA IF NOT EXISTS {self._schema}"]
             statements.append(self._create_ledger.decode().strip())
         for migration in migrations:
             statements += migration.statements(self._database.table_prefix)
@@ -172,45 +172,46 @@ class Migrator:
         return "BEGIN;\n\n" + ";\n\n".join(statements) + ";\n\nCOMMIT;\n"
 
     def _version(self, cursor: Cursor[TupleRow]) -> int:
-        _, has_ledger, _ = self._find(cursor)
+        _, has_ledger, _ = self._inspect(cursor)
         return max((row[0] for row in cursor.execute(self._read_ledger).fetchall()), default=0) if has_ledger else 0
 
     def _pending(self, cursor: Cursor[TupleRow]) -> list[Migration]:
-        _, has_ledger, has_tables = self._find(cursor)
+        _, has_ledger, has_tables = self._inspect(cursor)
         if has_ledger:
             cursor.execute(self._read_ledger)
-            return self._compare(cursor.fetchall())
+            return self._without_applied(cursor.fetchall())
         if has_tables:
             raise SchemaError(
-                f"{self._sessions} exists without {self._ledger}, the ledger of migrations: these tables are not "
-                "this package's; choose another schema= or table_prefix="
+                f"{self._sessions} exists without {self._ledger}, the ledger of migrations: these tables do not "
+                "belong to this package; choose another schema= or table_prefix="
             )
         return self._migrations
 
-    def _find(self, cursor: Cursor[TupleRow]) -> TupleRow:
+    def _inspect(self, cursor: Cursor[TupleRow]) -> TupleRow:
+        """Return whether the schema, the ledger and the table of sessions exist."""
         prefix = self._database.table_prefix
         names = {"ledger": f"{prefix}migrations", "sessions": f"{prefix}sessions", "schema": self._database.schema}
-        cursor.execute(_FIND, names)
+        cursor.execute(_INSPECT, names)
         return cursor.fetchall()[0]
 
-    def _compare(self, ledger: list[TupleRow]) -> list[Migration]:
-        packaged = {migration.version: migration for migration in self._migrations}
+    def _without_applied(self, ledger: list[TupleRow]) -> list[Migration]:
+        pending = {migration.version: migration for migration in self._migrations}
         for version, name, checksum in ledger:
-            migration = packaged.pop(version, None)
+            migration = pending.pop(version, None)
             if migration is None:
                 raise SchemaError(
-                    f"the database is at version {version} ({name}), newer than this package, which knows up to "
-                    f"{len(self._migrations)}; upgrade strands-psycopg"
+                    f"the database is at version {version} ({name}), newer than this package, whose migrations go up "
+                    f"to {len(self._migrations)}; upgrade strands-psycopg"
                 )
             if checksum != migration.checksum:
                 raise SchemaError(
                     f"migration {version} ({name}) was applied from a file that differs from this package's; "
                     "install the release that the database was migrated with, or restore the file"
                 )
-        return list(packaged.values())
+        return list(pending.values())
 
     def _apply(self, cursor: Cursor[TupleRow]) -> list[Migration]:
-        for statement in self._preamble():
+        for statement in self._opening_statements():
             cursor.execute(statement.encode())
         migrations = self._pending(cursor)
         if not migrations:
@@ -218,12 +219,14 @@ class Migrator:
         cursor.execute("SELECT current_setting('server_encoding')")
         encoding = cursor.fetchall()[0][0]
         if encoding != "UTF8":
-            raise SchemaError(f"the database's encoding is {encoding}, which cannot hold every text; create it as UTF8")
-        # "IF NOT EXISTS" would need the right to create even where the schema exists.
-        if not self._find(cursor)[0]:
-            # Migrators of other prefixes may be creating it too, and do not wait for this one's lock.
-            cursor.execute(_lock(self._database.schema).encode())
-        has_schema, has_ledger, _ = self._find(cursor)
+            raise SchemaError(
+                f"the database's encoding is {encoding}, which cannot store all text; create the database with UTF8"
+            )
+        # "IF NOT EXISTS" would need the CREATE privilege even if the schema exists.
+        if not self._inspect(cursor)[0]:
+            # Migrators for other prefixes may create the schema at the same time, and do not wait for this one's lock.
+            cursor.execute(_lock_statement(self._database.schema).encode())
+        has_schema, has_ledger, _ = self._inspect(cursor)
         if not has_schema:
             cursor.execute(f"CREATE SCHEMA {self._schema}".encode())
         if not has_ledger:
@@ -234,15 +237,15 @@ class Migrator:
             cursor.execute(self._record, [migration.version, migration.name, migration.checksum])
         return migrations
 
-    def _preamble(self) -> list[str]:
+    def _opening_statements(self) -> list[str]:
         return [
-            # Others would read the ledger as it was before the lock was waited for.
+            # Other isolation levels would show the ledger as it was before the wait for the lock.
             "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
-            _lock(f"{self._database.schema}.{self._database.table_prefix}"),
+            _lock_statement(f"{self._database.schema}.{self._database.table_prefix}"),
             f"SET LOCAL search_path = {self._schema}",
         ]
 
 
-def _lock(name: str) -> str:
+def _lock_statement(name: str) -> str:
     number = int.from_bytes(hashlib.sha256(f"strands-psycopg {name}".encode()).digest()[:8], "big", signed=True)
     return f"SELECT pg_advisory_xact_lock({number})"

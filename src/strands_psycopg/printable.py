@@ -1,14 +1,14 @@
-"""Text from messages, ids and other places that users fill, so that it can be shown."""
+"""Escaping of text that users provide, such as messages and ids, before it is displayed."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Give a text with its control, format and unassigned characters escaped, as Python's ``repr`` escapes them.
+    """Return a text with its control, format and unassigned characters escaped as in Python's ``repr``.
 
-    Among them are those that steer a terminal, and those that change the direction of text.
+    These include the characters that control a terminal and those that change the direction of text.
 
     Args:
         text: The text.
-        keep: Characters that stay as they are, such as line ends.
+        keep: Characters that are not escaped, such as line ends.
     """
     return "".join(
         character

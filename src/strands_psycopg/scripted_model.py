@@ -1,4 +1,4 @@
-"""A model that says what it is told to and needs no network: for the demo, for tests, for trying things out."""
+"""A model that returns scripted replies and needs no network: for the demo, for tests, for experiments."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
@@ -13,14 +13,14 @@ _T = TypeVar("_T")
 
 
 class ScriptedModel(Model):
-    """Answers with one reply of a script after another, and with the last one from then on.
+    """Returns the replies of a script one after another, and the last one from then on.
 
     Args:
-        replies: For each call, the content blocks of the reply: a string is a text, a dict with ``name`` and
-            ``input`` (and, if wanted, ``toolUseId``) a tool call.
+        replies: For each call, the content blocks of its reply: a string is a text, a dict with ``name`` and
+            ``input`` (and optionally ``toolUseId``) a tool call.
 
     Attributes:
-        calls: The messages that each call was given, as JSON.
+        calls: The messages passed to each call, as JSON.
     """
 
     def __init__(self, replies: Sequence[Sequence[str | dict[str, Any]]]) -> None:
@@ -28,17 +28,21 @@ class ScriptedModel(Model):
         self.calls: list[str] = []
 
     def update_config(self, **model_config: Any) -> None:
-        """Take no configuration."""
+        """Ignore the configuration."""
 
     def get_config(self) -> Any:
-        """Give no configuration."""
+        """Return an empty configuration."""
         return {}
 
     def structured_output(
         self, output_model: type[_T], prompt: Messages, system_prompt: str | None = None, **kwargs: Any
     ) -> AsyncGenerator[dict[str, _T | Any], None]:
-        """Refuse: a script holds no structured output."""
-        raise NotImplementedError("ScriptedModel gives no structured output")
+        """Raise an error: a script has no structured output.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("ScriptedModel does not support structured output")
 
     async def stream(
         self,

@@ -1,7 +1,7 @@
-"""Blocking work off the event loop, in threads of our own.
+"""Blocking work off the event loop, in the threads of one executor per process.
 
-A loop's default executor would do, but Strands makes a new event loop for each ``agent()`` call, and starting and
-joining a default executor with each of them costs more than the work.
+It is not a loop's default executor, because Strands creates a new event loop for each ``agent()`` call, and starting
+and joining a default executor for each of them costs more than the work.
 """
 
 import asyncio
@@ -17,30 +17,31 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# Threads mostly wait, for a connection or for an answer; idle ones are reused before new ones start.
+# Threads mostly wait for a connection or a result; idle ones are reused before new ones start.
 _MAX_THREADS = 64
 
 
-def _start() -> None:
-    """Give this process an executor; after a fork the child has none of the parent's threads."""
+def _create_executor() -> None:
+    """Create this process's executor; a forked child has none of its parent's threads."""
     global _executor
     _executor = ThreadPoolExecutor(max_workers=_MAX_THREADS, thread_name_prefix="strands-psycopg")
 
 
 _executor: ThreadPoolExecutor
-_start()
-after_fork_in_child(_start)
+_create_executor()
+after_fork_in_child(_create_executor)
 
 
 async def run(work: Callable[[], _T]) -> _T:
-    """Run ``work`` in a thread, with the caller's context variables, and give its result.
+    """Run ``work`` in a thread, with the caller's context variables, and return its result.
 
-    A cancellation, however often it is repeated, waits until ``work`` has ended and is raised then, so that a write
-    is never left under way behind the caller's back.
+    If the caller is cancelled, even repeatedly, the cancellation is raised only when ``work`` has ended, so that no
+    write continues after this call.
 
     Raises:
-        Exception: Whatever ``work`` raises.
-        asyncio.CancelledError: The caller was cancelled; ``work`` has ended. If it failed, its error is the cause.
+        Exception: What ``work`` raised.
+        asyncio.CancelledError: The caller was cancelled and ``work`` has ended. If ``work`` failed, its error is the
+            cause.
     """
     future = asyncio.wrap_future(_executor.submit(contextvars.copy_context().run, work))
     try:

@@ -120,7 +120,7 @@ def test_writes_go_on_when_the_servers_clock_was_set(seconds: float, own_dsn: st
         talker = build(repository)
         talker("first")
         # As if it had shown another time until now.
-        repository._database._clock.learn(time.time() - seconds, time.monotonic())
+        repository._database._clock.observe(time.time() - seconds, sent_at=time.monotonic())
         talker("second")
         with repository.lease("s"):
             build(repository)("third")

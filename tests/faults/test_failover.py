@@ -152,7 +152,7 @@ def test_server_that_takes_no_writes_is_an_error_after_one_fresh_connection(
         agent("first")
         switch(read_only=True)
         try:
-            with pytest.raises(DatabaseError, match="the server takes no writes; connect to the primary") as raised:
+            with pytest.raises(DatabaseError, match="the server is read-only; connect to the primary") as raised:
                 agent("lost")
             assert raised.value.sqlstate == "25006"
             assert [retry.error.endswith(READ_ONLY) for retry in retries()] == [True]

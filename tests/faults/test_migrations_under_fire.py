@@ -120,7 +120,7 @@ def test_upgrade_waits_for_whoever_has_locked_the_tables(
 @pytest.mark.parametrize(
     ("lock", "options", "reason"),
     [
-        ("LOCK TABLE strands_migrations", {"response_timeout": 0.5}, "the server gave no answer for 0.5 s"),
+        ("LOCK TABLE strands_migrations", {"response_timeout": 0.5}, "the server did not respond within 0.5 s"),
         ("LOCK TABLE strands_migrations", LOCK_TIMEOUT, "lock timeout (SQLSTATE 55P03)"),
         ("CREATE TABLE strands_leases ()", LOCK_TIMEOUT, "lock timeout (SQLSTATE 55P03)"),
     ],

@@ -57,7 +57,8 @@ def test_manager_refuses_after_a_long_outage_and_a_new_one_sees_what_was_acknowl
         assert texts(look) == ["first", "ok", "second", "ok"]
 
     assert str(raised.value).startswith(
-        "storing message 2 of agent 'default' in session 's': the database was away for the 2 s of retry_timeout: "
+        "storing message 2 of agent 'default' in session 's': the database was unavailable for the 2 s of "
+        "retry_timeout: "
     )
     assert "Connection refused" in str(raised.value)
     password = str(conninfo_to_dict(own_dsn)["password"])
@@ -164,5 +165,5 @@ def test_closing_during_an_outage_ends_the_attempts(own_dsn: str, retries: Retri
         reading = executor.submit(repository.read_session, "s")
         wait_until(retries)
         repository.close()
-        with pytest.raises(DatabaseUnavailableError, match="the pool of connections is closed"):
+        with pytest.raises(DatabaseUnavailableError, match="the connection pool is closed"):
             reading.result()

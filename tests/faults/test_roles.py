@@ -98,7 +98,7 @@ def test_right_taken_away_between_two_turns(
     assert error.sqlstate == "42501"
     assert str(error) == (
         f"{doing}: permission denied for table {table} (SQLSTATE 42501); "
-        "grant the role what the README lists under roles"
+        "grant the role the privileges that the README lists"
     )
     assert len(model.calls) == 1
     assert contents(connection) == before
@@ -168,7 +168,7 @@ def test_server_that_takes_no_writes_any_more(
     assert error.sqlstate == "25006"
     assert str(error).startswith("storing message 2 of agent 'default' in session 's': cannot execute")
     assert str(error).endswith(
-        "(SQLSTATE 25006); the server takes no writes; connect to the primary (target_session_attrs=read-write)"
+        "(SQLSTATE 25006); the server is read-only; connect to the primary (target_session_attrs=read-write)"
     )
     assert len(model.calls) == 1
     # What is stored can be read.
@@ -188,7 +188,7 @@ def test_session_cannot_be_held_on_a_server_that_takes_no_writes(
 ) -> None:
     read_only(True)
 
-    with pytest.raises(DatabaseError, match=r"taking a lease on session 's': .* the server takes no writes") as error:
+    with pytest.raises(DatabaseError, match=r"acquiring a lease on session 's': .* the server is read-only") as error:
         repository.lease("s").__enter__()
 
     assert error.value.sqlstate == "25006"
@@ -206,6 +206,6 @@ def test_schema_of_a_server_that_takes_no_writes(
 
     with (
         PostgresSessionRepository(dsn, table_prefix="other_", **pool_options) as other,
-        pytest.raises(DatabaseError, match=r"migrating the schema: .* the server takes no writes"),
+        pytest.raises(DatabaseError, match=r"migrating the schema: .* the server is read-only"),
     ):
         other.ensure_schema()

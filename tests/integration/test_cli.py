@@ -264,7 +264,7 @@ def test_who_names_no_database_is_told_how(
         monkeypatch.setenv(variable, {"PGHOST": str(tmp_path)}.get(variable, f"host={tmp_path}"))
     assert main(["sessions", *(each.format(nowhere=tmp_path) for each in options)]) == 1
     written = capsys.readouterr()
-    assert written.err.startswith("strands-psycopg: error: listing sessions: the database was away")
+    assert written.err.startswith("strands-psycopg: error: listing sessions: the database was unavailable")
     assert written.err.endswith("; no database was named: give --dsn or set DATABASE_URL\n") is told
     assert written.err.count("\n") == 1
 
@@ -275,7 +275,7 @@ def test_an_unreachable_database_is_one_line(tmp_path: Path) -> None:
     dsn = f"postgresql://app:sesame@/agents?host={tmp_path}"
     code, written, errors = processes.finish(processes.start(script, "status", "--dsn", dsn))
     assert (code, written) == (1, "")
-    assert errors.startswith("strands-psycopg: error: looking at the schema: the database was away for the 0.2 s of ")
+    assert errors.startswith("strands-psycopg: error: inspecting the schema: the database was unavailable for the 0.2 s ")
     assert errors.count("\n") == 1
     assert "sesame" not in errors
 

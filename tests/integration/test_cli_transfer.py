@@ -213,7 +213,7 @@ def test_a_peers_database_is_waited_for_as_long_as_ones_own(
         )
         == 1
     )
-    assert "the database was away for the 0.2 s of retry_timeout" in capsys.readouterr().err
+    assert "the database was unavailable for the 0.2 s of retry_timeout" in capsys.readouterr().err
 
 
 def test_schema_and_prefix_say_which_tables(repository: PostgresSessionRepository, dsn: str, tmp_path: Path) -> None:

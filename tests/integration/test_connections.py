@@ -176,7 +176,7 @@ def test_server_that_is_down_is_waited_for_until_retry_timeout_and_named(proxy: 
     repository = PostgresSessionRepository(proxy.dsn, retry_timeout=1)
     started = time.monotonic()
 
-    with repository, pytest.raises(DatabaseUnavailableError, match=r"away for the 1 s.*Connection refused") as raised:
+    with repository, pytest.raises(DatabaseUnavailableError, match=r"unavailable for the 1 s.*Connection refused") as raised:
         repository.read_session("s")
 
     assert time.monotonic() - started < 10
@@ -261,7 +261,7 @@ def test_closed_repository_says_so(dsn: str) -> None:
     repository.close()
     repository.close()
 
-    with pytest.raises(DatabaseUnavailableError, match="the pool of connections is closed"):
+    with pytest.raises(DatabaseUnavailableError, match="the connection pool is closed"):
         repository.read_session("s")
 
 
@@ -269,7 +269,7 @@ def test_repository_closed_before_its_first_use_says_so(proxy: Proxy) -> None:
     repository = PostgresSessionRepository(proxy.dsn)
     repository.close()
 
-    with pytest.raises(DatabaseUnavailableError, match="the pool of connections is closed"):
+    with pytest.raises(DatabaseUnavailableError, match="the connection pool is closed"):
         repository.read_session("s")
     assert proxy.connections == 0
 
@@ -287,12 +287,12 @@ def test_callers_pool_stays_open(dsn: str) -> None:
 def test_callers_pool_that_is_closed_says_so(dsn: str) -> None:
     pool = ConnectionPool(dsn, min_size=1, open=False)
 
-    with pytest.raises(DatabaseUnavailableError, match="the pool of connections is closed"):
+    with pytest.raises(DatabaseUnavailableError, match="the connection pool is closed"):
         PostgresSessionRepository(pool).read_session("s")
 
 
 def test_pool_options_beside_a_callers_pool_are_a_type_error(dsn: str) -> None:
     pool = ConnectionPool(dsn, min_size=1, open=False)
 
-    with pytest.raises(TypeError, match=r"pool options \['max_size', 'timeout'\] beside a pool"):
+    with pytest.raises(TypeError, match=r"pool options \['max_size', 'timeout'\] cannot be combined with a pool"):
         PostgresSessionRepository(pool, timeout=1, max_size=2)

@@ -52,7 +52,7 @@ def test_missing_schema_is_a_schema_error_that_says_how_to_make_it(dsn: str) -> 
 def test_missing_column_is_a_schema_error(repository: PostgresSessionRepository, connection: Connection) -> None:
     connection.execute("ALTER TABLE strands_messages DROP COLUMN message_exact")
 
-    with pytest.raises(SchemaError, match="of an older version"):
+    with pytest.raises(SchemaError, match="from an older version"):
         build(repository)("1")
 
 

@@ -136,8 +136,8 @@ def test_error_for_a_held_session_says_since_when_and_until_when(
     assert datetime.fromisoformat(busy.value.since.replace("Z", "+00:00")) == since
     assert datetime.fromisoformat(busy.value.until.replace("Z", "+00:00")) == until
     assert str(busy.value) == (
-        f"session 's' is held by another writer since {busy.value.since} until {busy.value.until} at least, and was "
-        "not free within 0 s; try again later or wait longer"
+        f"session 's' has been held by another writer since {busy.value.since} (until {busy.value.until} at least) "
+        "and was not released within 0 s; try again later or wait longer"
     )
 
 
@@ -165,14 +165,14 @@ def test_lease_can_be_entered_once(
 
     def enter_again() -> None:
         # In another thread, since there is an event loop in this one.
-        with pytest.raises(RuntimeError, match=r"entered once; call lease\(\) for another"):
+        with pytest.raises(RuntimeError, match=r"entered only once; call lease\(\) for another"):
             thread.submit(hold, second, lease, fail).result()
         assert rows(connection) == [("s", str(lease.term))]
 
     hold(first, lease, enter_again)
 
     assert rows(connection) == []
-    with pytest.raises(RuntimeError, match="entered once"):
+    with pytest.raises(RuntimeError, match="entered only once"):
         hold(second, lease, fail)
 
 
@@ -234,7 +234,7 @@ def test_waiting_takes_as_long_as_was_asked_for(
 ) -> None:
     started = time.monotonic()
 
-    with repository.lease("s"), pytest.raises(SessionBusyError, match=r"not free within 0\.4 s"):
+    with repository.lease("s"), pytest.raises(SessionBusyError, match=r"not released within 0\.4 s"):
         hold(way, other.lease("s", wait=0.4), fail)
 
     assert time.monotonic() - started >= 0.4
@@ -518,7 +518,7 @@ def test_session_whose_release_failed_is_free_after_its_ttl(
         wait_until(lambda: renewers() == 0)
 
     assert "session_id=<s>, ttl=<1.0>" in caplog.text
-    assert "lease not released, free after its ttl" in caplog.text
+    assert "lease not released, it expires after its ttl" in caplog.text
     until = expiry(connection)
     with other.lease("s"):
         assert one(connection, "SELECT acquired_at FROM strands_leases") >= until

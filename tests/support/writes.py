@@ -81,7 +81,7 @@ def _update_multi_agent(repository: PostgresSessionRepository, session_id: str, 
 def _leave(repository: PostgresSessionRepository, session_id: str) -> None:
     lease = repository._tables.leases.current(session_id)
     assert lease is not None
-    repository._tables.leases.leave(lease)
+    repository._tables.leases.release(lease)
 
 
 def _enter(repository: PostgresSessionRepository, session_id: str) -> None:
