@@ -1,4 +1,4 @@
-"""Strands Agents' sessions in PostgreSQL, on raw psycopg 3 and one connection pool."""
+"""PostgreSQL persistence for Strands Agents, on psycopg 3 and one connection pool."""
 
 from strands_psycopg.errors import (
     BadFileError,

@@ -29,39 +29,46 @@ _SYNCHRONOUS = {"AgentInitializedEvent", "BidiAgentInitializedEvent"}
 
 
 class PostgresSessionManager(RepositorySessionManager):
-    """Keeps one session's agents in PostgreSQL, message by message.
+    """A Strands session manager that stores the agents of a session in PostgreSQL, message by message.
 
-    Strands' own manager on a ``PostgresSessionRepository``, with these differences: while an agent runs, its hooks
-    wait for the database in worker threads; what another writer stored is never overwritten; and after a write that
-    failed, every later write raises that same error until a new manager is built.
+    It differs from Strands' ``RepositorySessionManager`` in three ways. While an agent runs, its hooks wait for the
+    database in worker threads, not on the event loop. A write that would overwrite what another writer stored raises
+    ``SessionConflictError``. After a failed write, every later write raises the same error; build a new manager then.
 
-    The session is read, and created if it is new, while the manager is built, and so is each agent's while the agent
-    is built: both wait for the database.
+    The constructor reads the session, or creates it if it does not exist; building an agent reads or creates the agent.
+    Both wait for the database.
 
     Args:
-        session_id: The session.
-        repository: Where it is stored; it stays the caller's to close.
-        **kwargs: For Strands' manager.
+        session_id: The id of the session.
+        repository: The repository that stores it; the manager does not close it.
+        **kwargs: Arguments for Strands' manager.
 
     Raises:
-        ValueError: ``session_id`` cannot be stored.
+        ValueError: ``session_id`` is not a valid id.
         SchemaError: The tables are missing.
         DatabaseUnavailableError: The database could not be reached in time.
     """
 
     def __init__(self, session_id: str, repository: PostgresSessionRepository, **kwargs: Any) -> None:
         self._view = SessionView(session_id, repository)
+        self._repository = repository
         self._own_repository: PostgresSessionRepository | None = None
         super().__init__(session_id, self._view, **kwargs)
 
     @classmethod
     def from_dsn(cls, session_id: str, dsn: str, **options: Any) -> Self:
-        """Build a manager that owns its repository; ``close`` or the context manager closes it.
+        """Return a manager that owns its repository; ``close`` or the context manager closes it.
 
         Args:
-            session_id: The session.
-            dsn: As ``conninfo`` of ``PostgresSessionRepository``.
-            **options: As the other arguments of ``PostgresSessionRepository``.
+            session_id: The id of the session.
+            dsn: The ``conninfo`` of the ``PostgresSessionRepository``.
+            **options: Its other arguments.
+
+        Raises:
+            TypeError: As ``PostgresSessionRepository`` does.
+            ValueError: An argument is out of range, the DSN cannot be parsed, or ``session_id`` is not a valid id.
+            SchemaError: The tables are missing.
+            DatabaseUnavailableError: The database could not be reached in time.
         """
         repository = PostgresSessionRepository(dsn, **options)
         try:
@@ -77,6 +84,9 @@ class PostgresSessionManager(RepositorySessionManager):
         if self._own_repository is not None:
             self._own_repository.close()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} session_id={self.session_id!r} repository={self._repository!r}>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -87,16 +97,16 @@ class PostgresSessionManager(RepositorySessionManager):
 
     @property
     def session_repository(self) -> SessionRepository:
-        """The repository as this manager sees it. Strands' manager reads it just before it reads or writes."""
+        """The repository that Strands' manager accesses; it reads this property before each read or write."""
         self._view.leave_loop()
         return self._view
 
     @session_repository.setter
     def session_repository(self, view: SessionRepository) -> None:
-        """Let Strands' constructor assign what it was given."""
+        """Ignore the assignment in the constructor of Strands' manager."""
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
-        """Register Strands' own hooks, as coroutines that wait for the database in worker threads."""
+        """Register the hooks of Strands' manager as coroutines that wait for the database in worker threads."""
         by_event = _CallbacksByEvent(registry)
         super().register_hooks(by_event, **kwargs)
         message_updated = getattr(events, "MessageUpdatedEvent", None)
@@ -114,7 +124,7 @@ class PostgresSessionManager(RepositorySessionManager):
             try:
                 await self._dispatch(callbacks, event)
             except Exception as failure:
-                # A cancelled turn has its last sync all the same; if that fails, the turn still was cancelled.
+                # A cancelled turn still ends with a sync. If that fails, the turn must end as cancelled all the same.
                 if isinstance(ending, asyncio.CancelledError):
                     raise ending from failure
                 raise
@@ -122,7 +132,7 @@ class PostgresSessionManager(RepositorySessionManager):
         return dispatch
 
     async def _dispatch(self, callbacks: Sequence[HookCallback[Any]], event: BaseHookEvent) -> None:
-        """Leave the loop only if there is something to write, and then once."""
+        """Call the callbacks on the loop; if one needs the database, call all of them in a worker thread."""
         try:
             with self._view.on_loop() as deferred:
                 for callback in callbacks:
@@ -139,12 +149,12 @@ class PostgresSessionManager(RepositorySessionManager):
                 callback(event)
 
     def initialize(self, agent: "LocalAgent", **kwargs: Any) -> None:
-        """Restore an agent from the session, or store it with its messages if it is new, in one transaction."""
+        """Restore an agent from the session; if it is new, store it with its messages, in one transaction."""
         with self._view.initializing_agent(agent):
             super().initialize(agent, **kwargs)
 
     def append_message(self, message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
-        """Store an agent's next message; one that continues the last one, in its place."""
+        """Store an agent's next message, or replace the last one if the message continues it."""
         # Strands' manager counts the message before it reads ``session_repository``.
         self._view.leave_loop()
         if not self._view.continue_latest(agent, message):
@@ -158,7 +168,7 @@ class PostgresSessionManager(RepositorySessionManager):
         self._view.catch_up(agent)
 
     def replace_message(self, message: Message, agent: "LocalAgent") -> None:
-        """Store what has taken a message's place, such as the transcript for which a placeholder was stored.
+        """Replace the stored message with the same tracking id, such as the placeholder of a transcript.
 
         Raises:
             SessionNotFoundError: No message with its tracking id is stored.
@@ -172,22 +182,22 @@ class PostgresSessionManager(RepositorySessionManager):
             super().initialize_multi_agent(source, **kwargs)
 
     def sync_multi_agent(self, source: "MultiAgentBase", **kwargs: Any) -> None:
-        """Store a multi-agent's present state."""
+        """Store the current state of a multi-agent."""
         self._view.update_multi_agent(self.session_id, source)
 
 
 def _event_of_bidi_agents(name: str) -> type[BaseHookEvent] | None:
-    """Give an event of bidirectional agents; None where there can be none, since their module was not imported."""
+    """Return an event class of bidirectional agents, or None if their module is not imported, so that none exist."""
     return getattr(sys.modules.get("strands.bidi.hooks"), name, None)
 
 
 class _CallbacksByEvent(HookRegistry):
-    """Stands in for a registry and keeps back, by event, the callbacks that may wait for the database.
+    """A registry that collects, by event, the callbacks that may wait for the database.
 
-    Those that Strands calls synchronously, and any that are coroutines already, go straight to the registry.
+    Callbacks that Strands calls synchronously, and coroutine functions, are passed on to the original registry.
 
     Attributes:
-        callbacks: What was kept back, in the order of registration.
+        callbacks: The collected callbacks, in the order of registration.
     """
 
     def __init__(self, registry: HookRegistry) -> None:

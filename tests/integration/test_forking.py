@@ -196,7 +196,7 @@ def test_fork_is_of_one_moment_though_its_session_goes_on(
     repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(repository, agent_ids=("a",))
-    reached, go = pause_before(monkeypatch, repository._tables.forker._copy_messages)
+    reached, go = pause_before(monkeypatch, repository._tables.forker._fork_messages)
     with ThreadPoolExecutor() as threads, PostgresSessionRepository(dsn, **pool_options) as other:
         fork = threads.submit(repository.fork_session, "s", "fork")
         assert reached.wait(30)
@@ -240,12 +240,12 @@ def test_repeat_after_a_lost_answer_changes_nothing_in_the_fork(
 ) -> None:
     fill(repository, agent_ids=("a",))
     write_id = uuid4()
-    copies = repository._tables.forker
-    copies.fork("s", "fork", write_id=write_id)
+    forker = repository._tables.forker
+    forker.fork("s", "fork", write_id=write_id)
     repository.create_message("s", "a", SessionMessage({"role": "user", "content": []}, 4))
     repository.create_message("fork", "a", SessionMessage({"role": "user", "content": [{"text": "mine"}]}, 4))
     before = rows(connection, "strands_messages", "fork")
-    assert copies.fork("s", "fork", write_id=write_id).messages == 5
+    assert forker.fork("s", "fork", write_id=write_id).messages == 5
     assert rows(connection, "strands_messages", "fork") == before
 
 
@@ -457,7 +457,7 @@ class Archive(SlidingWindowConversationManager):
 def test_manager_of_an_unknown_kind_is_cut_only_behind_what_it_put_aside(repository: PostgresSessionRepository) -> None:
     agent = talk(repository, 4, conversation_manager=Archive(window_size=4))
     assert agent.conversation_manager.removed_message_count == 4
-    with pytest.raises(SessionForkError, match=r"has put 4 messages aside, .* cut at 4 or later") as refused:
+    with pytest.raises(SessionForkError, match=r"removed 4 messages from memory, .* truncate at 4 or later") as refused:
         repository.fork_session("s", "fork", until=3)
     assert (refused.value.session_id, refused.value.agent_id) == ("s", "default")
     assert repository.read_session("fork") is None
@@ -501,7 +501,7 @@ def test_conversation_on_the_providers_side_is_forked_whole_or_not_at_all(
         return build(repository, session_id, model=StatefulModel([["ok"]]))
 
     agent("s")("hello")
-    with pytest.raises(SessionForkError, match="its model keeps the conversation on the provider's side"):
+    with pytest.raises(SessionForkError, match="its model's provider stores the conversation"):
         repository.fork_session("s", "fork", until=1)
 
     repository.fork_session("s", "whole")

@@ -213,7 +213,7 @@ def test_stale_manager_is_refused_before_its_model_is_called(repository: Postgre
     stale = build(repository)
     build(repository, replies=[["one"]])("1")
 
-    with pytest.raises(SessionConflictError, match="another writer came first") as raised:
+    with pytest.raises(SessionConflictError, match="another writer was first") as raised:
         stale("2")
 
     error = raised.value
@@ -279,7 +279,7 @@ def test_message_of_an_agent_whose_state_alone_was_overtaken_is_refused(reposito
     second.state.set("winner", True)
     second._session_manager.sync_agent(second)  # type: ignore[union-attr]
 
-    with pytest.raises(SessionConflictError, match="by someone else") as raised:
+    with pytest.raises(SessionConflictError, match="another writer has updated") as raised:
         first("1")
 
     assert raised.value.message_id == 0

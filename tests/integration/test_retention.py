@@ -118,7 +118,7 @@ def test_every_idle_session_is_found_whatever_the_size_of_batches(
 def test_sessions_with_many_messages_are_taken_fewer_at_a_time(
     repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_MESSAGES_OF_BATCH", 13)
+    monkeypatch.setattr(retention, "_MAX_BATCH_MESSAGES", 13)
     fill(repository, *"abcde")
     for index in range(3, 20):
         repository.create_message("c", "a", message(index, "hello"))
@@ -164,7 +164,7 @@ def test_leased_session_stays_until_its_lease_is_over(
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a purge stand still for as long as a test likes."""
-    monkeypatch.setattr(retention, "_NEVER_STAND_STILL", "SET LOCAL idle_in_transaction_session_timeout = 0")
+    monkeypatch.setattr(retention, "_IDLE_TIMEOUT", "SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 WAKERS: dict[str, Callable[[PostgresSessionRepository], object]] = {
@@ -216,7 +216,7 @@ def test_session_that_is_leased_while_its_messages_are_being_deleted_stays(
     fill(repository, "before", "s", "then")
     for session_id in left(connection):
         age(connection, session_id, 7200)
-    reached, go = pause_before(monkeypatch, repository._tables.retention._take_leases)
+    reached, go = pause_before(monkeypatch, repository._tables.retention._acquire_leases)
     with ThreadPoolExecutor() as threads:
         purge = threads.submit(repository.purge_sessions, idle_for=3600)
         assert reached.wait(30)

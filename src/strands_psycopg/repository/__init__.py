@@ -1,7 +1,8 @@
-"""Strands' ``SessionRepository`` on PostgreSQL: one statement for each call.
+"""Strands' ``SessionRepository`` on PostgreSQL: each of its methods is one statement.
 
-Every write carries a write id, drawn once for the call and kept in the row. A write that is repeated because its
-answer was lost finds its own id and succeeds; any other write to the same place is refused in the same statement.
+Every write has a write id, drawn once per call and stored in the row. A write that is retried because its
+acknowledgement was lost finds its own id and succeeds. Any other write to the same row is a conflict, detected by the
+statement itself.
 """
 
 from collections.abc import Callable
@@ -28,31 +29,38 @@ from strands_psycopg.repository.tables import SessionTables
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
-_LONGEST_TTL = 86_400.0
+_MAX_TTL = 86_400.0
 
 
 class PostgresSessionRepository(SessionRepository):
-    """Sessions in PostgreSQL; one object per process serves all its sessions and threads.
+    """A Strands ``SessionRepository`` that stores sessions in PostgreSQL.
 
-    Nothing connects here: a pool built from a DSN opens at first use, in every process anew (so an object may be
-    made before a fork), and ``close`` or the context manager closes it. A caller's pool is never closed.
+    It is thread-safe; one per process is enough. The constructor does not connect. A pool built from a DSN opens at
+    first use, separately in every process, so a repository may be created before a fork; ``close`` or the context
+    manager closes it. A pool that the caller passes in is used as it is and never closed.
 
-    Ids are strings of 1 to 255 characters without NUL and lone surrogates, indexes of messages integers from 0 up;
-    anything else is a ``ValueError`` that names the field. Every method that reaches the database can raise
-    ``DatabaseUnavailableError``, ``SchemaError`` and ``DatabaseError``.
+    Ids of sessions, agents and multi-agents are strings of 1 to 255 characters without NUL or lone surrogates. Message
+    indexes are integers from 0 up. Anything else is a ``ValueError`` that names the argument. Times are the server's,
+    in UTC as ISO 8601; methods that create or update set both on the object that is passed in.
+
+    Every method that accesses the database can raise ``DatabaseUnavailableError``, ``SchemaError`` or
+    ``DatabaseError``. Every method that writes to a session, or forks into one, raises ``LeaseLostError`` and stores
+    nothing if this repository's lease on that session has been taken over by another holder. The ``**kwargs`` that
+    Strands' interface has are ignored.
 
     Args:
-        conninfo: A DSN (URL or ``key=value`` form), a callable that gives one for each connect, or a
-            ``psycopg_pool.ConnectionPool`` that the caller owns.
-        schema: The schema of the tables; ``public`` if None.
-        table_prefix: What the name of every table begins with.
-        retry_timeout: For how many seconds a statement is tried again while the database is away.
-        response_timeout: After how many seconds without an answer a connection counts as lost.
-        **pool_options: Arguments for ``ConnectionPool`` by its own names; ``min_size`` is 1 and ``max_size`` 10
-            unless given.
+        conninfo: A DSN (URL or ``key=value`` form), a callable that returns one for each new connection, such as one
+            with a renewed password, or a ``psycopg_pool.ConnectionPool`` that the caller owns.
+        schema: The schema of the tables; ``public`` if None. It must match ``[a-z_][a-z0-9_]{0,39}``.
+        table_prefix: The prefix of the names of all tables, indexes and views; it must match the same pattern.
+        retry_timeout: Seconds for which a statement is retried after a failure that may pass, such as a lost
+            connection; 0 is no retry.
+        response_timeout: Seconds without a response after which a connection counts as lost.
+        **pool_options: Arguments of ``ConnectionPool``, by its own names; the defaults of ``min_size`` and
+            ``max_size`` are 1 and 10.
 
     Raises:
-        TypeError: ``conninfo`` is of a wrong type, or a caller's pool comes with pool options.
+        TypeError: ``conninfo`` is of another type, or pool options are passed together with a pool.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
 
@@ -77,27 +85,33 @@ class PostgresSessionRepository(SessionRepository):
         self._tables = SessionTables(self._database)
 
     def ensure_schema(self) -> None:
-        """Create or upgrade the tables; any number of processes may do so at once.
+        """Create or upgrade the tables, in one transaction; any number of processes may call it at once.
 
-        If nothing is pending, it takes no lock and needs no right to create.
+        If no migration is pending, it waits for no lock and needs no privilege but SELECT.
 
         Raises:
-            SchemaError: The database is newer than this package, was migrated with other files, or holds tables of
-                these names that are not this package's.
+            SchemaError: The database is newer than this package, was migrated from different files, has tables of
+                these names without a ledger of migrations, or does not use the encoding UTF8.
         """
         Migrator(self._database).apply()
 
     def status(self) -> Status:
-        """Tell which server this is, which version its tables have and how much is in them.
+        """Return the server, the version of the tables and their sizes; needs no privilege but SELECT.
 
-        Tables that are missing, or not this package's, are no error here: the answer says so.
+        Tables that are missing, or that are not this package's, are no error; the result says so.
         """
         return read_status(self._database)
 
     def close(self) -> None:
-        """Free the sessions that are held, and close the pool unless it is the caller's."""
+        """Release all leases of this repository, and close the pool unless the caller owns it."""
         self._tables.leases.close()
         self._database.close()
+
+    def __repr__(self) -> str:
+        database = self._database
+        return (
+            f"<{type(self).__name__} {database.address} schema={database.schema} table_prefix={database.table_prefix}>"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -108,45 +122,47 @@ class PostgresSessionRepository(SessionRepository):
         self.close()
 
     def lease(self, session_id: str, *, wait: float = 30.0, ttl: float = 60.0) -> Lease:
-        """Give a context manager, for ``with`` or ``async with``, in which no one else holds a session.
+        """Return a lease, a context manager (``with`` or ``async with``) that holds a session exclusively.
 
-        While it is held, this repository's writes to the session carry its term; if another holder has taken over,
-        they raise ``LeaseLostError`` and store nothing. Build the session's manager inside the block. A writer that
-        takes no lease is not stopped by one.
+        Entering it waits for the current holder and raises ``SessionBusyError`` after ``wait`` seconds. While it is
+        held, this repository's writes to the session check it; once another holder has taken over, they raise
+        ``LeaseLostError`` and store nothing. Build the session's manager inside the block. Leases do not stop writers
+        that take none.
 
         Args:
-            session_id: The session; it need not exist.
-            wait: For how many seconds to wait until it is free; 0 is not at all.
-            ttl: After how many seconds it is free if its holder dies. It is renewed a third of that time apart.
+            session_id: The session, which need not exist.
+            wait: Seconds to wait until the session is free, without holding a connection; 0 is not to wait.
+            ttl: Seconds after which the session is free if its holder dies, at most 86,400. A background thread
+                renews the lease every third of that time.
 
         Raises:
-            ValueError: ``wait`` is negative, or ``ttl`` is not positive.
+            ValueError: ``wait`` is negative, or ``ttl`` is not positive or too large.
         """
         check_id("session_id", session_id)
         if not wait >= 0:
             raise ValueError(f"wait must be 0 or more seconds, not {wait}")
-        if not 0 < ttl <= _LONGEST_TTL:
-            raise ValueError(f"ttl must be more than 0 and at most {_LONGEST_TTL} seconds, not {ttl}")
+        if not 0 < ttl <= _MAX_TTL:
+            raise ValueError(f"ttl must be more than 0 and at most {_MAX_TTL} seconds, not {ttl}")
         return Lease(self._tables.leases, session_id, wait=wait, ttl=ttl)
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
-        """Store a new session; set its times and give it back.
+        """Store a new session, set its times and return it.
 
         Raises:
-            SessionExistsError: It already exists.
+            SessionExistsError: The session already exists.
         """
         self._tables.sessions.create(session, write_id=uuid4(), term=self._term(session.session_id))
         return session
 
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
-        """Give a session, or None if it does not exist."""
+        """Return a session, or None if it does not exist."""
         return self._tables.sessions.read(session_id)
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with its agents, messages and multi-agents.
 
         Raises:
-            SessionNotFoundError: It does not exist.
+            SessionNotFoundError: The session does not exist.
         """
         self._tables.sessions.delete(session_id, term=self._term(session_id))
 
@@ -158,49 +174,47 @@ class PostgresSessionRepository(SessionRepository):
         active_since: datetime | None = None,
         prefix: str | None = None,
     ) -> SessionPage:
-        """Give a page of sessions with their counts, newest activity first.
+        """Return a page of sessions with their counts, the most recently active first.
 
-        Activity is known to the minute. A session that becomes active between two pages moves to the front, and so
-        may be missing from the later one.
+        The time of the last activity is accurate to a minute. A session that becomes active while pages are being
+        read moves to the front and may be missing from the later pages.
 
         Args:
-            limit: How many at most, up to 1,000.
-            before: The ``next`` of the page before this one; None for the first.
-            active_since: Only those that were active at this time or later.
-            prefix: Only those whose id begins with this.
+            limit: The maximum number of sessions, from 1 to 1,000.
+            before: The ``next`` of the previous page; None for the first page.
+            active_since: Only sessions that were active at this time or later; it must have a time zone.
+            prefix: Only sessions whose id starts with this string.
 
         Raises:
-            ValueError: An argument is out of range, or ``before`` is not what a page gave.
+            ValueError: An argument is out of range, or ``before`` is not the ``next`` of a page.
         """
         return self._tables.listing.sessions(limit=limit, before=before, active_since=active_since, prefix=prefix)
 
     def fork_session(
         self, session_id: str, new_session_id: str, *, agent_id: str | None = None, until: int | None = None
     ) -> SessionSummary:
-        """Copy a session inside the database, in one transaction, to go on from there in another way.
+        """Copy a session inside the database, in one transaction, and return the summary of the copy.
 
-        Agents keep their state, messages their exact bytes, redactions and times. With ``until``, the fork has the
-        messages before that index, and is restored from as many of them as the conversation manager holds: its window
-        is moved back, and a summary of messages that were cut off is left out. Interrupts that wait for an answer are
-        dropped with the cut, kept without. The rest of the agent's state is that of today.
+        The messages of the fork have the same bytes, redactions and times as the original ones, its agents the same
+        state. The original session may be written meanwhile; the fork is a snapshot of it.
 
-        The session may be in use meanwhile; the fork is what was stored at one moment. If a lease is held on the new
-        session through this repository, it must be in force.
+        With ``until``, the conversation is truncated. A sliding window moves back; a summary that covers removed
+        messages is dropped, and the agent is restored with all remaining messages; interrupts that wait for a response
+        are dropped. The rest of the agent's state is the current one, not that of the time of the last message.
 
         Args:
-            session_id: The session.
-            new_session_id: The fork, which must not exist yet.
-            agent_id: The only agent to copy; None copies all of them, and the graphs and swarms.
-            until: The index of the first message that is left out, so the number of messages that are copied; None,
-                or more than there are, copies all. It needs ``agent_id`` if the session has several agents.
+            session_id: The session to fork.
+            new_session_id: The id of the fork, which must not exist yet.
+            agent_id: Copy this agent only; None copies all agents and multi-agents.
+            until: Copy the messages before this index, so that it is their number; None, or more than there are,
+                copies all messages. It requires ``agent_id`` if the session has several agents.
 
         Raises:
             SessionExistsError: The new session already exists.
-            SessionForkError: ``until`` needs an ``agent_id``; or the agent cannot go on from there, since its model
-                keeps the conversation on the provider's side, or since its conversation manager is of an unknown kind
-                and has put aside more than is left.
+            SessionForkError: ``until`` requires an ``agent_id``; or the conversation cannot be truncated there, because
+                the model's provider stores it, or because the state of an unknown conversation manager refers to
+                removed messages.
             SessionNotFoundError: The session or agent does not exist.
-            LeaseLostError: Another holder has taken over the new session.
         """
         return self._tables.forker.fork(
             session_id,
@@ -214,17 +228,17 @@ class PostgresSessionRepository(SessionRepository):
     def purge_sessions(
         self, *, idle_for: timedelta | float, batch_size: int = 1000, dry_run: bool = False
     ) -> PurgeResult:
-        """Delete the sessions that nobody has written for some time, batch by batch, and give what was deleted.
+        """Delete the sessions that have been idle for some time, in batches, and return how much was deleted.
 
-        Sessions that someone holds a lease on are left alone, and so are those that become active meanwhile. Any
-        number of processes may purge at once; each counts what it has deleted itself. Since activity is known to the
-        minute, a session may be kept for a minute longer. A batch whose acknowledgement was lost is not counted.
+        Sessions on which a lease is held, and those that become active meanwhile, are kept. Any number of processes may
+        purge at once; each counts what it has deleted itself. Since the time of the last activity is accurate to a
+        minute, a session may be kept for one minute more. A batch whose acknowledgement was lost is not counted.
 
         Args:
-            idle_for: For how long a session must have been idle; in seconds unless it is a timedelta.
-            batch_size: How many sessions are deleted in one transaction at most, up to 10,000. Those with many
-                messages are taken fewer at a time.
-            dry_run: Whether to count only.
+            idle_for: The time since the last activity, as a timedelta or in seconds; up to 36,500 days.
+            batch_size: The maximum number of sessions per transaction, from 1 to 10,000. If they have many messages,
+                a transaction deletes fewer.
+            dry_run: Only count the sessions that would be deleted.
 
         Raises:
             ValueError: ``idle_for`` or ``batch_size`` is out of range.
@@ -234,7 +248,7 @@ class PostgresSessionRepository(SessionRepository):
         )
 
     def list_agents(self, session_id: str) -> list[AgentSummary]:
-        """Give a session's agents with the number of their messages, oldest first.
+        """Return a session's agents with the number of their messages, oldest first.
 
         Raises:
             SessionNotFoundError: The session does not exist.
@@ -245,7 +259,7 @@ class PostgresSessionRepository(SessionRepository):
         """Delete an agent and its messages.
 
         Raises:
-            SessionNotFoundError: It does not exist.
+            SessionNotFoundError: The agent does not exist.
         """
         self._tables.agents.delete(session_id, agent_id, term=self._term(session_id))
 
@@ -253,29 +267,29 @@ class PostgresSessionRepository(SessionRepository):
         """Store a new agent and set its times.
 
         Raises:
-            SessionExistsError: It already exists.
+            SessionExistsError: The agent already exists.
             SessionNotFoundError: The session does not exist.
         """
         self._tables.agents.create(session_id, session_agent, write_id=uuid4(), term=self._term(session_id))
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
-        """Give an agent, or None if it does not exist."""
+        """Return an agent, or None if it does not exist."""
         stored = self._tables.agents.read(session_id, agent_id)
         return None if stored is None else stored.agent
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
-        """Store an agent's present state, whoever wrote it last, and set its times.
+        """Replace the stored state of an agent, even if another writer has changed it, and set its times.
 
         Raises:
-            SessionNotFoundError: It does not exist.
+            SessionNotFoundError: The agent does not exist.
         """
         self._tables.agents.update(session_id, session_agent, write_id=uuid4(), term=self._term(session_id))
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Store the next message of an agent and set its times.
+        """Append a message to an agent's conversation and set its times.
 
         Raises:
-            SessionConflictError: A message with its index already exists, or its index is not the next.
+            SessionConflictError: A message with its index already exists, or its index is not the next one.
             SessionNotFoundError: The agent does not exist.
         """
         self._tables.messages.append(
@@ -283,14 +297,14 @@ class PostgresSessionRepository(SessionRepository):
         )
 
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
-        """Give a message, or None if it does not exist."""
+        """Return a message, or None if it does not exist."""
         return self._tables.messages.read(session_id, agent_id, message_id)
 
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Store a message's present content together with what it is redacted to, and set its times.
+        """Replace the stored content and redaction of a message, and set its times.
 
         Raises:
-            SessionNotFoundError: It does not exist.
+            SessionNotFoundError: The message does not exist.
         """
         self._tables.messages.update(
             session_id, agent_id, session_message, write_id=uuid4(), term=self._term(session_id)
@@ -299,13 +313,13 @@ class PostgresSessionRepository(SessionRepository):
     def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
     ) -> list[SessionMessage]:
-        """Give an agent's messages in order.
+        """Return up to ``limit`` messages of an agent, oldest first, starting at index ``offset``.
 
         Args:
             session_id: The session.
             agent_id: The agent.
-            limit: How many at most; None is all.
-            offset: The index of the first.
+            limit: The maximum number of messages; None is all.
+            offset: The index of the first message.
             **kwargs: Ignored.
 
         Raises:
@@ -315,10 +329,10 @@ class PostgresSessionRepository(SessionRepository):
         return self._tables.messages.list(session_id, agent_id, limit=limit, offset=offset)
 
     def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
-        """Store a new multi-agent's state.
+        """Store the state of a new multi-agent (a graph or swarm).
 
         Raises:
-            SessionExistsError: It already exists.
+            SessionExistsError: The multi-agent already exists.
             SessionNotFoundError: The session does not exist.
         """
         self._tables.multi_agents.create(
@@ -330,15 +344,15 @@ class PostgresSessionRepository(SessionRepository):
         )
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
-        """Give a multi-agent's state, or None if it does not exist."""
+        """Return the state of a multi-agent, or None if it does not exist."""
         stored = self._tables.multi_agents.read(session_id, multi_agent_id)
         return None if stored is None else stored.state
 
     def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any) -> None:
-        """Store a multi-agent's present state, whoever wrote it last.
+        """Replace the stored state of a multi-agent, even if another writer has changed it.
 
         Raises:
-            SessionNotFoundError: It does not exist.
+            SessionNotFoundError: The multi-agent does not exist.
         """
         self._tables.multi_agents.update(
             session_id,
@@ -353,5 +367,5 @@ class PostgresSessionRepository(SessionRepository):
 
 
 def session_tables(repository: PostgresSessionRepository) -> SessionTables:
-    """Return the tables of a repository, for modules of this package that need more than its methods offer."""
+    """Return the tables of a repository, for modules of this package that need more than its public methods."""
     return repository._tables

@@ -1,4 +1,4 @@
-"""Rows of agents."""
+"""The table of agents."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from psycopg.rows import TupleRow
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import decode, encode
-from strands_psycopg.database import UNTIMED, Database
+from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.repository.messages import Messages, message_row, refused
+from strands_psycopg.repository.messages import Messages, append_conflict, message_row
 
 _CREATE = """
-    WITH {lease}, {active}, t AS (
+    WITH {lease}, {touch_session}, t AS (
         INSERT INTO {agents} AS a (
             session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
             _internal_state, _internal_state_exact, write_id, created_at, updated_at
@@ -30,28 +30,28 @@ _CREATE = """
         RETURNING a.created_at, a.updated_at
     )
     SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # without times: another call created it first
+"""  # times are NULL: another call created it first
 
 _READ = """
-    SELECT {stored_agent}
+    SELECT {agent_columns}
     FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
 """
 
 _UPDATE = """
-    WITH {lease}, {active}, t AS (
-        {update_agent} AND {expected} AND {fenced} RETURNING created_at, updated_at
+    WITH {lease}, {touch_session}, t AS (
+        {update_agent} AND {unchanged} AND {fenced} RETURNING created_at, updated_at
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}
     FROM (SELECT 1) AS one LEFT JOIN t ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # without times: someone else has written the agent
+"""  # times are NULL: another writer has updated the agent
 
 _UPDATE_AND_APPEND = """
-    WITH {lease}, {active}, seen AS (
+    WITH {lease}, {touch_session}, locked_agent AS (
         SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
         FOR NO KEY UPDATE
     ), t AS (
-        {insert_message} FROM seen WHERE {fenced} AND {expected} AND {is_next} {unless_taken}
+        {insert_message} FROM locked_agent WHERE {fenced} AND {unchanged} AND {is_next} {on_message_conflict}
     ), u AS (
         {update_agent} AND EXISTS (SELECT FROM t) RETURNING created_at, updated_at
     )
@@ -59,10 +59,10 @@ _UPDATE_AND_APPEND = """
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END
     FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # both are stored or neither; without times: someone else has written
+"""  # both are stored or neither; times are NULL: another writer has updated the agent or stored a message
 
 _DELETE = """
-    WITH {lease}, {active}, t AS (
+    WITH {lease}, {touch_session}, t AS (
         DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced}
         RETURNING agent_id
     )
@@ -71,7 +71,7 @@ _DELETE = """
 
 
 class EncodedAgent(NamedTuple):
-    """What is kept of an agent, each as its JSONB and its exact text."""
+    """The documents of an agent, each as its JSONB and exact text (see ``codec.encode``)."""
 
     state: tuple[str, str | None]
     conversation_manager_state: tuple[str, str | None]
@@ -79,22 +79,22 @@ class EncodedAgent(NamedTuple):
 
     @classmethod
     def of(cls, agent: SessionAgent) -> "EncodedAgent":
-        """Encode an agent's documents; equal ones are stored alike."""
+        """Encode the documents of an agent, in a form that can be compared for equality."""
         return cls(encode(agent.state), encode(agent.conversation_manager_state), encode(agent._internal_state))
 
     @property
     def length(self) -> int:
-        """In characters."""
+        """The length of all documents together, in characters."""
         return sum(len(text) for document in self for text in document if text is not None)
 
 
 class StoredAgent(NamedTuple):
-    """An agent as a writer needs it.
+    """An agent with what is needed to write to it without a conflict.
 
     Attributes:
         agent: The agent.
-        write_id: Of the last write to its row.
-        next_message_id: The index that its next message will have.
+        write_id: The write id of the last write to its row.
+        next_message_id: The index of its next message.
     """
 
     agent: SessionAgent
@@ -103,7 +103,7 @@ class StoredAgent(NamedTuple):
 
 
 class Agents:
-    """The agents of one database, schema and prefix."""
+    """Reads and writes agents in one database, schema and prefix."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -123,18 +123,18 @@ class Agents:
         write_id: UUID,
         term: UUID | None = None,
     ) -> None:
-        """Store a new agent, and its first messages with it or not at all, and set their times.
+        """Store a new agent with its first messages, in one transaction, and set their times.
 
         Args:
             session_id: The session.
             agent: The agent.
             messages: Its first messages, numbered from 0.
-            write_id: Of this call.
-            term: Of the lease under which it is made, if any.
+            write_id: The write id of this call.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionExistsError: Another write created it.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionExistsError: Another call created the agent.
             SessionNotFoundError: The session does not exist.
         """
         row = _agent_row(session_id, agent, write_id, term)
@@ -143,7 +143,7 @@ class Agents:
             message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
 
             def store(cursor: Cursor[TupleRow]) -> list[TupleRow]:
-                cursor.execute(self._create, {**row, **UNTIMED})
+                cursor.execute(self._create, {**row, **NO_DEADLINE})
                 created = cursor.fetchall()
                 if created[0][1] is not None:
                     self._messages.append_many(cursor, message_rows)
@@ -161,7 +161,7 @@ class Agents:
             message.created_at = message.updated_at = created_at
 
     def read(self, session_id: str, agent_id: str) -> StoredAgent | None:
-        """Give an agent, or None."""
+        """Return an agent, or None if it does not exist."""
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         rows = self._database.fetch(f"reading agent {agent_id!r} of session {session_id!r}", self._read, key).rows
         return stored_agent(agent_id, rows[0]) if rows else None
@@ -176,20 +176,20 @@ class Agents:
         expected: UUID | None = None,
         term: UUID | None = None,
     ) -> None:
-        """Store an agent's present state and set its times.
+        """Replace the stored state of an agent and set its times.
 
         Args:
             session_id: The session.
             agent: The agent.
-            documents: Its documents, if they are encoded already.
-            write_id: Of this call.
-            expected: Of the write that the caller knows to be the last one; None is any.
-            term: Of the lease under which it is made, if any.
+            documents: Its documents, if they are already encoded.
+            write_id: The write id of this call.
+            expected: The write id that the row must have; None if it may have any.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionConflictError: Another write came after the expected one.
-            SessionNotFoundError: There is no such agent.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionConflictError: The row has another write id than the expected one.
+            SessionNotFoundError: The agent does not exist.
         """
         operation = f"updating agent {agent.agent_id!r} of session {session_id!r}"
         row = {**_agent_row(session_id, agent, write_id, term, documents), "expected": expected}
@@ -198,7 +198,7 @@ class Agents:
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if created_at is None:
-            raise _overtaken(operation, session_id, agent.agent_id)
+            raise _update_conflict(operation, session_id, agent.agent_id)
         agent.created_at, agent.updated_at = created_at, updated_at or created_at
 
     def update_and_append(
@@ -212,22 +212,22 @@ class Agents:
         expected: UUID | None = None,
         term: UUID | None = None,
     ) -> None:
-        """Store an agent's present state and its next message, both or neither, and set their times.
+        """Replace the stored state of an agent and append a message, both or neither, and set their times.
 
         Args:
             session_id: The session.
             agent: The agent.
             message: Its next message.
-            documents: The agent's documents, if they are encoded already.
-            write_id: Of this call.
-            expected: Of the write to the agent that the caller knows to be the last one; None is any.
-            term: Of the lease under which it is made, if any.
+            documents: The agent's documents, if they are already encoded.
+            write_id: The write id of this call.
+            expected: The write id that the agent's row must have; None if it may have any.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionConflictError: Another write came after the expected one, or the message's index is taken by
-                another write, or is not the next.
-            SessionNotFoundError: There is no such agent.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionConflictError: The agent's row has another write id than the expected one, or a message with this
+                index already exists, or the index is not the next one.
+            SessionNotFoundError: The agent does not exist.
         """
         operation = (
             f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
@@ -237,15 +237,15 @@ class Agents:
             **message_row(session_id, agent.agent_id, message, write_id, term),
             "expected": expected,
         }
-        answer = self._database.write(operation, self._update_and_append, row)
-        allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index = answer.rows[0]
+        result = self._database.write(operation, self._update_and_append, row)
+        allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if created_at is None and next_index == message.message_id:
-            raise _overtaken(operation, session_id, agent.agent_id, message.message_id)
+            raise _update_conflict(operation, session_id, agent.agent_id, message.message_id)
         if created_at is None:
-            raise refused(operation, session_id, agent.agent_id, message, next_index)
+            raise append_conflict(operation, session_id, agent.agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
         agent.created_at, agent.updated_at = agent_created_at, agent_updated_at or agent_created_at
 
@@ -253,26 +253,26 @@ class Agents:
         """Delete an agent and its messages.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionNotFoundError: There is none; unless this call was repeated, and so may have deleted it.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionNotFoundError: The agent does not exist, and no earlier attempt of this call can have deleted it.
         """
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"deleting agent {agent_id!r} of session {session_id!r}"
-        answer = self._database.write(operation, self._delete, {**key, "term": term})
-        allowed_at, deleted = answer.rows[0]
+        result = self._database.write(operation, self._delete, {**key, "term": term})
+        allowed_at, deleted = result.rows[0]
         check_lease(allowed_at, operation, session_id)
-        if not deleted and not answer.repeated:
+        if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
 
 
 def stored_agent(agent_id: str, row: Sequence[Any]) -> StoredAgent:
-    """Decode the columns of ``{stored_agent}``."""
+    """Decode the columns that ``{agent_columns}`` selects."""
     *documents, write_id, index, created_at, updated_at = row
     return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), UUID(write_id), index)
 
 
 def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, updated_at: str | None) -> SessionAgent:
-    """Decode the columns of an agent; ``documents`` are those of its three, in the table's order."""
+    """Decode an agent; ``documents`` are the columns of its three documents, in the order of the table."""
     state, state_exact, manager, manager_exact, internal, internal_exact = documents
     return SessionAgent(
         agent_id,
@@ -284,10 +284,12 @@ def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, upda
     )
 
 
-def _overtaken(operation: str, session_id: str, agent_id: str, message_id: int | None = None) -> SessionConflictError:
+def _update_conflict(
+    operation: str, session_id: str, agent_id: str, message_id: int | None = None
+) -> SessionConflictError:
     return SessionConflictError(
-        f"{operation}: the agent has been written by someone else since it was read here; nothing was stored. Build a "
-        "new session manager and agent to go on from what is stored, or hold a lease while you write",
+        f"{operation}: another writer has updated the agent since it was read; nothing was stored. Build a new session "
+        "manager and agent to continue from the stored session, or hold a lease while you write",
         session_id=session_id,
         agent_id=agent_id,
         message_id=message_id,
@@ -297,7 +299,7 @@ def _overtaken(operation: str, session_id: str, agent_id: str, message_id: int |
 def _agent_row(
     session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None, documents: EncodedAgent | None = None
 ) -> dict[str, object]:
-    """Encode an agent as the parameters of a statement."""
+    """Return the parameters with which a statement stores an agent."""
     (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or EncodedAgent.of(agent)
     return {
         "session_id": check_id("session_id", session_id),

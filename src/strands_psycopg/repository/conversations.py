@@ -1,4 +1,4 @@
-"""Agents with the messages that their conversation managers have left in memory, for a restore in one round trip."""
+"""Agents with the messages that are restored with them, read in one round trip."""
 
 from operator import itemgetter
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import gc_paused, stored_message
 
-# Strands begins a restore at the index that the conversation manager's count of removed messages is. A count that is no
-# plain number is nothing that Strands has written.
+# Strands restores the messages starting at the index that equals the conversation manager's count of removed messages.
+# If that count is not a plain number, which Strands never writes, all messages are read.
 _READ = """
-    SELECT NULL::bigint, {stored_agent}
+    SELECT NULL::bigint, {agent_columns}
     FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
     UNION ALL
     SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact,
@@ -29,32 +29,32 @@ _READ = """
 
 
 class Conversation(NamedTuple):
-    """An agent and its messages, as of one moment.
+    """An agent and its messages, read in one snapshot.
 
     Attributes:
         stored: The agent.
-        messages: Those that its conversation manager has not removed, in order.
+        messages: The messages that its conversation manager has not removed, oldest first.
     """
 
     stored: StoredAgent
     messages: list[SessionMessage]
 
     @property
-    def begin(self) -> int | None:
-        """From which index on these are; None if the conversation manager's count is none."""
+    def offset(self) -> int | None:
+        """The index of the first message; None if the count of removed messages is not a plain number."""
         count = self.stored.agent.conversation_manager_state.get("removed_message_count", 0)
         return count if isinstance(count, int) and count >= 0 else None
 
 
 class Conversations:
-    """The conversations of one database, schema and prefix."""
+    """Reads conversations in one database, schema and prefix."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._read = compose(database, _READ)
 
     def read(self, session_id: str, agent_id: str) -> Conversation | None:
-        """Give an agent with its messages, or None."""
+        """Return an agent with its messages, or None if it does not exist."""
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"restoring agent {agent_id!r} of session {session_id!r}"
         rows = self._database.fetch(operation, self._read, key).rows

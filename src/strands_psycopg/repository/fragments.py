@@ -1,4 +1,4 @@
-"""Parts of statements that several statements share, by the names that stand for them in braces."""
+"""SQL fragments that several statements share; a statement refers to them as ``{name}``."""
 
 from decimal import Decimal
 
@@ -10,35 +10,38 @@ _TIMES = """
     to_char(NULLIF({row}.updated_at, {row}.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
 """
 
-# Each may use those after it.
+# A fragment may refer to those after it.
 _FRAGMENTS = {
-    "stored_agent": """
+    "agent_columns": """
         t.state::text, t.state_exact, t.conversation_manager_state::text, t.conversation_manager_state_exact,
         t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0), {times_of_t}
     """,
-    # Locked until the statement commits, so that nobody can take the session over between this check and the write: a
-    # bare EXISTS would be no fence. Without a term nothing is looked up.
+    # Locking the row until the statement commits prevents a takeover between this check and the write; without the lock
+    # one could commit in between. If the writer holds no lease, its term is NULL and no row is found.
     "lease": """
         lease AS (
             SELECT FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s::uuid FOR SHARE
         )
     """,
-    # A session's updated_at is kept to the minute, so that most writes leave its row alone.
-    "active": """
-        active AS (
+    # The time of the last activity is accurate to a minute, so most writes do not update the session's row.
+    "touch_session": """
+        touched_session AS (
             UPDATE {sessions} SET updated_at = now()
             WHERE session_id = %(session_id)s AND updated_at < now() - interval '1 minute' AND {fenced}
         )
     """,
-    # The server's time, if a write may take place.
+    # The server's time if the statement may write, otherwise NULL (see Database.write).
     "allowed_at": "CASE WHEN {fenced} THEN {server_time} END",
+    # Whether the statement may write: it has not arrived late, and the writer's lease, if it has one, is still held.
+    # The term is a fencing token: a writer that was suspended while another holder took over writes nothing.
     "fenced": "({in_time} AND (%(term)s::uuid IS NULL OR EXISTS (SELECT FROM lease)))",
-    # The times of a row as Strands writes them, the second NULL if it equals the first.
+    # created_at and updated_at of a row in Strands' format; the latter is NULL if both are equal.
     "times_of_s": _TIMES.replace("{row}", "s"),
     "times_of_t": _TIMES.replace("{row}", "t"),
     "times_of_u": _TIMES.replace("{row}", "u"),
-    # How much is in the session s. Messages are numbered without a gap, so the index of the last one tells.
-    "contents_of_s": """
+    # The numbers of agents, messages and multi-agents of the session s. Indexes of messages have no gaps, so the number
+    # of an agent's messages follows from the last index.
+    "counts_of_s": """
         (SELECT count(*) FROM {agents} AS a WHERE a.session_id = s.session_id),
         (SELECT coalesce(sum({messages_of_a}), 0)::bigint FROM {agents} AS a WHERE a.session_id = s.session_id),
         (SELECT count(*) FROM {multi_agents} AS a WHERE a.session_id = s.session_id)
@@ -49,7 +52,8 @@ _FRAGMENTS = {
             WHERE m.session_id = a.session_id AND m.agent_id = a.agent_id
         )
     """,
-    "expected": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
+    # Whether the row still has the write id that the writer expects, or already this write's own if it is a retry.
+    "unchanged": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
     "insert_message": """
         INSERT INTO {messages} AS m (
             session_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact, write_id,
@@ -64,7 +68,7 @@ _FRAGMENTS = {
             WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s - 1
         ))
     """,
-    "unless_taken": """
+    "on_message_conflict": """
         ON CONFLICT (session_id, agent_id, message_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE m.write_id = EXCLUDED.write_id
         RETURNING m.created_at, m.updated_at
@@ -89,21 +93,21 @@ _FRAGMENTS = {
 
 
 def compose(database: Database, template: str) -> bytes:
-    """Compose a statement of fragments and tables."""
+    """Compose a statement from a template that refers to fragments and tables."""
     for name, text in _FRAGMENTS.items():
         template = template.replace("{" + name + "}", text)
     return database.statement(template)
 
 
 def check_lease(allowed_at: Decimal | None, operation: str, session_id: str) -> None:
-    """Go on only if the statement found its term in force, or needed none.
+    """Check the ``{allowed_at}`` that a statement returned.
 
     Raises:
-        LeaseLostError: It did not.
+        LeaseLostError: It is NULL: the writer's lease is no longer held.
     """
     if allowed_at is None:
         raise LeaseLostError(
-            f"{operation}: another holder has taken session {session_id!r} over, or its lease was removed; nothing was "
-            "stored. Stop, and take a new lease to go on from what is stored",
+            f"{operation}: another holder has taken over session {session_id!r}, or its lease was deleted; nothing was "
+            "stored. Stop writing, and take a new lease to continue from the stored session",
             session_id=session_id,
         )

@@ -1,4 +1,4 @@
-"""Which sessions there are and how much is in them, without loading any of it."""
+"""Lists of sessions and agents with counts, without their contents."""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -14,12 +14,12 @@ from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 
-_LARGEST_PAGE = 1000
+_MAX_LIMIT = 1000
 
-# Greater than every id, so behind a prefix greater than every id that begins with it.
-_LAST = "\U0010ffff" * 256
+# Greater than every id. So a prefix followed by it is greater than every id that starts with the prefix.
+_MAX_ID = "\U0010ffff" * 256
 
-_SUMMARY = "s.session_id, s.session_type, {times_of_s}, {contents_of_s} FROM {sessions} AS s"
+_SUMMARY = "s.session_id, s.session_type, {times_of_s}, {counts_of_s} FROM {sessions} AS s"
 
 _READ = "SELECT " + _SUMMARY + " WHERE s.session_id = %(session_id)s"
 
@@ -32,7 +32,7 @@ _ORDER = " ORDER BY s.updated_at DESC, s.session_id DESC LIMIT %(limit)s"
 
 _LIST = "SELECT " + _SUMMARY + _WHERE + _ORDER
 
-# How many sessions a prefix is shared by decides which index is the better one.
+# Which index is better depends on the number of sessions that share the prefix, so it is planned for each call.
 _LIST_PREFIX = (
     "SELECT " + _SUMMARY + _WHERE + " AND s.session_id >= %(prefix)s AND s.session_id < %(prefix_end)s" + _ORDER
 )
@@ -45,21 +45,21 @@ _LIST_AGENTS = """
     ) AS t ON t.session_id = s.session_id
     WHERE s.session_id = %(session_id)s
     ORDER BY t.created_at, t.agent_id
-"""  # no row: no session; one row without an id: no agent
+"""  # no row: no session; one row whose id is NULL: no agent
 
 
 @dataclass(frozen=True)
 class SessionSummary:
-    """A session and how much is in it.
+    """A session with the numbers of its agents, messages and multi-agents.
 
     Attributes:
-        session_id: The session.
-        session_type: Strands' type of session.
+        session_id: The id of the session.
+        session_type: Strands' session type.
         created_at: When it was created, in UTC as ISO 8601.
-        updated_at: When anything in it was last written, likewise; to the minute, so it may be a minute early.
-        agents: How many agents it has.
-        messages: How many messages they have together.
-        multi_agents: How many graphs and swarms it has.
+        updated_at: When anything in it was last written, in UTC as ISO 8601; up to one minute too early.
+        agents: The number of agents.
+        messages: The number of messages of all agents.
+        multi_agents: The number of graphs and swarms.
     """
 
     session_id: str
@@ -73,11 +73,11 @@ class SessionSummary:
 
 @dataclass(frozen=True)
 class SessionPage:
-    """Some sessions of a list, newest activity first.
+    """A page of the list of sessions.
 
     Attributes:
-        sessions: The sessions.
-        next: What to give as ``before`` to get the page after this one; None if this is the last.
+        sessions: The sessions, the most recently active first.
+        next: The value of ``before`` that returns the next page; None if this is the last page.
     """
 
     sessions: list[SessionSummary]
@@ -86,13 +86,13 @@ class SessionPage:
 
 @dataclass(frozen=True)
 class AgentSummary:
-    """An agent and how much it has said and heard.
+    """An agent with the number of its messages.
 
     Attributes:
-        agent_id: The agent.
+        agent_id: The id of the agent.
         created_at: When it was created, in UTC as ISO 8601.
-        updated_at: When its state was last stored, likewise; messages are stored without it.
-        messages: How many messages it has; the index that its next one will have.
+        updated_at: When its state was last stored, in UTC as ISO 8601; appending a message does not change it.
+        messages: The number of messages, which is the index of the next one.
     """
 
     agent_id: str
@@ -102,7 +102,7 @@ class AgentSummary:
 
 
 class Listing:
-    """Looks over the sessions of one database, schema and prefix."""
+    """Lists the sessions and agents of one database, schema and prefix."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -112,49 +112,50 @@ class Listing:
         self._list_agents = compose(database, _LIST_AGENTS)
 
     def read(self, session_id: str) -> SessionSummary | None:
-        """Give a session's summary, or None."""
+        """Return the summary of a session, or None if it does not exist."""
         key = {"session_id": check_id("session_id", session_id)}
         rows = self._database.fetch(f"reading session {session_id!r}", self._read, key).rows
         return _summary(rows[0]) if rows else None
 
     def read_within(self, cursor: Cursor[TupleRow], session_id: str) -> SessionSummary:
-        """Give the summary of a session that is there, as a transaction sees it."""
+        """Return the summary of an existing session, in a transaction."""
         return _summary(cursor.execute(self._read, {"session_id": session_id}).fetchall()[0])
 
     def sessions(
         self, *, limit: int, before: str | None, active_since: datetime | None, prefix: str | None
     ) -> SessionPage:
-        """Give a page of sessions, newest activity first.
+        """Return a page of sessions, the most recently active first.
 
         Raises:
-            ValueError: An argument is out of range, or ``before`` is no page's ``next``.
+            ValueError: An argument is out of range, or ``before`` is not the ``next`` of a page.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _LARGEST_PAGE:
-            raise ValueError(f"limit must be an integer from 1 to {_LARGEST_PAGE}, not {limit!r}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_LIMIT:
+            raise ValueError(f"limit must be an integer from 1 to {_MAX_LIMIT}, not {limit!r}")
         if active_since is not None and active_since.tzinfo is None:
-            raise ValueError("active_since must have a time zone, such as datetime.now(timezone.utc) has")
-        before_time, before_id = ("infinity", "") if before is None else _position(before)
+            raise ValueError("active_since must have a time zone, as in datetime.now(timezone.utc)")
+        before_time, before_id = ("infinity", "") if before is None else _decode_page_token(before)
         page: dict[str, object] = {
             "before": before_time,
             "before_id": before_id,
             "active_since": "-infinity" if active_since is None else active_since.isoformat(),
-            # One more, to know whether there is a page after this one.
+            # One more than requested shows whether there is a next page.
             "limit": Int8(limit + 1),
         }
         if prefix:
-            page |= {"prefix": check_id("prefix", prefix), "prefix_end": prefix + _LAST}
+            page |= {"prefix": check_id("prefix", prefix), "prefix_end": prefix + _MAX_ID}
             rows = self._database.fetch("listing sessions", self._list_prefix, page, prepare=False).rows
         else:
             rows = self._database.fetch("listing sessions", self._list, page).rows
         sessions = [_summary(row) for row in rows[:limit]]
-        more = len(rows) > limit
-        return SessionPage(sessions, _cursor(sessions[-1].updated_at, sessions[-1].session_id) if more else None)
+        if len(rows) <= limit:
+            return SessionPage(sessions, None)
+        return SessionPage(sessions, _encode_page_token(sessions[-1].updated_at, sessions[-1].session_id))
 
     def agents(self, session_id: str) -> list[AgentSummary]:
-        """Give a session's agents, oldest first.
+        """Return the agents of a session, oldest first.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session does not exist.
         """
         operation = f"listing agents of session {session_id!r}"
         key = {"session_id": check_id("session_id", session_id)}
@@ -175,18 +176,18 @@ def _summary(row: TupleRow) -> SessionSummary:
     )
 
 
-def _cursor(updated_at: str, session_id: str) -> str:
-    """Give what stands for the position after a session, for use in URLs too."""
+def _encode_page_token(updated_at: str, session_id: str) -> str:
+    """Encode the last session of a page as a token that is safe in URLs."""
     return urlsafe_b64encode(json.dumps([updated_at, session_id]).encode()).decode().rstrip("=")
 
 
-def _position(cursor: str) -> tuple[str, str]:
+def _decode_page_token(token: str) -> tuple[str, str]:
     try:
-        updated_at, session_id = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        updated_at, session_id = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         aware = datetime.fromisoformat(updated_at).tzinfo is not None
-        # Base64 is decoded whatever stands between its characters.
-        if aware and check_id("session_id", session_id) and _cursor(updated_at, session_id) == cursor:
+        # Encoding it again detects characters outside of the Base64 alphabet, which the decoder skips.
+        if aware and check_id("session_id", session_id) and _encode_page_token(updated_at, session_id) == token:
             return updated_at, session_id
     except (ValueError, TypeError):
         pass
-    raise ValueError("before must be the cursor that a page ended with, its next")
+    raise ValueError("before must be the next of an earlier page")

@@ -1,4 +1,4 @@
-"""Rows of messages."""
+"""The table of messages."""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -13,18 +13,18 @@ from strands.types.content import Message
 from strands.types.session import SessionMessage
 
 from strands_psycopg.codec import decode, encode
-from strands_psycopg.database import UNTIMED, Database
+from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import SessionConflictError, SessionNotFoundError
 from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id, check_index
 
 _APPEND = """
-    WITH {lease}, {active}, t AS ({insert_message} WHERE {fenced} AND {is_next} {unless_taken})
+    WITH {lease}, {touch_session}, t AS ({insert_message} WHERE {fenced} AND {is_next} {on_message_conflict})
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END
     FROM (SELECT 1) AS one LEFT JOIN t ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # without times: the index is taken or not the next, which is looked up for the error
+"""  # times are NULL: the index is taken or not the next one, which is then selected for the error
 
 _READ = """
     SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact, {times_of_t}
@@ -42,10 +42,10 @@ _LIST = """
         ORDER BY m.message_id LIMIT %(limit)s
     ) AS t ON true
     WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # no row: no agent; one row without an index: no message
+"""  # no row: no agent; one row whose index is NULL: no message
 
 _UPDATE = """
-    WITH {lease}, {active}, t AS (
+    WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
             redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = now()
@@ -53,11 +53,11 @@ _UPDATE = """
         RETURNING created_at, updated_at
     )
     SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # without times: no such message
+"""  # times are NULL: no such message
 
-# From the end, where a message that is to be replaced mostly stands.
+# The search goes backwards, since it is mostly one of the last messages that is replaced.
 _REPLACE = """
-    WITH {lease}, {active}, t AS (
+    WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = now()
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = (
@@ -69,11 +69,11 @@ _REPLACE = """
         RETURNING message_id
     )
     SELECT {allowed_at}, t.message_id FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # without an index: no such message
+"""  # the index is NULL: no such message
 
 
 class Messages:
-    """The messages of one database, schema and prefix."""
+    """Reads and writes messages in one database, schema and prefix."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -92,37 +92,37 @@ class Messages:
         write_id: UUID,
         term: UUID | None = None,
     ) -> None:
-        """Store the next message of an agent and set its times.
+        """Append a message to an agent's conversation and set its times.
 
         Args:
             session_id: The session.
             agent_id: The agent.
             message: The message.
-            write_id: Of this call.
-            term: Of the lease under which it is made, if any.
+            write_id: The write id of this call.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionConflictError: Its index is taken by another write, or is not the next.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionConflictError: A message with this index already exists, or the index is not the next one.
             SessionNotFoundError: The agent does not exist.
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = message_row(session_id, agent_id, message, write_id, term)
-        answer = self._database.write(operation, self._append, row)
-        allowed_at, exists, created_at, updated_at, next_index = answer.rows[0]
+        result = self._database.write(operation, self._append, row)
+        allowed_at, exists, created_at, updated_at, next_index = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if created_at is None:
-            raise refused(operation, session_id, agent_id, message, next_index)
+            raise append_conflict(operation, session_id, agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]]) -> None:
-        """Store the first messages of an agent that the same transaction creates."""
-        cursor.executemany(self._append, [{**row, **UNTIMED} for row in rows])
+        """Store the first messages of an agent, in the transaction that creates it."""
+        cursor.executemany(self._append, [{**row, **NO_DEADLINE} for row in rows])
 
     def read(self, session_id: str, agent_id: str, message_id: int) -> SessionMessage | None:
-        """Give a message, or None."""
+        """Return a message, or None if it does not exist."""
         key = {
             "session_id": check_id("session_id", session_id),
             "agent_id": check_id("agent_id", agent_id),
@@ -133,18 +133,18 @@ class Messages:
         return stored_message(*rows[0]) if rows else None
 
     def list(self, session_id: str, agent_id: str, *, limit: int | None, offset: int) -> list[SessionMessage]:
-        """Give an agent's messages from index ``offset`` on, ``limit`` at most, in order.
+        """Return up to ``limit`` messages, oldest first, starting at index ``offset``; None is no limit.
 
         Raises:
             SessionNotFoundError: The agent does not exist.
-            ValueError: ``limit`` or ``offset`` is negative or no integer.
+            ValueError: ``limit`` or ``offset`` is negative or not an integer.
         """
         operation = f"listing messages of agent {agent_id!r} in session {session_id!r}"
         window = {
             "session_id": check_id("session_id", session_id),
             "agent_id": check_id("agent_id", agent_id),
             "offset": Int8(check_index("offset", offset)),
-            # At least one, since no row at all would mean that there is no agent.
+            # At least 1: the absence of any row means that the agent does not exist.
             "limit": None if limit is None else Int8(max(check_index("limit", limit), 1)),
         }
         rows = self._database.fetch(operation, self._list, window).rows
@@ -152,7 +152,7 @@ class Messages:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if rows[0][0] is None or limit == 0:
             return []
-        # They arrive in order; no ORDER BY over the join promises it without sorting the documents.
+        # The rows arrive in order, but only an ORDER BY over the join would guarantee it, and that sorts the documents.
         rows.sort(key=itemgetter(0))
         with gc_paused():
             return [stored_message(*row) for row in rows]
@@ -166,18 +166,18 @@ class Messages:
         write_id: UUID,
         term: UUID | None = None,
     ) -> None:
-        """Store a message's present content, and what it is redacted to, and set its times.
+        """Replace the stored content and redaction of a message, and set its times.
 
         Args:
             session_id: The session.
             agent_id: The agent.
             message: The message.
-            write_id: Of this call.
-            term: Of the lease under which it is made, if any.
+            write_id: The write id of this call.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionNotFoundError: There is no such message.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionNotFoundError: The message does not exist.
         """
         operation = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = message_row(session_id, agent_id, message, write_id, term)
@@ -190,18 +190,18 @@ class Messages:
     def replace(
         self, session_id: str, agent_id: str, message: Message, *, write_id: UUID, term: UUID | None = None
     ) -> None:
-        """Store a message in the place of the last one that has its tracking id; a redaction stays.
+        """Replace the content of the last stored message with the same tracking id; its redaction remains.
 
         Args:
             session_id: The session.
             agent_id: The agent.
             message: The message, with a ``tracking_id``.
-            write_id: Of this call.
-            term: Of the lease under which it is made, if any.
+            write_id: The write id of this call.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionNotFoundError: There is no such message.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionNotFoundError: No stored message has this tracking id.
         """
         tracking_id = message["tracking_id"]
         operation = f"replacing message {tracking_id!r} of agent {agent_id!r} in session {session_id!r}"
@@ -224,13 +224,13 @@ class Messages:
 def message_row(
     session_id: str, agent_id: str, message: SessionMessage, write_id: UUID, term: UUID | None
 ) -> dict[str, object]:
-    """Encode a message as the parameters of a statement."""
+    """Return the parameters with which a statement stores a message."""
     content, content_exact = encode(message.message)
     redaction, redaction_exact = (None, None) if message.redact_message is None else encode(message.redact_message)
     return {
         "session_id": check_id("session_id", session_id),
         "agent_id": check_id("agent_id", agent_id),
-        # One type for every index, so that the server keeps one prepared statement.
+        # The type must not depend on the value, or there would be one prepared statement per type.
         "message_id": Int8(check_index("message_id", message.message_id)),
         "message": content,
         "message_exact": content_exact,
@@ -241,17 +241,17 @@ def message_row(
     }
 
 
-def refused(
+def append_conflict(
     operation: str, session_id: str, agent_id: str, message: SessionMessage, next_index: int
 ) -> SessionConflictError:
-    """Tell why a message was not stored."""
+    """Return the error that says why a message could not be appended."""
     if message.message_id > next_index:
         reason = f"the next index is {next_index}"
     else:
         reason = "a message with this index already exists"
     return SessionConflictError(
-        f"{operation}: {reason}, since another writer came first; nothing was stored. Build a new session manager and "
-        "agent to go on from what is stored, or hold a lease while you write",
+        f"{operation}: {reason}, because another writer was first; nothing was stored. Build a new session manager and "
+        "agent to continue from the stored session, or hold a lease while you write",
         session_id=session_id,
         agent_id=agent_id,
         message_id=message.message_id,
@@ -260,9 +260,9 @@ def refused(
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Keep the garbage collector from looking again and again through what is being built, none of which is garbage.
+    """Disable garbage collection while many objects are created, none of which is garbage.
 
-    Otherwise it takes longer than the decoding.
+    The collector would scan them again and again, which takes longer than decoding them.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -282,7 +282,7 @@ def stored_message(
     created_at: str,
     updated_at: str | None,
 ) -> SessionMessage:
-    """Decode the columns of a message."""
+    """Decode the columns of a message, in the order in which statements select them."""
     return SessionMessage(
         decode(content, content_exact),
         message_id,

@@ -1,4 +1,4 @@
-"""Rows of multi-agents: graphs and swarms."""
+"""The table of multi-agents: graphs and swarms."""
 
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -10,7 +10,7 @@ from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
-    WITH {lease}, {active}, t AS (
+    WITH {lease}, {touch_session}, t AS (
         INSERT INTO {multi_agents} AS a (
             session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
         )
@@ -30,10 +30,10 @@ _READ = """
 """
 
 _UPDATE = """
-    WITH {lease}, {active}, t AS (
+    WITH {lease}, {touch_session}, t AS (
         UPDATE {multi_agents}
         SET state = %(state)s, state_exact = %(state_exact)s, write_id = %(write_id)s, updated_at = now()
-        WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {expected} AND {fenced}
+        WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {unchanged} AND {fenced}
         RETURNING multi_agent_id
     )
     SELECT {allowed_at}, a.multi_agent_id IS NOT NULL, t.multi_agent_id IS NOT NULL
@@ -43,11 +43,11 @@ _UPDATE = """
 
 
 class StoredMultiAgent(NamedTuple):
-    """A multi-agent's state as a writer needs it.
+    """A multi-agent's state with what is needed to update it without a conflict.
 
     Attributes:
-        state: What the multi-agent serialized.
-        write_id: Of the last write to its row.
+        state: The state that the multi-agent serialized.
+        write_id: The write id of the last write to its row.
     """
 
     state: dict[str, Any]
@@ -55,7 +55,7 @@ class StoredMultiAgent(NamedTuple):
 
 
 class MultiAgents:
-    """The multi-agents of one database, schema and prefix."""
+    """Reads and writes multi-agents in one database, schema and prefix."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -77,13 +77,13 @@ class MultiAgents:
         Args:
             session_id: The session.
             multi_agent_id: The multi-agent.
-            state: What it serialized.
-            write_id: Of this call.
-            term: Of the lease under which it is made, if any.
+            state: The state that it serialized.
+            write_id: The write id of this call.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionExistsError: Another write created it.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionExistsError: Another call created the multi-agent.
             SessionNotFoundError: The session does not exist.
         """
         operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
@@ -94,7 +94,7 @@ class MultiAgents:
             raise SessionExistsError(f"{operation}: the multi-agent already exists; read it instead")
 
     def read(self, session_id: str, multi_agent_id: str) -> StoredMultiAgent | None:
-        """Give a multi-agent's state, or None."""
+        """Return a multi-agent's state, or None if it does not exist."""
         operation = f"reading multi-agent {multi_agent_id!r} of session {session_id!r}"
         rows = self._database.fetch(operation, self._read, _key(session_id, multi_agent_id)).rows
         if not rows:
@@ -112,20 +112,20 @@ class MultiAgents:
         expected: UUID | None = None,
         term: UUID | None = None,
     ) -> None:
-        """Store a multi-agent's present state.
+        """Replace the stored state of a multi-agent.
 
         Args:
             session_id: The session.
             multi_agent_id: The multi-agent.
-            state: What it serialized.
-            write_id: Of this call.
-            expected: Of the write that the caller knows to be the last one; None is any.
-            term: Of the lease under which it is made, if any.
+            state: The state that it serialized.
+            write_id: The write id of this call.
+            expected: The write id that the row must have; None if it may have any.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            LeaseLostError: ``term`` is not in force.
-            SessionConflictError: Another write came after the expected one.
-            SessionNotFoundError: There is no such multi-agent.
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionConflictError: The row has another write id than the expected one.
+            SessionNotFoundError: The multi-agent does not exist.
         """
         operation = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
         row = {**_row(session_id, multi_agent_id, state, write_id, term), "expected": expected}
@@ -135,8 +135,8 @@ class MultiAgents:
             raise SessionNotFoundError(f"{operation}: the multi-agent does not exist")
         if not updated:
             raise SessionConflictError(
-                f"{operation}: it has been written by someone else since it was read here; nothing was stored. Build a "
-                "new session manager and multi-agent to go on from what is stored, or hold a lease while you write",
+                f"{operation}: another writer has updated it since it was read; nothing was stored. Build a new "
+                "session manager and multi-agent to continue from the stored session, or hold a lease while you write",
                 session_id=session_id,
                 agent_id=multi_agent_id,
             )

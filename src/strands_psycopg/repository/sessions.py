@@ -1,4 +1,4 @@
-"""Rows of sessions."""
+"""The table of sessions."""
 
 from uuid import UUID
 
@@ -6,7 +6,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionType
 
-from strands_psycopg.database import UNTIMED, Database
+from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
@@ -20,7 +20,7 @@ _CREATE = """
         RETURNING s.created_at, s.updated_at
     )
     SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # without times: another call created it first
+"""  # times are NULL: another call created it first
 
 _READ = "SELECT t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.session_id = %(session_id)s"
 
@@ -33,7 +33,7 @@ _DELETE = """
 
 
 class Sessions:
-    """The sessions of one database, schema and prefix."""
+    """Reads and writes sessions in one database, schema and prefix."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -46,12 +46,12 @@ class Sessions:
 
         Args:
             session: The session.
-            write_id: Of this call.
-            term: Of the lease under which it is made, if any.
+            write_id: The write id of this call.
+            term: The term of the lease on the session, if this process holds one.
 
         Raises:
-            SessionExistsError: Another write created it.
-            LeaseLostError: ``term`` is not in force.
+            SessionExistsError: Another call created the session.
+            LeaseLostError: The lease of ``term`` is no longer held.
         """
         session_id = check_id("session_id", session.session_id)
         operation = f"creating session {session_id!r}"
@@ -67,26 +67,26 @@ class Sessions:
             raise SessionExistsError(f"{operation}: the session already exists; read it instead")
         session.created_at, session.updated_at = created_at, updated_at or created_at
 
-    def add(self, cursor: Cursor[TupleRow], row: dict[str, object], operation: str) -> None:
-        """Store a new session as a part of a transaction that stores more.
+    def create_within(self, cursor: Cursor[TupleRow], row: dict[str, object], operation: str) -> None:
+        """Store a new session as part of a transaction.
 
         Args:
-            cursor: The transaction's.
-            row: ``session_id``, ``session_type``, ``write_id`` and ``term``, as ``create`` has them.
-            operation: What is being done, for errors.
+            cursor: A cursor in the transaction.
+            row: The columns ``session_id``, ``session_type`` and ``write_id``, and ``term``, as in ``create``.
+            operation: What the transaction does, for error messages.
 
         Raises:
-            SessionExistsError: Another write created it.
-            LeaseLostError: ``term`` is not in force.
+            SessionExistsError: Another call created the session.
+            LeaseLostError: The lease of ``term`` is no longer held.
         """
-        cursor.execute(self._create, {**row, **UNTIMED})
+        cursor.execute(self._create, {**row, **NO_DEADLINE})
         allowed_at, created_at, _ = cursor.fetchall()[0]
         check_lease(allowed_at, operation, str(row["session_id"]))
         if created_at is None:
             raise SessionExistsError(f"{operation}: session {row['session_id']!r} already exists; choose another id")
 
     def read(self, session_id: str) -> Session | None:
-        """Give a session, or None."""
+        """Return a session, or None if it does not exist."""
         key = {"session_id": check_id("session_id", session_id)}
         rows = self._database.fetch(f"reading session {session_id!r}", self._read, key).rows
         if not rows:
@@ -95,16 +95,16 @@ class Sessions:
         return Session(session_id, SessionType(session_type), created_at, updated_at or created_at)
 
     def delete(self, session_id: str, *, term: UUID | None = None) -> None:
-        """Delete a session and all that is in it.
+        """Delete a session and everything in it.
 
         Raises:
-            SessionNotFoundError: There is none; unless this call was repeated, and so may have deleted it.
-            LeaseLostError: ``term`` is not in force.
+            SessionNotFoundError: The session does not exist, and no earlier attempt of this call can have deleted it.
+            LeaseLostError: The lease of ``term`` is no longer held.
         """
         key = {"session_id": check_id("session_id", session_id), "term": term}
         operation = f"deleting session {session_id!r}"
-        answer = self._database.write(operation, self._delete, key)
-        allowed_at, deleted = answer.rows[0]
+        result = self._database.write(operation, self._delete, key)
+        allowed_at, deleted = result.rows[0]
         check_lease(allowed_at, operation, session_id)
-        if not deleted and not answer.repeated:
+        if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the session does not exist")

@@ -1,4 +1,4 @@
-"""What an operator asks first: which server, which version of the tables, how much is in them."""
+"""The status of a database for its operator: server, version of the tables, their sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from strands_psycopg.database import Database
 from strands_psycopg.errors import SchemaError
 from strands_psycopg.migrator import Migrator
 
-# Reading this much takes well under a second; of what is larger, the server's own estimate is given.
-_COUNTED_BYTES = 64 * 2**20
+# Counting the rows of a table of this size takes well under a second; for larger ones the server's estimate is used.
+_MAX_COUNTED_BYTES = 64 * 2**20
 
 _SERVER = """
     SELECT current_setting('server_version'), current_database(), current_user,
         (SELECT sum(numbackends) FROM pg_stat_database)::integer, current_setting('max_connections')::integer
 """
 
-# As the planner estimates: the rows per page at the last ANALYZE, times the pages of today.
+# The planner's estimate: the rows per page at the last ANALYZE, times the current number of pages.
 _SIZE = """
     SELECT pg_total_relation_size(c.oid),
         CASE WHEN pg_relation_size(c.oid) > %(counted)s AND c.reltuples > 0 AND c.relpages > 0
@@ -40,13 +40,13 @@ _COUNT = {
 
 @dataclass(frozen=True)
 class TableStatus:
-    """How much is in a table.
+    """The size of a table.
 
     Attributes:
-        name: With the prefix, without the schema.
-        rows: How many there are.
-        exact: Whether they were counted; those of a large table are estimated.
-        bytes: On disk, with indexes and what is stored out of line.
+        name: Its name with the prefix, without the schema.
+        rows: The number of rows.
+        exact: Whether the rows were counted; for a large table their number is estimated.
+        bytes: The size on disk, including indexes and TOAST.
     """
 
     name: str
@@ -57,14 +57,14 @@ class TableStatus:
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """How busy a pool of connections is.
+    """The usage of a connection pool.
 
     Attributes:
-        min_size: How many connections it keeps at least.
-        max_size: How many it makes at most.
-        size: How many it has, the one included that this was asked on.
-        available: How many of them are idle.
-        waiting: How many callers wait for one.
+        min_size: The minimum number of connections.
+        max_size: The maximum number of connections.
+        size: The current number of connections, including the one that read the status.
+        available: The number of idle connections.
+        waiting: The number of callers that wait for a connection.
     """
 
     min_size: int
@@ -76,25 +76,25 @@ class PoolStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """A database as this package sees it.
+    """The status of a database and its tables.
 
     Attributes:
-        server_version: As the server states it.
-        host: What the connection was made to: a name, an address or the folder of a socket.
-        port: Its port.
-        database: The database's name.
-        user: The role that asked.
-        connections: How many connections the server has, of all its databases.
-        max_connections: How many it takes at most.
-        pool: This process's own connections.
-        schema: Where the tables are looked for.
-        table_prefix: What their names begin with.
-        schema_version: The database's newest migration; 0 if it has none.
-        package_version: The newest migration that this package brings.
-        pending: The names of those that the database lacks, in order.
-        problem: Why this package cannot use the tables, if migrating would not help.
-        tables: Those that exist.
-        missing: The names of those that do not.
+        server_version: The server's version.
+        host: The host of the connection: a name, an address or the directory of a socket.
+        port: The port of the connection.
+        database: The name of the database.
+        user: The role of the connection.
+        connections: The number of connections to the server, to all of its databases.
+        max_connections: The server's ``max_connections``.
+        pool: The connection pool of this process.
+        schema: The schema of the tables.
+        table_prefix: The prefix of their names.
+        schema_version: The newest migration of the database; 0 if it has none.
+        package_version: The newest migration of this package.
+        pending: The names of the migrations that the database lacks, in order.
+        problem: Why this package cannot use the tables, if migrating would not help; otherwise None.
+        tables: The tables that exist.
+        missing: The names of the tables that do not exist.
     """
 
     server_version: str
@@ -116,12 +116,12 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Whether agents can work with the database."""
+        """Whether sessions can be stored: no migration is pending, no table missing."""
         return not self.pending and not self.problem and not self.missing
 
 
 def read_status(database: Database) -> Status:
-    """Look at a database; takes no lock and needs no right but SELECT."""
+    """Read the status of a database; needs no privilege but SELECT."""
     migrator = Migrator(database)
     pending: list[str] = []
     problem = None
@@ -133,13 +133,13 @@ def read_status(database: Database) -> Status:
     names = {table: database.table_prefix + table for table in _COUNT}
     counts = {table: database.statement(count) for table, count in _COUNT.items()}
 
-    def look(cursor: Cursor[TupleRow]) -> Status:
+    def read(cursor: Cursor[TupleRow]) -> Status:
         cursor.execute(_SERVER)
         server_version, name, user, connections, max_connections = cursor.fetchall()[0]
         tables = []
         for table, count in counts.items():
             full_name = f"{database.schema}.{names[table]}"
-            cursor.execute(_SIZE, {"table": full_name, "counted": _COUNTED_BYTES})
+            cursor.execute(_SIZE, {"table": full_name, "counted": _MAX_COUNTED_BYTES})
             for size, estimate in cursor.fetchall():
                 rows = estimate if estimate is not None else cursor.execute(count).fetchall()[0][0]
                 tables.append(TableStatus(names[table], rows, estimate is None, size))
@@ -163,10 +163,10 @@ def read_status(database: Database) -> Status:
             missing=[each for each in names.values() if each not in existing],
         )
 
-    return database.transact("reading the status", look)
+    return database.transact("reading the status", read)
 
 
 def _pool(stats: Mapping[str, int]) -> PoolStatus:
-    # Counts that are 0 may be missing.
+    # ConnectionPool.get_stats() may leave out counts that are 0.
     names = ("pool_min", "pool_max", "pool_size", "pool_available", "requests_waiting")
     return PoolStatus(*(stats.get(name, 0) for name in names))

@@ -1,4 +1,4 @@
-"""The tables of sessions on one database: what repository, session manager and transfers read and write through."""
+"""The tables of sessions: the common data layer of repository, session manager and transfers."""
 
 from strands_psycopg.database import Database
 from strands_psycopg.lease import Leases
@@ -13,19 +13,19 @@ from strands_psycopg.repository.sessions import Sessions
 
 
 class SessionTables:
-    """One object for each kind of row, and the leases that this process holds on sessions.
+    """The tables of one database, schema and prefix, and the leases that this process holds on sessions.
 
     Attributes:
-        database: What the statements run on.
+        database: The database that runs the statements.
         leases: The leases that this process holds.
-        sessions: Rows of sessions.
-        agents: Rows of agents.
-        messages: Rows of messages.
+        sessions: The table of sessions.
+        agents: The table of agents.
+        messages: The table of messages.
         conversations: Agents together with their messages.
-        multi_agents: Rows of graphs and swarms.
-        listing: Sessions and agents with counts, without their contents.
-        forker: Copies of sessions.
-        retention: Deletion of idle sessions, batch by batch.
+        multi_agents: The table of graphs and swarms.
+        listing: Lists of sessions and agents with counts.
+        forker: Forking of sessions.
+        retention: Deletion of idle sessions, in batches.
     """
 
     def __init__(self, database: Database) -> None:

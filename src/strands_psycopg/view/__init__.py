@@ -308,7 +308,7 @@ class SessionView(SessionRepository):
         restored = self._thread.restored
         if restored is None or restored.stored.agent.agent_id != agent_id:
             return self._repository.list_messages(session_id, agent_id, limit, offset)
-        if (limit, offset) != (None, restored.begin):
+        if (limit, offset) != (None, restored.offset):
             restored = restored._replace(messages=self._repository.list_messages(session_id, agent_id, limit, offset))
             self._thread.restored = restored
         return restored.messages
