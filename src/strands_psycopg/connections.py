@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -13,6 +13,7 @@ from psycopg import Connection, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
 
 # With libpq's defaults, a dead link would be noticed after two hours.
@@ -34,6 +35,9 @@ _PERMANENT = re.compile(
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 
+# What an address shows of the settings of a connection.
+_ADDRESS = ("host", "port", "dbname", "user")
+
 # How long to wait for a connection before requesting it again: a pool whose connect failed reconnects only at the next
 # request. Waits are short while connects fail, long while the pool is merely busy.
 _WAIT_WHILE_FAILING = 0.2
@@ -53,7 +57,11 @@ class UnreachableError(Exception):
 
 
 class ExternalPool:
-    """A pool that the caller opens and closes."""
+    """A pool that the caller opens and closes.
+
+    Attributes:
+        address: The pool's name.
+    """
 
     connecting = 0
 
@@ -63,6 +71,7 @@ class ExternalPool:
                 f"pool options {sorted(pool_options)} cannot be combined with a pool; pass them to that pool instead"
             )
         self._pool = pool
+        self.address = printable(f"pool={pool.name}")
 
     def pool(self) -> ConnectionPool[Connection[Any]]:
         """Return the pool."""
@@ -85,14 +94,17 @@ class ManagedPool:
     """A pool built from a DSN: opened at first use, separately in each process, and closed by ``close``.
 
     Attributes:
+        address: Where it connects to, without secrets.
         connecting: The number of connects in progress.
         failures: The number of failed connects so far.
     """
 
     def __init__(self, dsn: str | Callable[[], str], pool_options: dict[str, Any]) -> None:
         if isinstance(dsn, str):
-            _parse(dsn)
-        elif not callable(dsn):
+            self.address = _address(_parse(dsn), pool_options.get("kwargs"))
+        elif callable(dsn):
+            self.address = "conninfo=callable"
+        else:
             raise TypeError(
                 f"conninfo must be a DSN, a callable that returns one or a ConnectionPool, not {type(dsn).__name__}"
             )
@@ -198,6 +210,11 @@ class Connections:
         self._failures_at_checkout = 0
         self._first_used_at: WeakKeyDictionary[Connection[Any], float] = WeakKeyDictionary()
 
+    @property
+    def address(self) -> str:
+        """Where the connections go, in the form ``key=value``, without secrets: for display only."""
+        return self._source.address
+
     @contextmanager
     def checkout(self) -> Iterator[Connection[Any]]:
         """Yield a connection in autocommit mode; return it to the pool in the mode that it had.
@@ -289,6 +306,16 @@ def _parse(dsn: str) -> dict[str, Any]:
         "the DSN cannot be parsed; use postgresql://user:password@host:port/database, with reserved "
         "characters percent-encoded, or key=value pairs"
     )
+
+
+def _address(settings: dict[str, Any], kwargs: object) -> str:
+    if isinstance(kwargs, Mapping):
+        settings = {**settings, **kwargs}
+    shown = [f"{key}={settings[key]}" for key in _ADDRESS if settings.get(key)]
+    # If a password contains an unescaped "/", the parser takes it for a port and a database name with an "@".
+    if not shown or "@" in str(settings.get("dbname")):
+        return "conninfo=..."
+    return printable(" ".join(shown))
 
 
 def _is_closed_by_server(connection: Connection[Any]) -> bool:

@@ -123,6 +123,14 @@ class Database:
         self._connections = Connections(source, pool_options)
         self._clock = ServerClock()
 
+    @property
+    def address(self) -> str:
+        """Where the database is, in the form ``key=value``, without secrets: for display only.
+
+        Host, port, name and user, as far as the DSN has them; ``conninfo=callable``; or the name of the caller's pool.
+        """
+        return self._connections.address
+
     def statement(self, template: LiteralString) -> bytes:
         """Compose a statement, in which each ``{name}`` becomes that table's name, with schema and prefix.
 

@@ -218,6 +218,10 @@ class Server:
         if path is not None:
             self.path = Path(path).resolve()
 
+    def __repr__(self) -> str:
+        path = "temporary" if self._temporary else repr(str(self.path))
+        return f"<{type(self).__name__} path={path} port={self._port}>"
+
     def __enter__(self) -> "Server":
         self._package, self._bin = self._installation()
         self._claim()

@@ -84,6 +84,9 @@ class Lease:
         self._deadline = 0.0
         self._pause = _FIRST_PAUSE
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} session_id={self.session_id!r} term={self.term} ttl={self.ttl:g}>"
+
     def __enter__(self) -> Self:
         """Wait for the session and hold it.
 

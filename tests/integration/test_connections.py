@@ -176,7 +176,10 @@ def test_server_that_is_down_is_waited_for_until_retry_timeout_and_named(proxy: 
     repository = PostgresSessionRepository(proxy.dsn, retry_timeout=1)
     started = time.monotonic()
 
-    with repository, pytest.raises(DatabaseUnavailableError, match=r"unavailable for the 1 s.*Connection refused") as raised:
+    with (
+        repository,
+        pytest.raises(DatabaseUnavailableError, match=r"unavailable for the 1 s.*Connection refused") as raised,
+    ):
         repository.read_session("s")
 
     assert time.monotonic() - started < 10
