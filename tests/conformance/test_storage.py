@@ -1,4 +1,4 @@
-"""What any of Strands' storages must do, run on ours and on Strands' own."""
+"""Behaviour that every Strands storage must have, tested on ours and on Strands' own."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,7 +27,7 @@ except StorageError:
 
 
 def run(awaitable: Awaitable[T]) -> T:
-    """Run to the end in a loop of its own, as each ``agent()`` call does."""
+    """Run in a new event loop, as each ``agent()`` call does."""
 
     async def wait() -> T:
         return await awaitable
@@ -67,14 +67,14 @@ def test_any_bytes_come_back_as_they_were(storage: Any, head: bytes, times: int,
     assert run(storage.read("k")) == data
 
 
-def test_a_value_that_changes_after_the_write_began_is_stored_as_it_was(storage: Any) -> None:
+def test_a_value_is_stored_as_it_was_when_the_write_began(storage: Any) -> None:
     data = bytearray(b"first")
     run(storage.write("k", data))
     data[0] = 0
     assert run(storage.read("k")) == b"first"
 
 
-def test_missing_values_are_none_and_deleting_them_is_fine(storage: Any) -> None:
+def test_reading_a_missing_value_returns_none_and_deleting_it_is_no_error(storage: Any) -> None:
     assert run(storage.read("missing")) is None
     run(storage.delete("missing"))
     assert run(storage.list("missing")) == []
@@ -136,7 +136,7 @@ def test_dots_that_are_no_parent_are_part_of_a_key(storage: Any) -> None:
     assert run(storage.list("")) == ["...", ".hidden", "a..b", "a/.b"]
 
 
-# The same characters in every order that a locale might have them in.
+# Keys that locales sort in different orders.
 KEYS = [
     "B",
     "Z",
@@ -170,7 +170,7 @@ def test_listing_is_sorted_as_python_sorts(storage: Any) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["a", "a/", "a/b", "/a/", "//a", "a%", "a_", "é", "\uffff", "𝄞", "x", ""])
-def test_a_prefix_is_taken_literally(storage: Any, prefix: str) -> None:
+def test_a_prefix_has_no_wildcards(storage: Any, prefix: str) -> None:
     keys = [key for key in KEYS if key not in ("a", "a/b")]
     for key in keys:
         run(storage.write(key, b"1"))
@@ -178,7 +178,7 @@ def test_a_prefix_is_taken_literally(storage: Any, prefix: str) -> None:
     assert run(storage.list(prefix)) == sorted(key for key in keys if key.startswith(normalised))
 
 
-def test_a_namespace_is_a_view_of_the_keys_below(storage: Any) -> None:
+def test_a_namespace_is_a_view_of_the_keys_below_it(storage: Any) -> None:
     view = storage.namespace("memory//agent/")
     run(view.write("notes.md", b"1"))
     run(storage.write("memory/agent2", b"2"))
@@ -207,7 +207,7 @@ def found(storage: Any, query: str) -> list[str]:
     return [result.key for result in run(storage.search(query))]
 
 
-def test_search_finds_values_by_the_words_of_text_and_key(storage: Any) -> None:
+def test_search_finds_values_by_words_of_their_text_and_key(storage: Any) -> None:
     run(storage.write("dark-mode.md", b"Enable it in the settings."))
     run(storage.write("deploy.md", "Blue/green, to PRODUCTION: Größe 3.10".encode()))
     run(storage.write("empty.md", b""))
@@ -224,7 +224,7 @@ def test_search_finds_values_by_the_words_of_text_and_key(storage: Any) -> None:
     assert found(storage, "?!") == []
 
 
-def test_search_ranks_what_has_more_of_the_words_first(storage: Any) -> None:
+def test_search_ranks_values_with_more_of_the_words_first(storage: Any) -> None:
     run(storage.write("one", b"apple tree"))
     run(storage.write("two", b"apple pear tree"))
     run(storage.write("three", b"plum tree"))
@@ -234,7 +234,7 @@ def test_search_ranks_what_has_more_of_the_words_first(storage: Any) -> None:
     assert [result.data for result in results] == [b"apple pear tree", b"apple tree"]
 
 
-def test_search_finds_what_is_there_now(storage: Any) -> None:
+def test_search_finds_current_values_only(storage: Any) -> None:
     run(storage.write("k", b"apple"))
     run(storage.write("k", b"pear"))
     assert found(storage, "apple") == []
@@ -253,7 +253,7 @@ def test_a_namespace_searches_its_own_values_only(storage: Any) -> None:
     assert found(view, "blue") == ["deploy.md"]
 
 
-def test_many_at_once(storage: Any) -> None:
+def test_many_calls_at_once(storage: Any) -> None:
     async def work() -> Any:
         await asyncio.gather(*(storage.write(f"k/{number}", b"%d" % number * 5000) for number in range(30)))
         return await asyncio.gather(*(storage.read(f"k/{number}") for number in range(30)))

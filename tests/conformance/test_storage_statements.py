@@ -1,4 +1,4 @@
-"""How many statements, round trips and commits a storage's calls cost, as libpq's own trace of the connection tells."""
+"""The numbers of statements, round trips and commits of a storage's calls, by libpq's trace of the connection."""
 
 import asyncio
 import random
@@ -56,13 +56,15 @@ def test_method_is_one_statement_one_round_trip_and_one_commit(
     assert during(wire, lambda: METHODS[method](storage))[1:] == ONE
 
 
-def test_saving_a_large_value_is_one_transaction(storage: PostgresStorage, wire: Wire) -> None:
+def test_writing_a_large_value_is_one_transaction(storage: PostgresStorage, wire: Wire) -> None:
     exchange = during(wire, lambda: storage.write("next", LARGE + b"more"))
     assert exchange.states == ["T"] * (len(exchange.states) - 1) + ["I"]
-    assert len(exchange.states) == len(["BEGIN", "lock", "keep", "add and put", "COMMIT"])
+    assert len(exchange.states) == len(["BEGIN", "lock value", "lock existing", "insert and upsert", "COMMIT"])
 
 
-def test_replacing_one_is_one_more_for_the_chunks_that_nothing_uses(storage: PostgresStorage, wire: Wire) -> None:
+def test_replacing_a_large_value_takes_a_second_transaction_to_delete_unused_chunks(
+    storage: PostgresStorage, wire: Wire
+) -> None:
     exchange = during(wire, lambda: storage.write("large", LARGE + b"more"))
     assert exchange.states.count("I") == 2
-    assert len(exchange.states) == 5 + len(["BEGIN", "prepare", "take", "discard and retain", "COMMIT"])
+    assert len(exchange.states) == 5 + len(["BEGIN", "settings", "lock released", "delete and unmark", "COMMIT"])

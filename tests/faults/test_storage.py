@@ -1,6 +1,6 @@
-"""Values under faults: lost connections, silence, killed and stopped writers, a server that crashes.
+"""Storage under faults: lost connections, a silent server, killed and stopped writers, a server that crashes.
 
-Whatever happens, a value is the one before or the one after, byte for byte, and no chunk is missing or left behind.
+In every case a value is either the old or the new one, byte for byte, and no chunk is missing or left behind.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from support.proxy import Proxy
 from support.retries import Retries
 from support.scale import scale
 from support.stopping import stopped
-from support.storage import NONE, chunks, needs_storage, values
+from support.storage import NO_CHUNKS, chunks, needs_storage, values
 from support.tables import Connection, blocked, one
 from support.waiting import wait_until
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 SMALL, LARGE = b"small", random.Random(6).randbytes(100_000)
 
-# What is there before, and after; None is nothing.
+# The value before and after the change; None if there is none.
 CHANGES: dict[str, tuple[bytes | None, bytes | None]] = {
     "new small": (None, SMALL),
     "small to small": (b"before", SMALL),
@@ -62,10 +62,10 @@ def put(storage: PostgresStorage, key: str, value: bytes | None) -> None:
 
 
 def assert_clean(look: Connection) -> None:
-    """Check that every value has its chunks, and every chunk a value."""
+    """Check that every value has its chunks and every chunk is in use."""
     assert None not in values(look).values()
-    left = chunks(look)
-    assert (left.unused, left.released) == (0, 0)
+    counts = chunks(look)
+    assert (counts.unused, counts.released) == (0, 0)
 
 
 def backends(look: Connection) -> list[int]:
@@ -73,18 +73,18 @@ def backends(look: Connection) -> list[int]:
     return [pid for (pid,) in look.execute(query).fetchall()]
 
 
-def gone(look: Connection, backends_before: list[int]) -> None:
+def wait_for_end(look: Connection, backends_before: list[int]) -> None:
     wait_until(lambda: not set(backends_before) & set(backends(look)))
 
 
 @changes
 @pytest.mark.parametrize("lost", ["request", "answer"])
-def test_change_is_made_whichever_round_trip_is_lost(
+def test_change_is_made_if_any_round_trip_is_lost(
     change: str, lost: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
     with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn) as storage:
-        # Others use some of the chunks, too.
+        # Another value uses some of the same chunks.
         put(storage, "other", LARGE[:20_000])
         for position in itertools.count():
             put(storage, "k", before)
@@ -94,13 +94,13 @@ def test_change_is_made_whichever_round_trip_is_lost(
             assert_clean(look)
             if len(retries()) == position:
                 break
-        # At the least, what is small takes one, and what is large begins, prepares, writes and commits.
+        # A small value takes at least one round trip, a large one four: BEGIN, lock, upsert and COMMIT.
         assert position >= (1 if "small" in change.split()[-1] and "large" not in change else 4)
         assert values(look)["other"] == LARGE[:20_000]
 
 
 @changes
-def test_late_landing_of_a_first_attempt_changes_nothing(
+def test_first_attempt_that_arrives_late_changes_nothing(
     change: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
@@ -111,18 +111,18 @@ def test_late_landing_of_a_first_attempt_changes_nothing(
             put(storage, "k", after)
             assert len(retries()) == 1
             put(storage, "k", b"newer")
-        gone(look, first)
+        wait_for_end(look, first)
         assert values(look) == {"k": b"newer"}
         put(storage, "other", LARGE)
         assert_clean(look)
 
 
 @pytest.mark.parametrize("change", [change for change in CHANGES if "large" in change])
-def test_commit_that_lands_late_lands_before_a_newer_write(
+def test_late_commit_takes_effect_before_a_newer_write(
     change: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
-    # A first attempt at a small value finds that there is a large one.
+    # To replace or delete a large value with a small one, a first statement fails to do it inline.
     trips_before_commit = 3 + (change == "large to small" or change == "delete large")
     with (
         Proxy(own_dsn) as proxy,
@@ -140,14 +140,14 @@ def test_commit_that_lands_late_lands_before_a_newer_write(
             assert values(look).get("k") == before
         write.result()
         put(storage, "k", b"newer")
-        gone(look, first)
+        wait_for_end(look, first)
         assert values(look) == {"k": b"newer"}
         put(storage, "other", LARGE)
         assert_clean(look)
 
 
 @pytest.mark.parametrize("change", ["small to small", "delete small"])
-def test_late_landing_of_what_waited_for_a_lock_changes_nothing(
+def test_late_statement_that_waited_for_a_lock_changes_nothing(
     change: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
@@ -163,11 +163,11 @@ def test_late_landing_of_what_waited_for_a_lock_changes_nothing(
                 write.result()
                 assert len(retries()) == 1
                 put(storage, "k", b"newer")
-        gone(look, first)
+        wait_for_end(look, first)
         assert values(look) == {"k": b"newer"}
 
 
-def test_server_that_is_silent_for_long_is_a_storage_error_and_nothing_is_torn(own_dsn: str, look: Connection) -> None:
+def test_server_that_stays_silent_is_a_storage_error_and_leaves_the_value_whole(own_dsn: str, look: Connection) -> None:
     options: dict[str, Any] = {"response_timeout": 0.3, "retry_timeout": 1.0, "kwargs": {"connect_timeout": 2}}
     with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn, **options) as storage:
         put(storage, "k", LARGE)
@@ -182,33 +182,33 @@ def test_server_that_is_silent_for_long_is_a_storage_error_and_nothing_is_torn(o
         assert_clean(look)
 
 
-STOP_HALFWAY = """
+STOP_IN_TRANSACTION = """
 import asyncio, sys
 from strands_psycopg import PostgresStorage
-from strands_psycopg.storage import stock
+from strands_psycopg.storage import chunk_store
 
-joined = stock._joined
+insert_parameters = chunk_store._insert_parameters
 
 def stop(*arguments):
     ready()
-    return joined(*arguments)
+    return insert_parameters(*arguments)
 
-stock._joined = stop
+chunk_store._insert_parameters = stop
 with PostgresStorage(sys.argv[1], response_timeout=2) as storage:
     asyncio.run(storage.write("k", bytes.fromhex(sys.argv[2])))
 """
 
 
-def test_writer_that_stands_still_in_its_transaction_holds_nobody_up_for_long(
+def test_writer_stopped_in_its_transaction_blocks_others_only_for_a_while(
     crew: Crew, own_dsn: str, look: Connection
 ) -> None:
     with PostgresStorage(own_dsn, retry_timeout=0) as storage:
         put(storage, "k", LARGE)
-        with crew.of(1, STOP_HALFWAY, own_dsn, LARGE[:10_000].hex()) as [writer]:
+        with crew.of(1, STOP_IN_TRANSACTION, own_dsn, LARGE[:10_000].hex()) as [writer]:
             with stopped(writer.pid):
                 put(storage, "k", LARGE[::-1])
                 assert values(look) == {"k": LARGE[::-1]}
-            # Its transaction was ended; it goes on with another.
+            # The server has ended its transaction, so it retries in a new one.
             writer.release()
             writer.release()
             assert writer.lines() in ([], ["ready"])
@@ -227,14 +227,14 @@ from strands_psycopg.scripted_model import ScriptedModel
 
 dsn, life = sys.argv[1:]
 
-class Told(PostgresStorage):
+class LoggedStorage(PostgresStorage):
     async def write(self, key, data):
         print("begin", key, sha256(data).hexdigest(), flush=True)
         await super().write(key, data)
         print("end", key, sha256(data).hexdigest(), flush=True)
 
-with Told(dsn) as storage:
-    # Its own texts, so that nothing of another life's is used again.
+with LoggedStorage(dsn) as storage:
+    # Different texts in each life, so that it shares no chunks with another.
     text = " ".join(sha256(b"%d" % number + life.encode()).hexdigest() for number in range(400))
     manager = SnapshotSessionManager(
         session_id="s", storage=storage, save_latest_on="message", snapshot_trigger=lambda **_: True
@@ -246,7 +246,7 @@ with Told(dsn) as storage:
 """
 
 
-def test_process_killed_while_it_saves_leaves_the_snapshot_before_or_the_one_after(
+def test_process_killed_while_it_saves_leaves_the_old_or_the_new_snapshot(
     crew: Crew, own_dsn: str, look: Connection
 ) -> None:
     from strands import Agent
@@ -262,7 +262,7 @@ def test_process_killed_while_it_saves_leaves_the_snapshot_before_or_the_one_aft
         writer = crew.start(SAVE, make_conninfo(own_dsn, application_name="writer"), str(life))
         first = writer.line()
         assert first.startswith("begin "), writer.errors()
-        # The moment shall be any, so there is nothing to wait for.
+        # A random moment, so there is no condition to wait for.
         time.sleep(moments.uniform(0, 0.5))
         writer.signal(signal.SIGKILL)
         for line in [first, *writer.lines()]:
@@ -271,7 +271,7 @@ def test_process_killed_while_it_saves_leaves_the_snapshot_before_or_the_one_aft
                 known[key] = {digest} if step == "end" else known.get(key, {"none"}) | {digest}
         assert writer.end() == -signal.SIGKILL, writer.errors()
         writer.close()
-        # Until then its last write may still land.
+        # Until its backend has ended, its last write may still be stored.
         wait_until(lambda: one(look, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'writer'") == 0)
 
         stored = {key: digest_of(value) for key, value in values(look).items()}
@@ -292,7 +292,7 @@ def digest_of(value: bytes) -> str:
     return sha256(value).hexdigest()
 
 
-# Writers of a few overlapping values under a few keys: nearly every chunk is always being taken up and given up.
+# Writers of a few overlapping values under a few keys: nearly every chunk is used and released all the time.
 SHARE = """
 import asyncio, os, random, sys
 from strands_psycopg import PostgresStorage
@@ -323,19 +323,19 @@ with PostgresStorage(dsn, max_size=2, kwargs={"prepare_threshold": None}) as sto
 
 @contextmanager
 def disturbed(disturbance: Callable[[], object] | None, longest_pause: float) -> Iterator[list[int]]:
-    """Do something at random moments; give the list of its times, which grows."""
-    finished, times = threading.Event(), list[int]()
+    """Call ``disturbance`` at random moments; yield a list that grows by one item per call."""
+    finished, calls = threading.Event(), list[int]()
 
     def disturb() -> None:
         while not finished.wait(random.uniform(0, longest_pause)):
             assert disturbance is not None
             disturbance()
-            times.append(1)
+            calls.append(1)
 
     with ThreadPoolExecutor() as executor:
         disturber = executor.submit(disturb) if disturbance is not None else None
         try:
-            yield times
+            yield calls
         finally:
             finished.set()
         if disturber is not None:
@@ -343,16 +343,16 @@ def disturbed(disturbance: Callable[[], object] | None, longest_pause: float) ->
 
 
 def share(crew: Crew, dsn: str, rounds: int, disturbance: Callable[[], object] | None, longest_pause: float) -> int:
-    """Have four processes use the same chunks; give how often they were disturbed."""
-    with crew.of(4, SHARE, dsn, str(rounds)) as members, disturbed(disturbance, longest_pause) as times:
+    """Run four processes that use the same chunks; return how often they were disturbed."""
+    with crew.of(4, SHARE, dsn, str(rounds)) as members, disturbed(disturbance, longest_pause) as calls:
         for member in members:
             member.release()
         for member in members:
             assert member.result() == [str(turn) for turn in range(rounds)]
-    return len(times)
+    return len(calls)
 
 
-def assert_nothing_is_missing_and_nothing_stays(dsn: str) -> None:
+def assert_no_chunk_is_missing_or_left_behind(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as look, PostgresStorage(dsn) as storage:
         assert None not in values(look).values()
         assert chunks(look).unused == chunks(look).released
@@ -360,15 +360,15 @@ def assert_nothing_is_missing_and_nothing_stays(dsn: str) -> None:
         for key in run(storage.list("")):
             run(storage.read(key))
             run(storage.delete(key))
-        # What a crash or a lost process has left is freed by the next change.
+        # The next write or deletion deletes what a crash or a killed process has left behind.
         put(storage, "k", LARGE)
         put(storage, "k", None)
-        assert chunks(look) == NONE
+        assert chunks(look) == NO_CHUNKS
 
 
-def test_processes_that_use_the_same_chunks_lose_none_and_leave_none(crew: Crew, own_dsn: str) -> None:
+def test_processes_that_share_chunks_lose_none_and_leave_none_behind(crew: Crew, own_dsn: str) -> None:
     share(crew, own_dsn, scale(30, 500), None, 0)
-    assert_nothing_is_missing_and_nothing_stays(own_dsn)
+    assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
 TERMINATE_ONE = """
@@ -377,25 +377,27 @@ TERMINATE_ONE = """
 """
 
 
-def test_nor_while_backends_are_terminated(crew: Crew, own_dsn: str, look: Connection) -> None:
-    times = share(crew, own_dsn, scale(30, 500), lambda: look.execute(TERMINATE_ONE), 0.05)
-    assert times > 3
-    assert_nothing_is_missing_and_nothing_stays(own_dsn)
+def test_processes_that_share_chunks_survive_terminated_backends(crew: Crew, own_dsn: str, look: Connection) -> None:
+    terminations = share(crew, own_dsn, scale(30, 500), lambda: look.execute(TERMINATE_ONE), 0.05)
+    assert terminations > 3
+    assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
-def test_nor_while_the_server_crashes(crew: Crew, own_server: Server, own_dsn: str) -> None:
+def test_processes_that_share_chunks_survive_server_crashes(crew: Crew, own_server: Server, own_dsn: str) -> None:
     def crash() -> None:
         own_server.crash()
         own_server.start()
 
     assert share(crew, own_dsn, scale(60, 500), crash, 0.5) > 0
-    assert_nothing_is_missing_and_nothing_stays(own_dsn)
+    assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
-def test_nor_through_pgbouncer(crew: Crew, request: pytest.FixtureRequest, direct_dsn: str) -> None:
+def test_processes_that_share_chunks_work_through_pgbouncer(
+    crew: Crew, request: pytest.FixtureRequest, direct_dsn: str
+) -> None:
     pooled_dsn = request.getfixturevalue("pgbouncer").through(direct_dsn)
     share(crew, pooled_dsn, scale(30, 500), None, 0)
-    assert_nothing_is_missing_and_nothing_stays(direct_dsn)
+    assert_no_chunk_is_missing_or_left_behind(direct_dsn)
 
 
 FORK = """
@@ -433,7 +435,7 @@ def test_storage_works_in_forked_children_and_in_their_parent(own_dsn: str, look
     assert_clean(look)
 
 
-def test_storage_on_a_repository_survives_a_restart_with_it(own_server: Server, own_dsn: str) -> None:
+def test_storage_on_a_repository_survives_a_server_crash(own_server: Server, own_dsn: str) -> None:
     with PostgresSessionRepository(own_dsn, max_size=2) as repository, ThreadPoolExecutor() as executor:
         storage = PostgresStorage(repository)
         put(storage, "k", LARGE)

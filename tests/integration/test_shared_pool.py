@@ -37,11 +37,11 @@ class Recorded(PostgresStorage):
 
     async def write(self, key: str, data: bytes) -> None:
         await super().write(key, data)
-        self.expected[self._whole_key(key)] = data
+        self.expected[self._full_key(key)] = data
 
     async def delete(self, key: str) -> None:
         await super().delete(key)
-        self.expected.pop(self._whole_key(key), None)
+        self.expected.pop(self._full_key(key), None)
 
 
 @tool

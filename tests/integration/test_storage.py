@@ -51,9 +51,9 @@ except ImportError as error:
 """
 
 
-def test_a_strands_without_storages_is_told_when_one_is_built() -> None:
-    told = "PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents\n"
-    assert processes.run(WITHOUT_STORAGE) == told
+def test_building_a_storage_on_a_strands_without_storages_raises() -> None:
+    message = "PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents\n"
+    assert processes.run(WITHOUT_STORAGE) == message
 
 
 def test_storage_on_a_repository_shares_its_pool_and_leaves_it_open(dsn: str, options: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def test_storage_on_a_repository_shares_its_pool_and_leaves_it_open(dsn: str, op
 def test_storage_on_a_repository_takes_no_options_for_a_database(options: dict[str, Any]) -> None:
     with (
         PostgresSessionRepository("postgresql://localhost/nowhere") as repository,
-        pytest.raises(TypeError, match="give the options to the repository"),
+        pytest.raises(TypeError, match="pass the options to the repository"),
     ):
         PostgresStorage(repository, **options)
 
@@ -85,7 +85,7 @@ def test_other_sources_are_refused(source: Any) -> None:
 
 @pytest.mark.parametrize("search_limit", [0, -1, True, 1.5, "3"])
 def test_search_limit_must_be_a_positive_integer(search_limit: Any) -> None:
-    with pytest.raises(ValueError, match="search_limit must be an integer from 1 up"):
+    with pytest.raises(ValueError, match="search_limit must be a positive integer"):
         PostgresStorage("postgresql://localhost/nowhere", search_limit=search_limit)
 
 
@@ -149,7 +149,7 @@ def test_schemas_table_prefixes_and_prefixes_keep_storages_apart(
 
 
 @pytest.mark.parametrize("prefix", ["tenants/1", "/tenants//1/", "tenants/1/"])
-def test_a_prefix_is_part_of_the_key(repository: PostgresSessionRepository, prefix: str) -> None:
+def test_a_prefix_is_the_beginning_of_the_key(repository: PostgresSessionRepository, prefix: str) -> None:
     run(PostgresStorage(repository, prefix=prefix).write("k", b"1"))
     assert run(PostgresStorage(repository).list("")) == ["tenants/1/k"]
 
@@ -191,12 +191,12 @@ def test_any_kind_of_bytes_is_stored(storage: PostgresStorage) -> None:
         assert run(storage.read("k")) == bytes(data)
 
 
-def test_values_beyond_the_limit_are_refused(storage: PostgresStorage) -> None:
+def test_values_above_the_limit_are_refused(storage: PostgresStorage) -> None:
     with pytest.raises(PostgresStorageError, match="a value may have 268435456 bytes, not 268435457"):
         run(storage.write("k", bytes(2**28 + 1)))
 
 
-def test_missing_tables_are_told(empty_dsn: str, options: dict[str, Any]) -> None:
+def test_missing_tables_are_a_storage_error_that_says_to_create_them(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresStorage(empty_dsn, **options) as storage:
         with pytest.raises(PostgresStorageError, match=r"call ensure_schema\(\)") as caught:
             run(storage.write("k", b"1"))
@@ -205,7 +205,7 @@ def test_missing_tables_are_told(empty_dsn: str, options: dict[str, Any]) -> Non
         run(storage.write("k", b"1"))
 
 
-def test_a_database_that_is_away_is_a_storage_error_that_shows_no_password() -> None:
+def test_an_unavailable_database_is_a_storage_error_that_shows_no_password() -> None:
     from strands.types.exceptions import StorageError
 
     dsn = "postgresql://user:s3cret@127.0.0.1:1/agents"
@@ -227,15 +227,19 @@ def test_a_database_that_is_away_is_a_storage_error_that_shows_no_password() -> 
 
 
 @pytest.mark.parametrize("configuration", [None, "", 5, "a\0b"], ids=repr)
-def test_what_names_no_text_search_configuration_is_refused(configuration: Any) -> None:
+def test_a_text_search_configuration_must_be_a_name(configuration: Any) -> None:
     with pytest.raises(ValueError, match="text_search_config must be the name of a text search configuration"):
         PostgresStorage("postgresql://localhost/nowhere", text_search_config=configuration)
 
 
-def test_an_unknown_text_search_configuration_is_told(repository: PostgresSessionRepository) -> None:
+def test_an_unknown_text_search_configuration_is_a_storage_error_that_names_it(
+    repository: PostgresSessionRepository,
+) -> None:
     storage = PostgresStorage(repository, text_search_config="klingon")
-    told = r'text search configuration "klingon" does not exist .*; name one that the database has, or create it'
-    with pytest.raises(PostgresStorageError, match=told) as caught:
+    message = (
+        r'text search configuration "klingon" does not exist .*; use one that exists in the database, or create it'
+    )
+    with pytest.raises(PostgresStorageError, match=message) as caught:
         run(storage.write("k", b"nuqneH"))
     assert isinstance(caught.value.__cause__, DatabaseError)
 
@@ -249,7 +253,7 @@ def test_a_text_search_configuration_of_a_language_finds_other_forms_of_a_word(
     assert run(storage.search("she was the")) == []
 
 
-def test_search_gives_the_best_up_to_its_limit(repository: PostgresSessionRepository) -> None:
+def test_search_returns_the_best_matches_up_to_its_limit(repository: PostgresSessionRepository) -> None:
     storage = PostgresStorage(repository, search_limit=3)
     for number in range(10):
         run(storage.write(f"k{number}", b"apple " * (number == 7) + b"apple pie"))
@@ -269,14 +273,14 @@ def test_a_long_text_is_found_with_its_data_and_a_longer_one_is_not(storage: Pos
 
 
 @pytest.mark.parametrize("data", [b"apple\0", b"apple \xff", bytes(100_000) + b"apple"])
-def test_what_is_no_text_is_stored_and_not_found(storage: PostgresStorage, data: bytes) -> None:
+def test_values_that_are_not_text_are_stored_and_not_found(storage: PostgresStorage, data: bytes) -> None:
     run(storage.write("k", data))
     assert run(storage.read("k")) == data
     assert run(storage.list("")) == ["k"]
     assert run(storage.search("apple")) == []
 
 
-def test_a_word_too_long_for_the_index_does_no_harm(storage: PostgresStorage) -> None:
+def test_a_word_too_long_for_the_index_is_found_with_the_others(storage: PostgresStorage) -> None:
     run(storage.write("k", b"apple " + b"x" * 60_000))
     assert [result.key for result in run(storage.search("apple " + "x" * 60_000))] == ["k"]
 
@@ -297,7 +301,7 @@ def test_one_storage_works_from_many_event_loops_at_once(storage: PostgresStorag
 
 @pytest.fixture
 def blocked(storage: PostgresStorage, connection: psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that holds the value ``k``, so that writing it has to wait."""
+    """A connection that has locked the value ``k``, so that a write of it waits."""
     run(storage.write("k", b"1"))
     with connection.transaction():
         connection.execute("SELECT FROM strands_storage WHERE key = 'k' FOR UPDATE")
@@ -305,7 +309,7 @@ def blocked(storage: PostgresStorage, connection: psycopg.Connection[Any]) -> It
 
 
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_the_event_loop_goes_on_while_a_call_waits_for_the_database(
+def test_the_event_loop_runs_on_while_a_call_waits_for_the_database(
     storage: PostgresStorage, blocked: psycopg.Connection[Any], watcher: psycopg.Connection[Any], size: int
 ) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

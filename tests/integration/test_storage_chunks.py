@@ -1,4 +1,4 @@
-"""Large values: what is shared, what is freed, and what a growing conversation costs, by the server's own counters."""
+"""Large values: deduplication, deletion of unused chunks, and what a growing conversation costs on the server."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from strands_psycopg import DatabaseError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
 from support.snapshots import PLAIN, PUT, conversation, size, written
-from support.storage import NONE, chunks, needs_storage
+from support.storage import NO_CHUNKS, chunks, needs_storage
 
 pytestmark = needs_storage
 
@@ -42,7 +42,7 @@ def test_equal_values_are_stored_once_in_a_storage_and_its_namespaces(
     assert chunks(connection) == once
 
 
-def test_storages_of_different_prefixes_share_nothing(
+def test_storages_with_different_prefixes_share_no_chunks(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
     first, second = PostgresStorage(repository, prefix="1"), PostgresStorage(repository, prefix="2")
@@ -53,17 +53,17 @@ def test_storages_of_different_prefixes_share_nothing(
     assert run(second.read("k")) == VALUE
 
 
-def test_a_storage_without_the_prefix_reads_and_frees_what_one_with_it_wrote(
+def test_a_storage_without_the_prefix_reads_and_deletes_what_one_with_it_wrote(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
     run(PostgresStorage(repository, prefix="1").write("k", VALUE))
-    whole = PostgresStorage(repository)
-    assert run(whole.read("1/k")) == VALUE
-    run(whole.delete("1/k"))
-    assert chunks(connection) == NONE
+    unprefixed = PostgresStorage(repository)
+    assert run(unprefixed.read("1/k")) == VALUE
+    run(unprefixed.delete("1/k"))
+    assert chunks(connection) == NO_CHUNKS
 
 
-def test_a_new_version_stores_what_is_new(storage: PostgresStorage, connection: Connection) -> None:
+def test_a_new_version_stores_only_what_is_new(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("1", VALUE))
     before = chunks(connection)
     run(storage.write("2", VALUE[20_000:] + b"one more message" * 60))
@@ -72,23 +72,25 @@ def test_a_new_version_stores_what_is_new(storage: PostgresStorage, connection: 
     assert run(storage.read("2")) == VALUE[20_000:] + b"one more message" * 60
 
 
-def test_a_value_that_repeats_itself_is_stored_once(storage: PostgresStorage, connection: Connection) -> None:
+def test_equal_chunks_of_one_value_are_stored_once(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("k", bytes(1_000_000)))
     assert chunks(connection).size < 40_000
     assert run(storage.read("k")) == bytes(1_000_000)
 
 
 @pytest.mark.parametrize("after", [b"small", VALUE[::-1], VALUE + b"more"], ids=["small", "another", "longer"])
-def test_replacing_a_value_frees_what_it_no_longer_uses(
+def test_replacing_a_value_deletes_the_chunks_that_it_no_longer_uses(
     storage: PostgresStorage, connection: Connection, after: bytes
 ) -> None:
     run(storage.write("k", VALUE))
     run(storage.write("k", after))
-    left = chunks(connection)
-    assert (left.size, left.unused, left.released) == (len(after) if len(after) > 8192 else 0, 0, 0)
+    remaining = chunks(connection)
+    assert (remaining.size, remaining.unused, remaining.released) == (len(after) if len(after) > 8192 else 0, 0, 0)
 
 
-def test_the_last_value_frees_its_chunks(storage: PostgresStorage, connection: Connection) -> None:
+def test_deleting_the_last_value_that_uses_a_chunk_deletes_the_chunk(
+    storage: PostgresStorage, connection: Connection
+) -> None:
     versions = [VALUE[start : start + 200_000] for start in range(0, 100_000, 10_000)]
     for number, version in enumerate(versions):
         run(storage.write(f"{number}", version))
@@ -96,10 +98,12 @@ def test_the_last_value_frees_its_chunks(storage: PostgresStorage, connection: C
         assert run(storage.read(f"{number}")) == version
         run(storage.delete(f"{number}"))
         assert chunks(connection).unused == chunks(connection).released == 0
-    assert chunks(connection) == NONE
+    assert chunks(connection) == NO_CHUNKS
 
 
-def test_deleting_many_at_once_leaves_nothing(repository: PostgresSessionRepository, connection: Connection) -> None:
+def test_deleting_many_values_at_once_leaves_no_chunks(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
     storage = PostgresStorage(repository)
 
     async def work() -> None:
@@ -107,17 +111,17 @@ def test_deleting_many_at_once_leaves_nothing(repository: PostgresSessionReposit
         await asyncio.gather(*(storage.delete(f"{number}") for number in range(40)))
 
     run(work())
-    assert chunks(connection) == NONE
+    assert chunks(connection) == NO_CHUNKS
 
 
-def test_more_chunks_than_are_removed_at_a_time_are_removed(storage: PostgresStorage, connection: Connection) -> None:
+def test_more_chunks_than_one_batch_are_deleted(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("k", random.Random(4).randbytes(6_000_000)))
     assert chunks(connection).number > 1000
     run(storage.delete("k"))
-    assert chunks(connection) == NONE
+    assert chunks(connection) == NO_CHUNKS
 
 
-def test_what_a_killed_process_left_marked_is_freed_by_the_next_change(
+def test_chunks_that_a_killed_process_left_released_are_deleted_by_the_next_write(
     storage: PostgresStorage, connection: Connection
 ) -> None:
     run(storage.write("used", VALUE))
@@ -126,14 +130,14 @@ def test_what_a_killed_process_left_marked_is_freed_by_the_next_change(
     connection.execute("UPDATE strands_chunks SET released = true")
     assert chunks(connection).unused > 0
     run(storage.write("other", VALUE))
-    left = chunks(connection)
-    assert (left.size, left.unused, left.released) == (len(VALUE), 0, 0)
+    remaining = chunks(connection)
+    assert (remaining.size, remaining.unused, remaining.released) == (len(VALUE), 0, 0)
     assert run(storage.read("used")) == VALUE
 
 
-def test_a_missing_piece_is_told_and_not_read_over(storage: PostgresStorage, connection: Connection) -> None:
+def test_a_missing_chunk_is_an_error(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("k", VALUE))
-    connection.execute("DELETE FROM strands_chunks WHERE chunk_id = (SELECT chunks[3] FROM strands_storage)")
+    connection.execute("DELETE FROM strands_chunks WHERE chunk_id = (SELECT chunk_ids[3] FROM strands_storage)")
     with pytest.raises(PostgresStorageError, match="chunks of the value are missing") as caught:
         run(storage.read("k"))
     assert isinstance(caught.value.__cause__, DatabaseError)
@@ -163,9 +167,9 @@ def test_saving_a_megabyte_with_one_new_message_writes_a_tenth_of_the_wal(
 ) -> None:
     connection.execute(PLAIN)
     *_, before, after = conversation(1000)
+    # Written in advance, since the first change of a page after a checkpoint logs the whole page.
     run(storage.write("snapshot_latest.json", before))
     connection.execute(PUT, ("snapshot_latest.json", before))
-    # Otherwise the next change of each page would write the page.
     start = written(connection)
     run(storage.write("snapshot_latest.json", after))
     ours = written(connection) - start

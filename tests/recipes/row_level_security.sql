@@ -1,29 +1,31 @@
--- Each tenant reads and writes its own sessions and values only, whatever SQL its connections run: by PostgreSQL's
--- row-level security, on tables in the schema strands (see roles.sql).
+-- Each tenant reads and writes only its own sessions and values, whatever SQL its connections run. This uses
+-- PostgreSQL's row-level security, on tables in the schema strands (see roles.sql).
 --
--- A tenant is a role that logs in, and a key belongs to the tenant whose name it begins with, before a slash:
+-- A tenant is a role with LOGIN. A session id or key belongs to the tenant whose name and a slash it begins with:
 --
 --     repository = PostgresSessionRepository("postgresql://acme@localhost/agents", schema="strands", min_size=0)
 --     agent = Agent(session_manager=PostgresSessionManager("acme/user-42", repository))
 --     storage = PostgresStorage(repository, prefix="acme")
 --
--- Run this as a superuser or as the tables' owner with CREATEROLE, after the first migration and again after each
--- further one, since a new table has no policy and no grant yet. Then, for each tenant, whose name has no slash:
+-- Run this as a superuser, or as the owner of the tables with CREATEROLE, after each migration: a new table has no
+-- policies and no grants yet. Then create a role for each tenant, with a name that contains no slash:
 --
 --     CREATE ROLE acme LOGIN IN ROLE strands_tenants;
 --
--- The tenant is in every key, so nothing is joined, one tenant cannot take an id that another one wants, and what a
--- tenant has is a range of each index. The library sends no SET, so this works behind a pooler that keeps the logins
--- of its clients apart, as PgBouncer does.
+-- Since the tenant is in every key, the policies need no joins, one tenant cannot take an id that another one wants,
+-- and the rows of a tenant are a range of each index. The library sends no SET, so this works behind a pooler that logs
+-- in as the role of each client, as PgBouncer does.
 --
 -- Limits:
---   * A repository, and so a pool, per tenant: min_size=0, a small max_size, and max_idle for those that come rarely.
---   * The tables' owner, superusers and roles with BYPASSRLS see everything: those migrate, purge, dump, report, and
---     import, since COPY refuses to write where policies are in force.
---   * No view is granted here. On PostgreSQL 14 views show what their owner sees; those that were made on 15 or newer
---     show what the one who asks sees, and may be granted.
---   * Foreign keys and unique indexes are checked past the policies. Keys tell nothing, as they are refused before;
---     but a tenant that writes SQL of its own can find out whether a chunk of data that it has is stored by another.
+--   * Each tenant needs a repository, and so a pool, of its own: use min_size=0, a small max_size, and max_idle for
+--     tenants that are rarely active.
+--   * The owner of the tables, superusers and roles with BYPASSRLS see all rows. Use one of them to migrate, purge,
+--     dump, report, and import: COPY FROM is not possible where policies apply.
+--   * No view is granted here. On PostgreSQL 14, views show the rows that their owner sees. Views created on 15 or
+--     newer show the rows that the querying role sees, and may be granted.
+--   * Policies do not apply to the checks of foreign keys and unique indexes. Keys reveal nothing, since the policies
+--     refuse another tenant's keys before. But a tenant that runs its own SQL can find out whether another tenant
+--     stores a chunk of data that it has too.
 --   * Error messages of the server name tables, never another tenant's rows.
 
 DO $$ BEGIN
@@ -33,16 +35,17 @@ DO $$ BEGIN
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO strands_tenants', current_database());
 END $$;
 
--- Where a login for each tenant is too many, all tenants can share one, and this be current_setting('app.tenant'),
--- with PostgresSessionRepository(..., kwargs={"options": "-c app.tenant=acme"}). Poolers do not pass that on, and any
--- SQL on the connection can SET another tenant: it guards against slips of the application, not against its intruders.
+-- If a role for each tenant is too many, all tenants can share one. Then return current_setting('app.tenant') here and
+-- connect with PostgresSessionRepository(..., kwargs={"options": "-c app.tenant=acme"}). Poolers do not pass that on,
+-- and any SQL on the connection can SET another tenant: this protects against mistakes of the application, not against
+-- attackers.
 CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql AS $$ SELECT current_user::text $$;
 
--- As a range, for the index; in the order of bytes 0 is what follows the slash.
+-- A range, so that indexes can be used: in the order of bytes, 0 follows the slash.
 CREATE OR REPLACE FUNCTION strands.is_tenants(key text) RETURNS boolean STABLE LANGUAGE sql
 AS $$ SELECT key >= strands.tenant() || '/' AND key < strands.tenant() || '0' $$;
 
--- Chunks of large values are found by hashes, which name no tenant. Those that are there already become their owner's.
+-- Ids of chunks are hashes, which name no tenant. Chunks that exist already become the tables' owner's.
 ALTER TABLE strands.strands_chunks ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT strands.tenant();
 
 ALTER TABLE strands.strands_sessions ENABLE ROW LEVEL SECURITY;

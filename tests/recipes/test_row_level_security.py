@@ -1,4 +1,4 @@
-"""Tenants of one database, as ``row_level_security.sql`` keeps them apart."""
+"""Tenants of one database, kept apart by ``row_level_security.sql``."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ BY_SETTING = """
 
 
 class Tenants(NamedTuple):
-    """The database as two tenants reach it, and as its owner does."""
+    """One database, used by two tenants and its owner."""
 
     acme: PostgresSessionRepository
     globex: PostgresSessionRepository
@@ -47,7 +47,7 @@ class Tenants(NamedTuple):
 
 @pytest.fixture
 def database(empty_dsn: str, request: pytest.FixtureRequest) -> Iterator[Connection]:
-    """A migrated database with the policies, for its owner."""
+    """The owner's connection to a migrated database with the policies."""
     if request.config.getoption("--pgbouncer"):
         pytest.skip("PgBouncer does not know the roles")
     with (
@@ -68,7 +68,7 @@ def database(empty_dsn: str, request: pytest.FixtureRequest) -> Iterator[Connect
 
 @pytest.fixture(params=["role", "setting"])
 def tenants(request: pytest.FixtureRequest, database: Connection, empty_dsn: str) -> Iterator[Tenants]:
-    """Two tenants; of a login each, or of one login with a setting each."""
+    """Two tenants, each with its own role, or with one role and a setting for each."""
     if request.param == "role":
         dsns = [make_conninfo(empty_dsn, user=name, password=name) for name in ("acme", "globex")]
     else:
@@ -83,8 +83,8 @@ def tenants(request: pytest.FixtureRequest, database: Connection, empty_dsn: str
         yield Tenants(acme, globex, acme_dsn, database)
 
 
-def owners(connection: Connection) -> dict[str, set[str]]:
-    """Give, for each table, the tenants of the rows that are seen."""
+def visible_tenants(connection: Connection) -> dict[str, set[str]]:
+    """Return, for each table, the tenants whose rows are visible."""
     seen = {}
     for table in TABLES:
         query = f"SELECT DISTINCT split_part({KEYS.get(table, 'session_id')}, '/', 1) FROM strands.strands_{table}"
@@ -93,7 +93,7 @@ def owners(connection: Connection) -> dict[str, set[str]]:
 
 
 def fill(repository: PostgresSessionRepository, name: str) -> None:
-    """Leave a row in every table, a held session included."""
+    """Store a row in every table, including a lease that is not released."""
     build(repository, f"{name}/s")("hello")
     repository.create_multi_agent(f"{name}/s", Team("m", {}))
     repository.lease(f"{name}/s", ttl=600).__enter__()
@@ -102,30 +102,30 @@ def fill(repository: PostgresSessionRepository, name: str) -> None:
 
 
 def refused(work: Callable[[], object]) -> str:
-    """Give the words in which the server refuses to store another tenant's row."""
+    """Check that the server refuses to store another tenant's row; return the error's text."""
     with pytest.raises((DatabaseError, PostgresStorageError), match="row-level security policy") as error:
         work()
     return str(error.value)
 
 
-def test_each_tenant_does_all_that_an_application_does(tenants: Tenants) -> None:
+def test_each_tenant_can_do_all_that_an_application_does(tenants: Tenants) -> None:
     run_all(tenants.acme, "acme/s", "acme")
     run_all(tenants.globex, "globex/s", "globex")
 
 
-def test_each_tenant_sees_its_own_rows_only(tenants: Tenants) -> None:
+def test_each_tenant_sees_only_its_own_rows(tenants: Tenants) -> None:
     fill(tenants.acme, "acme")
     fill(tenants.globex, "globex")
 
     tables = [table for table in TABLES if has_storage or table not in KEYS]
-    everyone = owners(tenants.owner)
+    everyone = visible_tenants(tenants.owner)
     with psycopg.connect(tenants.acme_dsn) as connection:
-        seen = owners(connection)
+        seen = visible_tenants(connection)
     assert {table: everyone[table] for table in tables} == {table: {"acme", "globex"} for table in tables}
     assert {table: seen[table] for table in tables} == {table: {"acme"} for table in tables}
 
 
-def test_no_tenant_reads_or_changes_what_is_anothers(tenants: Tenants) -> None:
+def test_no_tenant_reads_or_changes_the_rows_of_another(tenants: Tenants) -> None:
     agent = build(tenants.globex, "globex/s")
     agent("hello")
     acme = tenants.acme
@@ -145,7 +145,7 @@ def test_no_tenant_reads_or_changes_what_is_anothers(tenants: Tenants) -> None:
     assert dump(build(tenants.globex, "globex/s")) == dump(agent)
 
 
-def test_no_tenant_takes_a_key_of_another_whether_there_is_one_or_not(tenants: Tenants) -> None:
+def test_no_tenant_takes_a_key_of_another_whether_it_exists_or_not(tenants: Tenants) -> None:
     build(tenants.globex, "globex/s")("hello")
     acme = tenants.acme
 
@@ -162,7 +162,7 @@ def test_no_tenant_takes_a_key_of_another_whether_there_is_one_or_not(tenants: T
 
 
 @needs_storage
-def test_a_tenant_can_find_out_whether_another_stores_a_piece_that_it_has_too(tenants: Tenants) -> None:
+def test_a_tenant_can_find_out_whether_another_stores_a_chunk_that_it_has_too(tenants: Tenants) -> None:
     fill(tenants.globex, "globex")
     prying = PostgresStorage(tenants.acme, prefix="globex")
 
@@ -177,7 +177,7 @@ def test_a_tenant_exports_its_sessions_but_cannot_import(tenants: Tenants) -> No
         import_session(tenants.acme, lines, session_id="acme/t")
 
 
-def test_a_connection_without_a_tenant_gets_nothing(database: Connection, empty_dsn: str) -> None:
+def test_a_connection_without_a_tenant_is_refused(database: Connection, empty_dsn: str) -> None:
     database.execute(BY_SETTING)
     with (
         PostgresSessionRepository(make_conninfo(empty_dsn, user="acme", password="acme"), schema="strands") as acme,
@@ -186,7 +186,7 @@ def test_a_connection_without_a_tenant_gets_nothing(database: Connection, empty_
         acme.read_session("acme/s")
 
 
-def test_no_table_is_left_out(database: Connection) -> None:
+def test_every_table_has_policies(database: Connection) -> None:
     tables = database.execute(
         "SELECT relname, relrowsecurity FROM pg_class WHERE relnamespace = 'strands'::regnamespace AND relkind = 'r'"
     )

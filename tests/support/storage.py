@@ -1,4 +1,4 @@
-"""Strands' storages, which older versions of Strands do not have, and what the tables of ours hold."""
+"""Whether Strands has storages, which older versions do not, and the contents of the tables of ours."""
 
 from typing import Any, NamedTuple
 
@@ -15,30 +15,30 @@ needs_storage = pytest.mark.skipif(not has_storage, reason="strands-agents befor
 
 Connection = psycopg.Connection[Any]
 
-_PIECES = """
+_COUNT_CHUNKS = """
     SELECT count(*), coalesce(sum(length(data)), 0), count(*) FILTER (
-        WHERE NOT EXISTS (SELECT FROM strands_storage AS s WHERE p.chunk_id = ANY(s.chunks))
+        WHERE NOT EXISTS (SELECT FROM strands_storage AS s WHERE c.chunk_id = ANY(s.chunk_ids))
     ), count(*) FILTER (WHERE released)
-    FROM strands_chunks AS p
+    FROM strands_chunks AS c
 """
 
-_VALUES = """
+_SELECT_VALUES = """
     SELECT key, coalesce(data, (
-        SELECT string_agg(p.data, '' ORDER BY number)
-        FROM unnest(chunks) WITH ORDINALITY AS part (chunk_id, number) JOIN strands_chunks AS p USING (chunk_id)
+        SELECT string_agg(c.data, '' ORDER BY ordinal)
+        FROM unnest(chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) JOIN strands_chunks AS c USING (chunk_id)
     ))
     FROM strands_storage
 """
 
 
 class Chunks(NamedTuple):
-    """What is in the table of chunks.
+    """Counts of the chunks in the table.
 
     Attributes:
-        number: How many.
-        size: How many bytes they have.
-        unused: How many of them no value uses.
-        released: How many are marked as released.
+        number: All chunks.
+        size: Their bytes.
+        unused: Chunks that no value uses.
+        released: Chunks that are marked as released.
     """
 
     number: int
@@ -47,14 +47,14 @@ class Chunks(NamedTuple):
     released: int
 
 
-NONE = Chunks(0, 0, 0, 0)
+NO_CHUNKS = Chunks(0, 0, 0, 0)
 
 
 def chunks(connection: Connection) -> Chunks:
-    """Read the table of chunks."""
-    return Chunks(*(int(number) for number in connection.execute(_PIECES).fetchall()[0]))
+    """Count the chunks in the table."""
+    return Chunks(*(int(number) for number in connection.execute(_COUNT_CHUNKS).fetchall()[0]))
 
 
 def values(connection: Connection) -> dict[str, bytes]:
-    """Read every value by its key."""
-    return dict(connection.execute(_VALUES).fetchall())
+    """Return every value by its key."""
+    return dict(connection.execute(_SELECT_VALUES).fetchall())

@@ -28,7 +28,7 @@ def data(request: pytest.FixtureRequest) -> bytes:
 
 
 @given(st.binary(), st.integers(0, 3000), st.binary(max_size=40))
-def test_chunks_make_up_the_value(head: bytes, times: int, unit: bytes) -> None:
+def test_joined_chunks_are_the_value(head: bytes, times: int, unit: bytes) -> None:
     value = head + unit * times + head
     chunks = split(value)
     assert b"".join(chunks) == value
@@ -36,11 +36,11 @@ def test_chunks_make_up_the_value(head: bytes, times: int, unit: bytes) -> None:
     assert all(len(chunk) >= 1024 for chunk in chunks[:-1])
 
 
-def test_chunks_of_every_kind_of_content_are_a_few_kilobytes(data: bytes) -> None:
+def test_chunks_of_every_kind_of_content_have_a_few_kilobytes(data: bytes) -> None:
     assert 2000 <= len(data) / len(split(data)) <= 8000
 
 
-def test_content_without_places_to_cut_is_cut_at_the_longest() -> None:
+def test_content_without_boundaries_is_split_at_the_maximum_size() -> None:
     assert [len(chunk) for chunk in split(bytes(40_000))] == [16_384, 16_384, 7232]
     assert max(len(chunk) for chunk in split(b"f" * 40_000)) <= 16_384
 
@@ -50,24 +50,24 @@ def new_bytes(before: bytes, after: bytes) -> int:
     return sum(len(chunk) for chunk in split(after) if chunk not in known)
 
 
-# What may differ: the rest of the chunk at the change, and as many after it as it takes until two cuts agree again.
+# What may differ: the rest of the chunk that changed, and the chunks up to the next boundary that both values share.
 FEW = 60_000
 
 
-@pytest.mark.parametrize("dropped", [1, 700, 30_011])
-def test_what_is_dropped_at_the_front_leaves_the_rest_alone(data: bytes, dropped: int) -> None:
-    assert new_bytes(data, data[dropped:]) < FEW
+@pytest.mark.parametrize("removed", [1, 700, 30_011])
+def test_removing_bytes_at_the_front_keeps_later_chunks(data: bytes, removed: int) -> None:
+    assert new_bytes(data, data[removed:]) < FEW
 
 
-def test_what_is_added_at_the_end_leaves_the_rest_alone(data: bytes) -> None:
+def test_appending_bytes_keeps_earlier_chunks(data: bytes) -> None:
     assert new_bytes(data, data + b"and one more" * 50) < FEW
 
 
-def test_what_is_changed_in_the_middle_leaves_both_sides_alone(data: bytes) -> None:
+def test_changing_bytes_in_the_middle_keeps_the_chunks_on_both_sides(data: bytes) -> None:
     assert new_bytes(data, data[:100_001] + b"changed" + data[100_500:]) < FEW
 
 
-def test_a_name_tells_content_and_scope_apart() -> None:
+def test_an_id_depends_on_content_and_scope() -> None:
     chunk, other = memoryview(b"chunk"), memoryview(b"other")
     assert chunk_id(chunk, b"scope") == chunk_id(memoryview(b"a chunk")[2:], b"scope")
     assert len({chunk_id(chunk, b"scope"), chunk_id(other, b"scope"), chunk_id(chunk, b"another scope")}) == 3

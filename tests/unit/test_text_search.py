@@ -4,7 +4,7 @@ from strands_psycopg.storage.text_search import searchable_text, tsquery
 
 
 @pytest.mark.parametrize(
-    ("key", "data", "words"),
+    ("key", "data", "text"),
     [
         ("memory/a/dark-mode.md", b"Use dark mode!", "dark mode use dark mode "),
         ("notes", "Größe: 3.10 (ЖУК), a_b@c.de".encode(), "notes größe 3 10 жук a b c de"),
@@ -16,11 +16,11 @@ from strands_psycopg.storage.text_search import searchable_text, tsquery
         ("k", b"x" * 65_537, None),
     ],
 )
-def test_words_of_a_value(key: str, data: bytes, words: str | None) -> None:
-    assert searchable_text(key, data) == words
+def test_searchable_text_of_a_value(key: str, data: bytes, text: str | None) -> None:
+    assert searchable_text(key, data) == text
 
 
-def test_a_query_finds_any_of_its_words() -> None:
+def test_a_query_matches_any_of_its_words() -> None:
     assert (
         tsquery("What is the Dark-Mode, dark or not?", frozenset({"what", "is", "the", "or", "not"})) == "dark | mode"
     )
@@ -28,5 +28,5 @@ def test_a_query_finds_any_of_its_words() -> None:
     assert tsquery("the", frozenset({"the"})) == ""
 
 
-def test_the_first_words_of_a_long_query_count() -> None:
+def test_only_the_first_words_of_a_long_query_count() -> None:
     assert tsquery(" ".join(map(str, range(100))), frozenset()) == " | ".join(map(str, range(64)))

@@ -1,4 +1,4 @@
-"""Strands' ``Storage`` on PostgreSQL: bytes under keys, for snapshots, offloaded results and memories."""
+"""Strands' ``Storage`` on PostgreSQL: bytes stored under keys, for snapshots, offloaded results and memories."""
 
 import builtins
 import copy
@@ -17,7 +17,7 @@ from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.storage.text_search import searchable_text, tsquery
-from strands_psycopg.storage.values import LARGEST_VALUE, LONGEST_KEY, Values
+from strands_psycopg.storage.value_store import MAX_KEY_SIZE, MAX_VALUE_SIZE, ValueStore
 
 try:
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
@@ -27,12 +27,12 @@ except ImportError:  # before strands-agents 1.54
 
 _T = TypeVar("_T")
 
-_NO_WORDS: frozenset[str] = frozenset()
+_NO_STOP_WORDS: frozenset[str] = frozenset()
 
 try:
     from strands.storage.search.keyword import STOP_WORDS
 except ImportError:  # before strands-agents 1.62
-    STOP_WORDS = _NO_WORDS
+    STOP_WORDS = _NO_STOP_WORDS
 
 
 class HasDatabase(Protocol):
@@ -42,38 +42,38 @@ class HasDatabase(Protocol):
 
 
 class PostgresStorage(Storage):
-    """Values in PostgreSQL; one object per process serves all its agents, threads and event loops.
+    """Strands' ``Storage`` in PostgreSQL; one object per process serves all its agents, threads and event loops.
 
-    Keys are normalised and refused as by Strands' own backends: runs of ``/`` count as one, those at the ends do not
-    count, backslashes and ``..`` are refused. They also have at most 2,048 bytes of UTF-8, the prefix included, and no
-    NUL or lone surrogate.
+    Keys are normalised and refused as by Strands' own backends: repeated slashes count as one, leading and trailing
+    slashes are ignored, backslashes and ``..`` are refused. In addition, a key has at most 2,048 bytes of UTF-8, the
+    prefix included, and no NUL or lone surrogate.
 
-    A value above 8 KB is stored in chunks that its content determines, each once for all values under ``prefix``: the
-    next snapshot of a long conversation takes only what is new. Calls wait for the database in worker threads, never on
-    the event loop. Nothing connects before the first of them. Each can raise ``StorageError``; if it came from the
-    database, it is a ``PostgresStorageError``.
+    A value above 8 KB is split into content-defined chunks, each of which is stored once for all values under
+    ``prefix``: the next snapshot of a long conversation adds only what is new. Calls wait for the database in worker
+    threads, never on the event loop. Nothing connects before the first call. Each call can raise ``StorageError``; if
+    the cause is in the database, it is a ``PostgresStorageError``.
 
     Args:
         source: As ``conninfo`` of ``PostgresSessionRepository``; or such a repository, whose pool, schema, table prefix
-            and timeouts are shared.
+            and timeouts this storage shares.
         schema: The schema of the tables; ``public`` if None.
         table_prefix: What the name of every table begins with.
-        prefix: Put before every key, with a ``/``. Storages of different prefixes share nothing.
-        text_search_config: PostgreSQL's text search configuration by which ``search`` compares words, such as
-            ``english``; values that another one has stored are found by its words.
-        search_limit: How many values ``search`` gives at most.
-        retry_timeout: For how many seconds a statement is tried again while the database is away.
-        response_timeout: After how many seconds without an answer a connection counts as lost. A value of hundreds of
-            megabytes takes longer than these.
+        prefix: Prepended to every key, with a ``/``. Storages with different prefixes share nothing.
+        text_search_config: The text search configuration of PostgreSQL by which ``search`` compares words, such as
+            ``english``. Values written with another one are found by the words of that one.
+        search_limit: The maximum number of values that ``search`` returns.
+        retry_timeout: For how many seconds a statement is retried while the database is unavailable.
+        response_timeout: After how many seconds without a response a connection counts as lost. Values of hundreds of
+            megabytes need larger timeouts than the defaults.
         **pool_options: As of ``PostgresSessionRepository``.
 
     Raises:
-        ImportError: The installed strands-agents has no ``Storage`` with a search; 1.54 is needed.
-        TypeError: ``source`` is of a wrong type, or brings a pool and comes with options for one.
+        ImportError: The installed strands-agents is older than 1.54, whose ``Storage`` is the first with a search.
+        TypeError: ``source`` is of a wrong type, or it has a pool already and options for one are passed too.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
 
-    # Strands puts a view of its own around a storage without its mark.
+    # Strands wraps a storage without its marker in a namespace of its own.
     _namespaced: object = None
 
     def __init__(
@@ -92,8 +92,8 @@ class PostgresStorage(Storage):
         if _NAMESPACED is None:
             raise ImportError("PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents")
         if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
-            raise ValueError(f"search_limit must be an integer from 1 up, not {search_limit!r}")
-        # PostgreSQL takes NULL too, and then finds nothing.
+            raise ValueError(f"search_limit must be a positive integer, not {search_limit!r}")
+        # PostgreSQL would accept NULL too, and find nothing.
         if not isinstance(text_search_config, str) or not text_search_config or "\0" in text_search_config:
             raise ValueError(
                 "text_search_config must be the name of a text search configuration, such as 'simple', not "
@@ -111,29 +111,36 @@ class PostgresStorage(Storage):
             self._database = self._own_database
         else:
             self._own_database = None
-            self._database = _shared(source)
+            self._database = _shared_database(source)
             if (schema, table_prefix, retry_timeout, response_timeout, pool_options) != (None, "strands_", 30, 30, {}):
-                raise TypeError("a storage on a repository shares its database; give the options to the repository")
+                raise TypeError("a storage on a repository shares its database; pass the options to the repository")
         normalized = _normalize_prefix(prefix).rstrip("/")
         self._prefix = f"{normalized}/" if normalized else ""
         _check_characters("prefix", self._prefix)
         self._search_limit = search_limit
-        self._stop_words = STOP_WORDS if text_search_config == "simple" else _NO_WORDS
-        self._values = Values(self._database, scope=self._prefix, text_search_config=text_search_config)
+        self._stop_words = STOP_WORDS if text_search_config == "simple" else _NO_STOP_WORDS
+        self._values = ValueStore(self._database, scope=self._prefix, text_search_config=text_search_config)
 
     def ensure_schema(self) -> None:
-        """Create or upgrade the tables, those of sessions too; as ``PostgresSessionRepository.ensure_schema``.
+        """Create or upgrade the tables, including those of sessions, as ``PostgresSessionRepository.ensure_schema``.
 
         Raises:
-            PostgresStorageError: As there ``SchemaError``, and what reaching the database raises.
+            PostgresStorageError: In place of that method's errors, which are its cause.
         """
-        with _translated():
+        with _translate_errors():
             Migrator(self._database).apply()
 
     def close(self) -> None:
         """Close the pool, if this storage was built from a DSN."""
         if self._own_database is not None:
             self._own_database.close()
+
+    def __repr__(self) -> str:
+        database = self._database
+        return (
+            f"<{type(self).__name__} {database.address} schema={database.schema} table_prefix={database.table_prefix} "
+            f"prefix={self._prefix!r}>"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -144,9 +151,9 @@ class PostgresStorage(Storage):
         self.close()
 
     def namespace(self, prefix: str) -> Self:
-        """Give a view of the values whose keys begin with ``prefix`` and a ``/``, under keys without them.
+        """Return a view of the values whose keys begin with ``prefix`` and a ``/``, under keys without these.
 
-        It shares this storage's pool and chunks, is not closed, and searches its own values only.
+        The view shares this storage's pool and chunks, does not have to be closed, and searches only its own values.
         """
         normalized = _normalize_prefix(prefix).rstrip("/")
         view = copy.copy(self)
@@ -156,40 +163,40 @@ class PostgresStorage(Storage):
         return view
 
     async def write(self, key: str, data: bytes) -> None:
-        """Store a value, whatever was there.
+        """Store a value, replacing any earlier one.
 
         Raises:
-            StorageError: The key cannot be stored, or the value has more than 256 MiB.
+            StorageError: The key is refused, or the value has more than 256 MiB.
         """
-        whole_key = self._whole_key(key)
+        full_key = self._full_key(key)
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
-        if len(data) > LARGEST_VALUE:
-            raise PostgresStorageError(f"writing {key!r}: a value may have {LARGEST_VALUE} bytes, not {len(data)}")
+        if len(data) > MAX_VALUE_SIZE:
+            raise PostgresStorageError(f"writing {key!r}: a value may have {MAX_VALUE_SIZE} bytes, not {len(data)}")
         value = bytes(data)
-        await _in_worker(lambda: self._values.write(whole_key, value, searchable_text(whole_key, value)))
+        await _in_worker(lambda: self._values.write(full_key, value, searchable_text(full_key, value)))
 
     async def read(self, key: str) -> bytes | None:
-        """Give a value, byte for byte, or None if there is none.
+        """Return a value as it was written, or None if there is none.
 
         Raises:
-            StorageError: The key could not have been stored.
+            StorageError: The key is refused.
         """
-        return await _in_worker(partial(self._values.read, self._whole_key(key)))
+        return await _in_worker(partial(self._values.read, self._full_key(key)))
 
     async def delete(self, key: str) -> None:
         """Delete a value, if there is one.
 
         Raises:
-            StorageError: The key could not have been stored.
+            StorageError: The key is refused.
         """
-        await _in_worker(partial(self._values.delete, self._whole_key(key)))
+        await _in_worker(partial(self._values.delete, self._full_key(key)))
 
     async def list(self, query: str = "") -> builtins.list[str]:
-        """Give the keys that begin with a string, sorted as Python sorts strings.
+        """Return the keys that begin with a string, in the order of Python's strings.
 
         Raises:
-            StorageError: No key can begin with it.
+            StorageError: No key can begin with that string.
         """
         prefix = self._prefix + _normalize_prefix(query)
         _check_characters("prefix", prefix)
@@ -197,12 +204,12 @@ class PostgresStorage(Storage):
         return [key[len(self._prefix) :] for key in keys]
 
     async def search(self, query: str) -> "builtins.list[StorageSearchResult]":
-        """Find values by their words: those that have any of the query's, best first, with their data.
+        """Return the values that have any word of the query, best match first, with their data.
 
-        Found are values that are UTF-8 text of up to 64 KB without NUL, by their own words and those of the last part
-        of their key. The more of the query's words a value has, and the more often, the better, as PostgreSQL's
-        ``ts_rank`` has it. With the configuration ``simple`` the stop words of Strands' keyword search do not count (it
-        has some from 1.62 on); others have stop words of their own. A query's first 64 words count.
+        A value is found if it is UTF-8 text of up to 64 KB without NUL: by its own words and those of the last part of
+        its key. It ranks higher the more of the query's words it has and the more often, by PostgreSQL's ``ts_rank``.
+        With the configuration ``simple``, the stop words of Strands' keyword search are ignored (there are some from
+        1.62 on); other configurations have stop words of their own. Only the first 64 words of a query count.
         """
         words = tsquery(query, self._stop_words)
         if not words:
@@ -210,15 +217,15 @@ class PostgresStorage(Storage):
         hits = await _in_worker(partial(self._values.search, self._prefix, words, self._search_limit))
         return [StorageSearchResult(hit.key[len(self._prefix) :], hit.score, hit.data) for hit in hits]
 
-    def _whole_key(self, key: str) -> str:
-        whole_key = self._prefix + _normalize_key(key)
-        _check_characters("key", whole_key)
-        if len(whole_key.encode()) > LONGEST_KEY:
-            raise PostgresStorageError(f"a key may have {LONGEST_KEY} bytes of UTF-8, not {len(whole_key.encode())}")
-        return whole_key
+    def _full_key(self, key: str) -> str:
+        full_key = self._prefix + _normalize_key(key)
+        _check_characters("key", full_key)
+        if len(full_key.encode()) > MAX_KEY_SIZE:
+            raise PostgresStorageError(f"a key may have {MAX_KEY_SIZE} bytes of UTF-8, not {len(full_key.encode())}")
+        return full_key
 
 
-def _shared(source: object) -> Database:
+def _shared_database(source: object) -> Database:
     database = getattr(source, "_database", None)
     if not isinstance(database, Database):
         raise TypeError(
@@ -234,7 +241,7 @@ def _check_characters(field: str, text: str) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except StrandsPsycopgError as error:
@@ -242,5 +249,5 @@ def _translated() -> Iterator[None]:
 
 
 async def _in_worker(work: Callable[[], _T]) -> _T:
-    with _translated():
+    with _translate_errors():
         return await worker.run(work)

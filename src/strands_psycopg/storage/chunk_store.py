@@ -1,9 +1,9 @@
-"""Rows of chunks: taken into use by values, given up, and removed when nothing uses them.
+"""The table of chunks: they are inserted, released by values that no longer use them, and deleted when unused.
 
-All of it happens in transactions of others, who lock the row of the value first, if there is one, and then chunks in
-the order of their ids, statement by statement; the next one must see what was committed while one waited. Two that
-store the same chunks under new keys, or take up what the other gives up, can still wait for each other. Then the server
-ends one, and it is tried again.
+Each method is part of the caller's transaction, which has locked the row of the value, if there is one. It locks
+chunks in the order of their ids, by a statement of its own, since the next statement must see what was committed while
+this one waited. Two transactions can still deadlock if they insert the same chunks under new keys, or if one inserts
+what the other releases. The server then aborts one of them, and it is retried.
 """
 
 from collections.abc import Collection
@@ -15,15 +15,15 @@ from psycopg.rows import TupleRow, tuple_row
 
 from strands_psycopg.database import Database
 
-# How many released chunks are removed in one transaction.
-_BATCH = 1000
+# How many released chunks are deleted in one transaction.
+_BATCH_SIZE = 1000
 
-# In order, so that two of these do not wait for each other.
+# In the order of ids, so that two of these statements cannot deadlock.
 _LOCK_EXISTING = """
     SELECT chunk_id FROM {chunks} WHERE chunk_id = ANY(%(chunk_ids)s) ORDER BY chunk_id FOR KEY SHARE
 """
 
-# One string of bytes is sent much faster than an array of them.
+# One bytea is sent much faster than an array of them.
 _INSERT = """
     INSERT INTO {chunks} (chunk_id, data)
     SELECT new.chunk_id, substring(%(data)s FROM new.start + 1 FOR new.size)
@@ -31,86 +31,87 @@ _INSERT = """
     ON CONFLICT (chunk_id) DO UPDATE SET released = false
 """
 
-# Of two transactions that cease to use a chunk at once, the later one waits here, and sees then that nobody does.
-_LOCK_UNUSED = """
+# If two transactions stop using a chunk at the same time, the later one waits here, and then sees that it is unused.
+_LOCK_TO_RELEASE = """
     SELECT chunk_id FROM {chunks} WHERE chunk_id = ANY(%(chunk_ids)s) ORDER BY chunk_id FOR NO KEY UPDATE
 """
 
-_RELEASE = """
-    UPDATE {chunks} AS p SET released = true
+_RELEASE_UNUSED = """
+    UPDATE {chunks} AS c SET released = true
     WHERE chunk_id = ANY(%(chunk_ids)s) AND NOT EXISTS (
-        SELECT FROM {storage} AS s WHERE s.chunks @> ARRAY[p.chunk_id]
+        SELECT FROM {storage} AS s WHERE s.chunk_ids @> ARRAY[c.chunk_id]
     )
 """
 
-_IS_ANY_RELEASED = "SELECT chunk_id FROM {chunks} WHERE released ORDER BY chunk_id LIMIT 1"
+_FIND_RELEASED = "SELECT chunk_id FROM {chunks} WHERE released ORDER BY chunk_id LIMIT 1"
 
-# Those that are locked are being used again, or removed.
+# A chunk that is locked is about to be used again, or deleted.
 _LOCK_RELEASED = """
     SELECT chunk_id FROM {chunks} WHERE released ORDER BY chunk_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 """
 
-_DELETE = """
-    DELETE FROM {chunks} AS p
+_DELETE_UNUSED = """
+    DELETE FROM {chunks} AS c
     WHERE chunk_id = ANY(%(chunk_ids)s) AND NOT EXISTS (
-        SELECT FROM {storage} AS s WHERE s.chunks @> ARRAY[p.chunk_id]
+        SELECT FROM {storage} AS s WHERE s.chunk_ids @> ARRAY[c.chunk_id]
     )
 """
 
-_KEEP_USED = "UPDATE {chunks} SET released = false WHERE chunk_id = ANY(%(chunk_ids)s)"
+_UNMARK_USED = "UPDATE {chunks} SET released = false WHERE chunk_id = ANY(%(chunk_ids)s)"
 
 
 class ChunkStore:
-    """The chunks of one database, schema and prefix of tables."""
+    """The chunks of one database, schema and table prefix."""
 
     def __init__(self, database: Database) -> None:
         self._lock_existing = database.statement(_LOCK_EXISTING)
         self._insert = database.statement(_INSERT)
-        self._lock_unused = database.statement(_LOCK_UNUSED)
-        self._release = database.statement(_RELEASE)
-        self._is_any_released = database.statement(_IS_ANY_RELEASED)
+        self._lock_to_release = database.statement(_LOCK_TO_RELEASE)
+        self._release_unused = database.statement(_RELEASE_UNUSED)
+        self._find_released = database.statement(_FIND_RELEASED)
         self._lock_released = database.statement(_LOCK_RELEASED)
-        self._delete = database.statement(_DELETE)
-        self._keep_used = database.statement(_KEEP_USED)
+        self._delete_unused = database.statement(_DELETE_UNUSED)
+        self._unmark_used = database.statement(_UNMARK_USED)
 
     def lock_existing(self, chunk_ids: Collection[UUID], cursor: Cursor[TupleRow]) -> set[UUID]:
-        """Keep those of the chunks that there are until the transaction ends, and give their ids."""
+        """Lock those of the chunks that exist until the transaction ends; return their ids."""
         if not chunk_ids:
             return set()
         return {chunk_id for (chunk_id,) in cursor.execute(self._lock_existing, {"chunk_ids": list(chunk_ids)})}
 
     def insert(self, chunk_ids: list[UUID], chunks: list[memoryview], cursor: Cursor[TupleRow]) -> None:
-        """Store chunks, whose ids are sorted; in a pipeline. Another may have stored one meanwhile."""
+        """Insert chunks within a pipeline, sorted by id; another transaction may have inserted some meanwhile."""
         if chunk_ids:
-            cursor.execute(self._insert, _joined(chunk_ids, chunks))
+            cursor.execute(self._insert, _insert_parameters(chunk_ids, chunks))
 
     def release(self, chunk_ids: Collection[UUID], cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
-        """Mark those of the chunks that nothing uses any more, in a pipeline; the cursor finds one that is marked.
+        """Mark those of the chunks that no value uses, within a pipeline.
 
-        It may be one that another process has left so.
+        Returns:
+            A cursor whose result is one released chunk, if there is any; it may be one that another process left.
         """
         if chunk_ids:
-            left = {"chunk_ids": list(chunk_ids)}
-            new_cursor(cursor).execute(self._lock_unused, left)
-            new_cursor(cursor).execute(self._release, left)
-        return new_cursor(cursor).execute(self._is_any_released)
+            parameters = {"chunk_ids": list(chunk_ids)}
+            new_cursor(cursor).execute(self._lock_to_release, parameters)
+            new_cursor(cursor).execute(self._release_unused, parameters)
+        return new_cursor(cursor).execute(self._find_released)
 
     def delete_released(self, cursor: Cursor[TupleRow]) -> bool:
-        """Remove released chunks that no value uses; tell whether there may be more of them."""
-        taken = [chunk_id for (chunk_id,) in cursor.execute(self._lock_released, {"limit": _BATCH})]
-        if taken:
+        """Delete a batch of released chunks, except those in use; return whether there may be more."""
+        locked = [chunk_id for (chunk_id,) in cursor.execute(self._lock_released, {"limit": _BATCH_SIZE})]
+        if locked:
             with cursor.connection.pipeline():
-                new_cursor(cursor).execute(self._delete, {"chunk_ids": taken})
-                new_cursor(cursor).execute(self._keep_used, {"chunk_ids": taken})
-        return len(taken) == _BATCH
+                new_cursor(cursor).execute(self._delete_unused, {"chunk_ids": locked})
+                new_cursor(cursor).execute(self._unmark_used, {"chunk_ids": locked})
+        return len(locked) == _BATCH_SIZE
 
 
 def new_cursor(cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
-    """Give a cursor like this one, for a further result of a pipeline."""
+    """Return another cursor on the same connection, for one more result of a pipeline."""
     return Cursor(cursor.connection, row_factory=tuple_row)
 
 
-def _joined(chunk_ids: list[UUID], chunks: list[memoryview]) -> dict[str, object]:
+def _insert_parameters(chunk_ids: list[UUID], chunks: list[memoryview]) -> dict[str, object]:
     sizes = [len(chunk) for chunk in chunks]
     starts = list(accumulate(sizes, initial=0))[:-1]
     return {"chunk_ids": chunk_ids, "data": b"".join(chunks), "starts": starts, "sizes": sizes}
