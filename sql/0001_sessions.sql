@@ -1,21 +1,30 @@
--- Sessions with their agents, messages and multi-agents (graphs, swarms): one row each.
+-- Sessions with their agents, messages and multi-agents (graphs and swarms): one row each.
 --
--- Documents are JSONB, readable and queryable. Beside each stands <column>_exact: NULL if JSONB gives the very
--- document back, otherwise what JSONB cannot hold (key order, NUL, NaN, ...). Who changes a document with SQL sets
--- its _exact to NULL, or the old document is restored.
+-- Documents are JSONB, so they can be read and queried. Beside each is a column <name>_exact. It is NULL if the JSONB
+-- converts back to exactly the same document; otherwise it holds what JSONB cannot: the order of keys, NUL, NaN, ...
 --
--- write_id is drawn by the writer for each call: a call that is repeated because its answer was lost finds its own.
+-- write_id is drawn by the writer for each call. A call that is retried because its acknowledgement was lost finds its
+-- own write_id. In agents and multi-agents it is also the version that an update expects.
 --
--- Every key begins with session_id and nothing spans sessions, so that the tables can be distributed by it. Ids are
--- COLLATE "C": their order, and so their indexes, do not depend on the operating system's locales.
+-- Every key starts with session_id, and nothing refers to another session, so that the tables can be distributed by it.
+-- Ids are COLLATE "C", so that their order and their indexes do not depend on the locales of the operating system.
+--
+-- For operators:
+-- - If you edit a document with SQL, set its _exact column to NULL; otherwise the old document is restored.
+-- - Deleting a row of strands_sessions deletes everything in the session except its lease.
+-- - created_at and updated_at are the server's times; imported rows keep those of their source.
 
 CREATE TABLE strands_sessions (
     session_id   text COLLATE "C" PRIMARY KEY,
-    session_type text NOT NULL,                  -- Strands' SessionType, "AGENT" so far
+    session_type text NOT NULL,                  -- Strands' SessionType; so far always AGENT
     write_id     uuid NOT NULL,
     created_at   timestamptz NOT NULL,
-    updated_at   timestamptz NOT NULL            -- last activity of anything in the session, to the minute
+    updated_at   timestamptz NOT NULL            -- last activity of anything in the session, accurate to a minute
 );
+
+-- For listing the most recently active sessions and for finding idle ones. Since updated_at changes at most once a
+-- minute, the index costs writers next to nothing.
+CREATE INDEX strands_sessions_updated_at ON strands_sessions (updated_at, session_id);
 
 CREATE TABLE strands_agents (
     session_id                       text COLLATE "C" NOT NULL REFERENCES strands_sessions ON DELETE CASCADE,
@@ -26,7 +35,7 @@ CREATE TABLE strands_agents (
     conversation_manager_state_exact text,
     _internal_state                  jsonb NOT NULL,   -- interrupts, model state
     _internal_state_exact            text,
-    write_id                         uuid NOT NULL,    -- also: the version that a writer must have seen
+    write_id                         uuid NOT NULL,    -- the version that an update expects
     created_at                       timestamptz NOT NULL,
     updated_at                       timestamptz NOT NULL,
     PRIMARY KEY (session_id, agent_id)
@@ -35,10 +44,10 @@ CREATE TABLE strands_agents (
 CREATE TABLE strands_messages (
     session_id           text COLLATE "C" NOT NULL,
     agent_id             text COLLATE "C" NOT NULL,
-    message_id           bigint NOT NULL,        -- from 0 up without a gap, so it is the position too
+    message_id           bigint NOT NULL,        -- the index: from 0 up without gaps
     message              jsonb NOT NULL,
     message_exact        text,
-    redact_message       jsonb,                  -- what a guardrail put in the message's place
+    redact_message       jsonb,                  -- what a guardrail replaced the message with
     redact_message_exact text,
     write_id             uuid NOT NULL,
     created_at           timestamptz NOT NULL,
@@ -52,7 +61,7 @@ CREATE TABLE strands_multi_agents (
     multi_agent_id text COLLATE "C" NOT NULL,
     state          jsonb NOT NULL,
     state_exact    text,
-    write_id       uuid NOT NULL,                -- also: the version that a writer must have seen
+    write_id       uuid NOT NULL,                -- the version that an update expects
     created_at     timestamptz NOT NULL,
     updated_at     timestamptz NOT NULL,
     PRIMARY KEY (session_id, multi_agent_id)

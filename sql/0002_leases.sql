@@ -1,12 +1,12 @@
--- One row per session that is being held for writing. A term is a random UUID: a late release from an old term must
--- not free the new one, and a write that carries an old term must find nothing.
+-- One row per leased session. A term is a random UUID, drawn for each lease: the late release of an old lease must not
+-- release the new one, and a write under an old lease must store nothing.
 --
--- A session may be held before it is stored, so nothing refers to strands_sessions. A row whose holder died stays,
--- expired, until the session is held again.
+-- A session may be leased before it is stored, so there is no foreign key to strands_sessions. If a holder dies, its
+-- row remains, expired, until the session is leased again.
 
 CREATE TABLE strands_leases (
     session_id  text COLLATE "C" PRIMARY KEY,
-    term        uuid NOT NULL,            -- replaced at every takeover
-    acquired_at timestamptz NOT NULL,     -- for the error that tells since when the session is held
+    term        uuid NOT NULL,            -- replaced at each takeover
+    acquired_at timestamptz NOT NULL,     -- shown in the error that says since when the session is leased
     expires_at  timestamptz NOT NULL      -- by the server's clock
 );

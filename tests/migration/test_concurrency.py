@@ -1,4 +1,4 @@
-"""Processes that all start at once on an empty database, as the replicas of a service do."""
+"""Processes that start at the same time on an empty database, as the replicas of a service do."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from strands_psycopg.migrator import Migrator, packaged_migrations
 from support import catalog, processes
 from support.waiting import wait_until
 
-# The package is imported before the processes fork, and each connects before the barrier, so that they start together.
+# The package is imported before the fork, and each process connects before the barrier, so that they start together.
 START_UP = """
 import json, multiprocessing, sys
 from strands_psycopg import PostgresSessionRepository
@@ -37,12 +37,12 @@ sys.exit(any(process.exitcode for process in started))
 """
 
 
-def start_up_at_once(dsn: str, options: list[dict[str, Any]]) -> None:
+def start_concurrently(dsn: str, options: list[dict[str, Any]]) -> None:
     processes.run(START_UP, dsn, json.dumps(options))
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_processes_that_start_at_once_migrate_once(empty_dsn: str, isolation: str) -> None:
+def test_processes_that_start_at_the_same_time_migrate_once(empty_dsn: str, isolation: str) -> None:
     with psycopg.connect(empty_dsn, autocommit=True) as connection:
         connection.execute(
             sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = {}").format(
@@ -50,7 +50,7 @@ def test_processes_that_start_at_once_migrate_once(empty_dsn: str, isolation: st
             )
         )
 
-    start_up_at_once(empty_dsn, [{}] * 12)
+    start_concurrently(empty_dsn, [{}] * 12)
 
     with psycopg.connect(empty_dsn) as connection:
         ledger = connection.execute("SELECT version FROM strands_migrations ORDER BY version").fetchall()
@@ -61,7 +61,7 @@ def test_processes_that_start_at_once_migrate_once(empty_dsn: str, isolation: st
 def test_processes_of_several_prefixes_share_a_new_schema(empty_dsn: str) -> None:
     prefixes = ["erp_", "crm_", "hr_", "it_"]
 
-    start_up_at_once(empty_dsn, [{"schema": "office", "table_prefix": prefix} for prefix in prefixes * 3])
+    start_concurrently(empty_dsn, [{"schema": "office", "table_prefix": prefix} for prefix in prefixes * 3])
 
     assert catalog.tables(empty_dsn, "office") == sorted(
         prefix + name for prefix in prefixes for name in catalog.TABLES
@@ -70,9 +70,7 @@ def test_processes_of_several_prefixes_share_a_new_schema(empty_dsn: str) -> Non
 
 @pytest.mark.parametrize("options", [{}, {"schema": "office"}], ids=["public", "new schema"])
 @pytest.mark.parametrize("prefix", ["crm_", "erp_"], ids=["same prefix", "other prefix"])
-def test_who_has_waited_for_another_sees_what_that_one_did(
-    empty_dsn: str, options: dict[str, Any], prefix: str
-) -> None:
+def test_migrator_that_waited_for_another_sees_its_result(empty_dsn: str, options: dict[str, Any], prefix: str) -> None:
     with (
         ThreadPoolExecutor() as threads,
         PostgresSessionRepository(empty_dsn, table_prefix="crm_", **options) as first,
@@ -81,8 +79,8 @@ def test_who_has_waited_for_another_sees_what_that_one_did(
     ):
         migrator = Migrator(second._database)
         assert migrator.pending() == packaged_migrations()
-        everything, commit = Migrator(first._database).script().rsplit("COMMIT", maxsplit=1)
-        connection.execute(everything.encode())
+        statements, commit = Migrator(first._database).script().rsplit("COMMIT", maxsplit=1)
+        connection.execute(statements.encode())
 
         applied = threads.submit(migrator.apply)
         waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"

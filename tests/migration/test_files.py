@@ -10,6 +10,14 @@ from support import catalog
 
 SOURCES = Path(__file__).parents[2] / "sql"
 
+# Of the packaged files, in the order of their versions.
+CHECKSUMS = [
+    ("0001_sessions.sql", "7da8f81ace460a67bc7ad596654fad4187c68f578e2ef41f270c9e542ab65c7c"),
+    ("0002_leases.sql", "3bc83ebbeedf2fce376e223168fdb37db09b99efeef44dcf0c63f167cf66d9ad"),
+    ("0003_storage.sql", "36a169975e4f98bec989563e8f8cbfa7120a019c44699e10f7092972686c4fd8"),
+    ("0004_analytics.sql", "82ac778e1c62762d4d8049630d01b1046bca9535449f1b574224e5a395d50f77"),
+]
+
 
 def write(folder: Path, *names: str) -> Path:
     for name in names:
@@ -34,7 +42,7 @@ def test_files_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         *("0002_a b.sql", "0002_a.SQL", "0002_a.sql~", "0002_a.sql.bak", "x0002_a.sql", "0002_a.txt", "__init__.py"),
     ],
 )
-def test_a_file_with_another_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_file_with_an_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path, "0001_a.sql", name)
 
     with pytest.raises(SchemaError, match=re.escape(repr(name))):
@@ -50,9 +58,9 @@ def test_a_file_with_another_name_is_refused(tmp_path: Path, name: str) -> None:
         (["0000_a.sql", "0001_b.sql"], "[0, 1]"),
         ([], "[]"),
     ],
-    ids=["gap", "twin", "late", "zero", "none"],
+    ids=["gap", "duplicate", "late", "zero", "none"],
 )
-def test_numbers_with_a_gap_or_twin_are_refused(tmp_path: Path, names: list[str], numbers: str) -> None:
+def test_numbers_with_a_gap_or_duplicate_are_refused(tmp_path: Path, names: list[str], numbers: str) -> None:
     with pytest.raises(SchemaError, match=re.escape(numbers)):
         read_migrations(write(tmp_path, *names))
 
@@ -74,19 +82,28 @@ def test_any_other_change_changes_the_checksum(changed: str) -> None:
     assert Migration(1, "a", changed).checksum != Migration(1, "a", "CREATE TABLE a ();").checksum
 
 
-def test_the_sources_are_what_is_packaged() -> None:
-    assert [f"{each.version:04}_{each.name}.sql" for each in packaged_migrations()] == sorted(
-        file.name for file in SOURCES.iterdir()
+def file_name(migration: Migration) -> str:
+    return f"{migration.version:04}_{migration.name}.sql"
+
+
+def test_released_files_do_not_change() -> None:
+    assert [(file_name(each), each.checksum) for each in packaged_migrations()] == CHECKSUMS, (
+        "a released file must not change: databases that it was applied to would be refused. Restore it, put the "
+        "change into a new file NNNN_name.sql and add that to CHECKSUMS (until the first release: update CHECKSUMS)"
     )
+
+
+def test_packaged_files_are_the_sources() -> None:
+    assert [file_name(each) for each in packaged_migrations()] == sorted(file.name for file in SOURCES.iterdir())
     assert {each.text for each in packaged_migrations()} == {file.read_text() for file in SOURCES.iterdir()}
 
 
-def test_nothing_but_numbered_sql_files_lies_among_the_sources() -> None:
+def test_sources_are_nothing_but_numbered_sql_files() -> None:
     assert [file.name for file in SOURCES.iterdir() if not re.fullmatch(r"\d{4}_[a-z0-9_]+\.sql", file.name)] == []
     assert all(file.is_file() for file in SOURCES.iterdir())
 
 
-def test_statements_are_split_and_take_the_prefix() -> None:
+def test_text_is_split_into_statements_with_the_prefix() -> None:
     migration = Migration(
         1,
         "a",
@@ -102,7 +119,7 @@ def test_statements_are_split_and_take_the_prefix() -> None:
     ]
 
 
-def test_a_semicolon_in_quotes_ends_no_statement() -> None:
+def test_semicolon_in_quotes_does_not_end_a_statement() -> None:
     migration = Migration(1, "a", "COMMENT ON TABLE strands_a IS 'one; strands_b''s; two';\nDO 'BEGIN NULL; END';\n")
 
     assert migration.statements("crm_") == ["COMMENT ON TABLE crm_a IS 'one; crm_b''s; two'", "DO 'BEGIN NULL; END'"]
@@ -132,7 +149,7 @@ def test_statements_are_executed_one_by_one(empty_dsn: str) -> None:
             repository.ensure_schema()
 
         seen = connection.execute("SELECT query FROM witness.seen ORDER BY number").fetchall()
-    # A block is one statement, but tells of each that it executes.
+    # A DO block is one statement, but fires the trigger for each command that it executes.
     assert [query for (query,) in seen[1:] if not query.startswith("DO ")] == [
         statement
         for migration in packaged_migrations()

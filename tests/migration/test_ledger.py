@@ -15,7 +15,7 @@ from support import catalog
 Connection = psycopg.Connection[Any]
 
 
-def test_the_ledger_says_what_was_applied_and_when(empty_dsn: str) -> None:
+def test_ledger_records_what_was_applied_and_when(empty_dsn: str) -> None:
     with PostgresSessionRepository(empty_dsn) as repository:
         assert Migrator(repository._database).apply() == packaged_migrations()
         assert Migrator(repository._database).apply() == []
@@ -37,13 +37,13 @@ def assert_refused(dsn: str, match: str) -> None:
     assert catalog.layout(dsn) == before
 
 
-def test_a_file_that_has_changed_since_is_refused(dsn: str, connection: Connection) -> None:
+def test_file_that_has_changed_since_is_refused(dsn: str, connection: Connection) -> None:
     connection.execute("UPDATE strands_migrations SET checksum = repeat('0', 64) WHERE version = 1")
 
     assert_refused(dsn, r"migration 1 \(sessions\) .* differs .* install the release that")
 
 
-def test_a_newer_database_is_refused(dsn: str, connection: Connection) -> None:
+def test_newer_database_is_refused(dsn: str, connection: Connection) -> None:
     connection.execute("INSERT INTO strands_migrations VALUES (9999, 'flying', repeat('0', 64), now())")
 
     latest = packaged_migrations()[-1].version
@@ -57,7 +57,7 @@ def test_tables_without_a_ledger_are_refused(dsn: str, connection: Connection) -
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_a_database_that_cannot_hold_every_text_is_refused(dsn: str, encoding: str) -> None:
+def test_database_with_another_encoding_is_refused(dsn: str, encoding: str) -> None:
     with _other_database(dsn, encoding) as other:
         with PostgresSessionRepository(other) as repository, pytest.raises(SchemaError, match=f"{encoding}.*UTF8"):
             repository.ensure_schema()
@@ -79,8 +79,8 @@ def _other_database(dsn: str, encoding: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def held(dsn: str, empty_dsn: str) -> Iterator[tuple[str, str]]:
-    """A migrated and an empty database, in both of which another session holds the migrator's lock."""
+def migrator_lock_held(dsn: str, empty_dsn: str) -> Iterator[tuple[str, str]]:
+    """Yield the DSNs of a migrated and an empty database, in both of which the migrator's lock is held."""
     with PostgresSessionRepository(dsn) as repository:
         script = Migrator(repository._database).script([])
     lock = re.search(r"pg_advisory_xact_lock\(-?\d+\)", script)
@@ -88,18 +88,18 @@ def held(dsn: str, empty_dsn: str) -> Iterator[tuple[str, str]]:
     with psycopg.connect(dsn) as one, psycopg.connect(empty_dsn) as two:
         for connection in (one, two):
             connection.execute(f"SELECT {lock[0]}".encode())
-        yield _impatient(dsn), _impatient(empty_dsn)
+        yield _with_lock_timeout(dsn), _with_lock_timeout(empty_dsn)
 
 
-def _impatient(dsn: str) -> str:
+def _with_lock_timeout(dsn: str) -> str:
     return make_conninfo(dsn, options="-c lock_timeout=500")
 
 
-def test_with_nothing_pending_no_lock_is_waited_for(held: tuple[str, str]) -> None:
-    current, empty = held
-    with PostgresSessionRepository(current, retry_timeout=0) as repository:
+def test_lock_is_not_taken_if_nothing_is_pending(migrator_lock_held: tuple[str, str]) -> None:
+    migrated, empty = migrator_lock_held
+    with PostgresSessionRepository(migrated, retry_timeout=0) as repository:
         repository.ensure_schema()
-    # What holds the lock would hold up whoever takes it.
+    # The lock does block a migrator that takes it.
     with (
         PostgresSessionRepository(empty, retry_timeout=0) as repository,
         pytest.raises(DatabaseUnavailableError, match="lock timeout"),
@@ -107,7 +107,7 @@ def test_with_nothing_pending_no_lock_is_waited_for(held: tuple[str, str]) -> No
         repository.ensure_schema()
 
 
-def test_with_nothing_pending_nothing_is_written(dsn: str) -> None:
+def test_nothing_is_written_if_nothing_is_pending(dsn: str) -> None:
     read_only = make_conninfo(dsn, options="-c default_transaction_read_only=on")
     with PostgresSessionRepository(read_only) as repository:
         repository.ensure_schema()

@@ -13,7 +13,7 @@ from support import agents, catalog
 
 LONGEST = "a_" + "0123456789" * 3 + "_bcdefgh"
 
-NEIGHBOURS: list[dict[str, Any]] = [
+INSTALLATIONS: list[dict[str, Any]] = [
     {},
     {"schema": "office"},
     {"table_prefix": "crm_"},
@@ -23,17 +23,19 @@ NEIGHBOURS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def neighbours(empty_dsn: str) -> Iterator[list[PostgresSessionRepository]]:
-    """Repositories in one database, each of which has called ``ensure_schema``."""
+def installations(empty_dsn: str) -> Iterator[list[PostgresSessionRepository]]:
+    """Yield repositories with different schemas and prefixes in one database, all migrated."""
     with ExitStack() as stack:
-        repositories = [stack.enter_context(PostgresSessionRepository(empty_dsn, **options)) for options in NEIGHBOURS]
+        repositories = [
+            stack.enter_context(PostgresSessionRepository(empty_dsn, **options)) for options in INSTALLATIONS
+        ]
         for repository in repositories:
             repository.ensure_schema()
         yield repositories
 
 
 def test_each_schema_and_prefix_has_tables_of_its_own(
-    neighbours: list[PostgresSessionRepository], empty_dsn: str
+    installations: list[PostgresSessionRepository], empty_dsn: str
 ) -> None:
     assert catalog.tables(empty_dsn) == sorted(
         prefix + name for prefix in ("strands_", "crm_") for name in catalog.TABLES
@@ -51,36 +53,38 @@ def test_each_schema_and_prefix_has_tables_of_its_own(
             assert ledger == [(each.version,) for each in packaged_migrations()]
 
 
-def test_views_read_their_own_neighbours_alone(neighbours: list[PostgresSessionRepository], empty_dsn: str) -> None:
+def test_views_read_only_tables_and_views_of_their_own_prefix(
+    installations: list[PostgresSessionRepository], empty_dsn: str
+) -> None:
     for schema, prefixes in {"public": ("strands_", "crm_"), "office": ("strands_", "crm_", "_")}.items():
         read = catalog.read_by_views(empty_dsn, schema)
         assert {view for view, _, _ in read} == {prefix + name for prefix in prefixes for name in catalog.VIEWS}
-        for view, of_schema, name in read:
+        for view, schema_read, name in read:
             [prefix] = [
                 prefix for prefix in prefixes if view.startswith(prefix) and view[len(prefix) :] in catalog.VIEWS
             ]
-            assert of_schema == schema
+            assert schema_read == schema
             assert name in {prefix + each for each in [*catalog.TABLES, *catalog.VIEWS]}
 
-    agents.build(neighbours[3], session_id="mine")("hello")
-    counts = [read_statistics(repository).total.messages for repository in neighbours]
+    agents.build(installations[3], session_id="mine")("hello")
+    counts = [read_statistics(repository).total.messages for repository in installations]
     assert counts == [0, 0, 0, 2, 0]
 
 
-def test_neighbours_do_not_see_each_other(neighbours: list[PostgresSessionRepository]) -> None:
+def test_installations_do_not_see_each_other(installations: list[PostgresSessionRepository]) -> None:
     sessions = {}
-    for number, repository in enumerate(neighbours):
+    for number, repository in enumerate(installations):
         assert repository.read_session("s") is None
         agent = agents.build(repository, replies=[[f"reply {number}"]])
         agent(f"prompt {number}")
         sessions[repository] = agents.dump(agent)
 
-    assert len(set(sessions.values())) == len(NEIGHBOURS)
+    assert len(set(sessions.values())) == len(INSTALLATIONS)
     for repository, dump in sessions.items():
         assert agents.dump(agents.build(repository)) == dump
 
-    neighbours[1].delete_session("s")
-    assert [repository.read_session("s") is None for repository in neighbours] == [False, True, False, False, False]
+    installations[1].delete_session("s")
+    assert [repository.read_session("s") is None for repository in installations] == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("argument", ["schema", "table_prefix"])
@@ -91,7 +95,7 @@ def test_neighbours_do_not_see_each_other(neighbours: list[PostgresSessionReposi
         *(LONGEST + "i", 7, b"a"),
     ],
 )
-def test_another_name_is_refused_before_any_connection(argument: str, name: Any) -> None:
+def test_invalid_name_is_refused_before_any_connection(argument: str, name: Any) -> None:
     def dsn() -> str:
         raise AssertionError("no connection is made")
 
@@ -123,5 +127,5 @@ def test_reserved_words_and_the_longest_names_work(empty_dsn: str, options: dict
     schema, prefix = options.get("schema", "public"), options.get("table_prefix", "strands_")
     assert catalog.tables(empty_dsn, schema) == [prefix + name for name in catalog.TABLES]
     assert catalog.views(empty_dsn, schema) == [prefix + name for name in catalog.VIEWS]
-    # The server shortens what it names itself, such as constraints.
+    # The server shortens the names that it generates, such as those of constraints.
     assert [name for name in catalog.objects(empty_dsn, schema) if not name.startswith(prefix[:20])] == []

@@ -13,26 +13,26 @@ from support import agents, catalog
 
 
 @contextmanager
-def clerk(dsn: str, *grants: str) -> Iterator[str]:
-    """Give the DSN of a role that may do no more on this database than what is granted."""
+def restricted_role(dsn: str, *grants: str) -> Iterator[str]:
+    """Yield the DSN of a role with no other privileges on this database than the granted ones."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("CREATE ROLE clerk LOGIN PASSWORD 'clerk'")
+        connection.execute("CREATE ROLE restricted LOGIN PASSWORD 'restricted'")
         try:
             connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
             connection.execute(f"REVOKE CREATE ON DATABASE {connection.info.dbname} FROM PUBLIC".encode())
             for grant in grants:
-                connection.execute(f"GRANT {grant} TO clerk".encode())
-            yield make_conninfo(dsn, user="clerk", password="clerk")
+                connection.execute(f"GRANT {grant} TO restricted".encode())
+            yield make_conninfo(dsn, user="restricted", password="restricted")
         finally:
-            connection.execute("DROP OWNED BY clerk")
-            connection.execute("DROP ROLE clerk")
+            connection.execute("DROP OWNED BY restricted")
+            connection.execute("DROP ROLE restricted")
 
 
-def test_a_role_with_the_four_rights_runs_a_whole_session(dsn: str) -> None:
-    rights = "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
+def test_role_with_four_privileges_runs_a_whole_session(dsn: str) -> None:
+    privileges = "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
     with (
-        clerk(dsn, "USAGE ON SCHEMA public", rights) as of_clerk,
-        PostgresSessionRepository(of_clerk) as repository,
+        restricted_role(dsn, "USAGE ON SCHEMA public", privileges) as restricted_dsn,
+        PostgresSessionRepository(restricted_dsn) as repository,
     ):
         repository.ensure_schema()
         agent = agents.build(repository, replies=[["one"], ["two"]])
@@ -47,16 +47,16 @@ def test_a_role_with_the_four_rights_runs_a_whole_session(dsn: str) -> None:
         repository.delete_session("s")
         assert repository.read_session("s") is None
 
-        with psycopg.connect(of_clerk) as connection, pytest.raises(errors.InsufficientPrivilege):
+        with psycopg.connect(restricted_dsn) as connection, pytest.raises(errors.InsufficientPrivilege):
             connection.execute("CREATE TABLE public.more ()")
 
 
-def test_who_may_not_read_the_views_runs_a_whole_session(dsn: str) -> None:
+def test_role_without_privileges_on_views_runs_a_whole_session(dsn: str) -> None:
     tables = ", ".join(f"strands_{name}" for name in catalog.TABLES)
-    rights = f"SELECT, INSERT, UPDATE, DELETE ON {tables}"
+    privileges = f"SELECT, INSERT, UPDATE, DELETE ON {tables}"
     with (
-        clerk(dsn, "USAGE ON SCHEMA public", rights) as of_clerk,
-        PostgresSessionRepository(of_clerk) as repository,
+        restricted_role(dsn, "USAGE ON SCHEMA public", privileges) as restricted_dsn,
+        PostgresSessionRepository(restricted_dsn) as repository,
     ):
         repository.ensure_schema()
         agent = agents.build(repository, replies=[["one"]])
@@ -70,7 +70,7 @@ def test_who_may_not_read_the_views_runs_a_whole_session(dsn: str) -> None:
         assert error.value.sqlstate == "42501"
 
 
-def test_views_show_no_more_than_the_tables_do(dsn: str, repository: PostgresSessionRepository) -> None:
+def test_row_level_security_applies_to_views(dsn: str, repository: PostgresSessionRepository) -> None:
     agents.build(repository, "tenant-1")("mine")
     agents.build(repository, "tenant-2")("yours")
     with psycopg.connect(dsn) as connection:
@@ -80,8 +80,8 @@ def test_views_show_no_more_than_the_tables_do(dsn: str, repository: PostgresSes
             connection.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY".encode())
             connection.execute(f"CREATE POLICY mine ON {table} USING (session_id = 'tenant-1')".encode())
     with (
-        clerk(dsn, "USAGE ON SCHEMA public", "SELECT ON ALL TABLES IN SCHEMA public") as of_clerk,
-        psycopg.connect(of_clerk) as connection,
+        restricted_role(dsn, "USAGE ON SCHEMA public", "SELECT ON ALL TABLES IN SCHEMA public") as restricted_dsn,
+        psycopg.connect(restricted_dsn) as connection,
     ):
         for view in catalog.VIEWS:
             if view != "daily_figures":
@@ -93,10 +93,10 @@ def test_views_show_no_more_than_the_tables_do(dsn: str, repository: PostgresSes
 @pytest.mark.parametrize(
     ("schema", "named"), [("public", "schema public"), ("office", "database empty_under_test")], ids=["public", "new"]
 )
-def test_a_role_that_may_not_create_is_told_so(empty_dsn: str, schema: str, named: str) -> None:
+def test_error_says_which_privilege_to_create_is_missing(empty_dsn: str, schema: str, named: str) -> None:
     with (
-        clerk(empty_dsn, "USAGE ON SCHEMA public") as of_clerk,
-        PostgresSessionRepository(of_clerk, schema=schema) as repository,
+        restricted_role(empty_dsn, "USAGE ON SCHEMA public") as restricted_dsn,
+        PostgresSessionRepository(restricted_dsn, schema=schema) as repository,
     ):
         with pytest.raises(DatabaseError, match=f"migrating the schema: permission denied for {named}.*grant") as error:
             repository.ensure_schema()
@@ -105,12 +105,12 @@ def test_a_role_that_may_not_create_is_told_so(empty_dsn: str, schema: str, name
     assert catalog.tables(empty_dsn, schema) == []
 
 
-def test_an_existing_schema_is_used_without_the_right_to_create_schemas(empty_dsn: str) -> None:
+def test_existing_schema_is_used_without_the_privilege_to_create_schemas(empty_dsn: str) -> None:
     with psycopg.connect(empty_dsn) as connection:
         connection.execute("CREATE SCHEMA office")
     with (
-        clerk(empty_dsn, "USAGE, CREATE ON SCHEMA office") as of_clerk,
-        PostgresSessionRepository(of_clerk, schema="office") as repository,
+        restricted_role(empty_dsn, "USAGE, CREATE ON SCHEMA office") as restricted_dsn,
+        PostgresSessionRepository(restricted_dsn, schema="office") as repository,
     ):
         repository.ensure_schema()
 

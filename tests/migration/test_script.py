@@ -21,20 +21,20 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def run(dsn: str, script: str) -> None:
-    """Hand a script over as a whole."""
+    """Run a script as one query string."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(script.encode())
 
 
 def run_by_statement(dsn: str, script: str) -> None:
-    """Hand a script over as psql does unless told otherwise: go on after an error."""
+    """Run a script statement by statement, and continue after an error, as psql does by default."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         for statement in script.split(";\n\n"):
             with suppress(psycopg.Error):
                 connection.execute(statement.encode())
 
 
-def everything(dsn: str) -> list[str]:
+def schemas_and_objects(dsn: str) -> list[str]:
     with psycopg.connect(dsn) as connection:
         schemas = connection.execute(
             "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_|^information_schema$' ORDER BY 1"
@@ -43,7 +43,7 @@ def everything(dsn: str) -> list[str]:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_script_leaves_nothing_pending(empty_dsn: str, options: dict[str, Any]) -> None:
+def test_nothing_is_pending_after_the_script(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(empty_dsn, **options) as repository:
         migrator = Migrator(repository._database)
         assert migrator.pending() == packaged_migrations()
@@ -56,7 +56,7 @@ def test_the_script_leaves_nothing_pending(empty_dsn: str, options: dict[str, An
         assert agents.dump(agents.build(repository)) == agents.dump(agent)
 
 
-def test_the_script_does_what_apply_does(dsn: str, empty_dsn: str) -> None:
+def test_script_does_what_apply_does(dsn: str, empty_dsn: str) -> None:
     with PostgresSessionRepository(empty_dsn) as repository:
         run(empty_dsn, Migrator(repository._database).script())
 
@@ -69,24 +69,24 @@ def test_the_script_does_what_apply_does(dsn: str, empty_dsn: str) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_script_that_fails_halfway_leaves_nothing(empty_dsn: str, options: dict[str, Any]) -> None:
+def test_script_that_fails_halfway_creates_nothing(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(empty_dsn, **options) as repository:
         halfway = Migration(NEXT, "halfway", "ALTER TABLE strands_sessions ADD note text; SELECT 1 / 0;")
         script = Migrator(repository._database, [*packaged_migrations(), halfway]).script()
-    before = everything(empty_dsn)
+    before = schemas_and_objects(empty_dsn)
 
     with pytest.raises(errors.DivisionByZero):
         run(empty_dsn, script)
-    assert everything(empty_dsn) == before
+    assert schemas_and_objects(empty_dsn) == before
     run_by_statement(empty_dsn, script)
-    assert everything(empty_dsn) == before
+    assert schemas_and_objects(empty_dsn) == before
 
     run_by_statement(empty_dsn, re.sub("SELECT 1 / 0;", "", script))
-    assert everything(empty_dsn) != before
+    assert schemas_and_objects(empty_dsn) != before
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_script_makes_the_views_that_apply_makes(empty_dsn: str, options: dict[str, Any]) -> None:
+def test_script_creates_the_views_that_apply_creates(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(empty_dsn, **options) as repository:
         run(empty_dsn, Migrator(repository._database).script())
 
@@ -95,7 +95,7 @@ def test_the_script_makes_the_views_that_apply_makes(empty_dsn: str, options: di
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_script_of_what_is_pending_upgrades(empty_dsn: str, options: dict[str, Any]) -> None:
+def test_script_of_pending_migrations_upgrades(empty_dsn: str, options: dict[str, Any]) -> None:
     with PostgresSessionRepository(empty_dsn, **options) as repository:
         repository.ensure_schema()
         agent = agents.build(repository)

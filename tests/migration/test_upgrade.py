@@ -1,4 +1,4 @@
-"""Upgrades of a database that holds sessions, by migrations that are made up here."""
+"""Upgrades of a database that contains sessions, by example migrations."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ FAILING = Migration(
 
 
 def contents(connection: Connection) -> dict[str, list[Any]]:
-    """All rows of the packaged migrations' tables, without columns that a later one has added."""
+    """Return all rows of the sessions' tables, without the column that an example migration adds."""
     return {
         table: connection.execute(f"SELECT to_jsonb(t) - 'label' FROM {table} t ORDER BY 1".encode()).fetchall()
         for table in ("strands_sessions", "strands_agents", "strands_messages", "strands_multi_agents")
@@ -42,14 +42,14 @@ def contents(connection: Connection) -> dict[str, list[Any]]:
 
 @pytest.fixture
 def dump(repository: PostgresSessionRepository) -> str:
-    """Store a session with two turns, and give its agent's dump."""
+    """Store a session with two turns, and return the dump of its agent."""
     agent = agents.build(repository, replies=[["one\0"], ["two"]])
     agent("1")
     agent("2")
     return agents.dump(agent)
 
 
-def test_an_upgrade_keeps_the_data(
+def test_upgrade_keeps_the_data(
     dsn: str, repository: PostgresSessionRepository, dump: str, connection: Connection
 ) -> None:
     before = contents(connection)
@@ -70,7 +70,7 @@ def test_an_upgrade_keeps_the_data(
         Migrator(repository._database).pending()
 
 
-def test_an_upgrade_may_change_a_column_that_views_read(
+def test_upgrade_may_change_a_column_that_views_read(
     dsn: str, repository: PostgresSessionRepository, dump: str
 ) -> None:
     analytics = next(each for each in packaged_migrations() if each.name == "analytics")
@@ -89,21 +89,21 @@ def test_an_upgrade_may_change_a_column_that_views_read(
     assert read_statistics(repository).total.messages == 4
 
 
-def test_an_upgrade_reaches_its_own_schema_and_prefix_alone(
+def test_upgrade_changes_only_its_own_schema_and_prefix(
     dsn: str, repository: PostgresSessionRepository, dump: str
 ) -> None:
     before = catalog.layout(dsn)
-    with PostgresSessionRepository(dsn, schema="office", table_prefix="crm_") as neighbour:
-        neighbour.ensure_schema()
+    with PostgresSessionRepository(dsn, schema="office", table_prefix="crm_") as other:
+        other.ensure_schema()
 
-        assert Migrator(neighbour._database, [*packaged_migrations(), ADDED]).apply() == [ADDED]
+        assert Migrator(other._database, [*packaged_migrations(), ADDED]).apply() == [ADDED]
 
     assert "crm_labels" in catalog.tables(dsn, "office")
     assert catalog.layout(dsn) == before
     assert agents.dump(agents.build(repository)) == dump
 
 
-def test_a_failing_upgrade_leaves_everything_as_it_was(
+def test_failing_upgrade_changes_nothing(
     dsn: str, repository: PostgresSessionRepository, dump: str, connection: Connection
 ) -> None:
     before, layout = contents(connection), catalog.layout(dsn)
@@ -120,7 +120,7 @@ def test_a_failing_upgrade_leaves_everything_as_it_was(
     assert agents.dump(agents.build(repository)) == dump
 
 
-def test_a_failing_installation_leaves_nothing(empty_dsn: str) -> None:
+def test_failing_installation_creates_nothing(empty_dsn: str) -> None:
     with PostgresSessionRepository(empty_dsn, schema="office") as repository, pytest.raises(DatabaseError):
         Migrator(repository._database, [*packaged_migrations(), ADDED, FAILING]).apply()
 

@@ -1,18 +1,17 @@
--- Figures about sessions, for people and for the commands stats and report. All are views: nothing is computed or kept
--- until somebody asks.
+-- Views with figures about sessions, for your own queries and for the commands stats and report. They store nothing and
+-- cost nothing until they are queried.
 --
--- A redacted message counts with what it is redacted to; only the numbers of its metadata are still those of the model's
--- call. Messages are of any shape, so nothing here relies on one: what is missing or malformed is NULL, or not counted.
--- Times are those at which the server stored a message, days are UTC's.
+-- A redacted message appears with its redaction; only the token counts and durations remain those of the model's call.
+-- Messages may have any shape: values that are missing or malformed are NULL or not counted. Times are those at which
+-- the server stored a message; days are in UTC.
 --
 -- For operators:
--- - They read with the rights of whoever asks, so row-level security holds in them, and who may not read messages may
---   not read these. PostgreSQL 14 cannot do that: there a view reads with its owner's rights, so grant these there only
---   to roles that may see every session.
--- - Ask for one session, or few: WHERE session_id = ... finds its messages by their key. Everything else reads all
---   messages.
--- - Columns that a view reads can neither be dropped nor change their type. A migration that does so drops the views
---   first and creates them again.
+-- - The views have security_invoker: they read with the privileges of the role that queries them, so row-level security
+--   applies. PostgreSQL 14 does not have this option; there a view reads with its owner's privileges, so grant the
+--   views only to roles that may read every session.
+-- - A query with WHERE session_id = ... finds the messages by their primary key. Any other query reads all messages.
+-- - A column that a view reads cannot be dropped, nor its type be changed. A migration that needs to do so drops the
+--   views first and creates them again.
 
 CREATE VIEW strands_message_figures AS
 SELECT
@@ -21,7 +20,7 @@ SELECT
     message_id,
     coalesce(redact_message, message) ->> 'role' AS role,
     redact_message IS NOT NULL AS redacted,
-    -- A turn begins with a message of the user's that brings no result of a tool.
+    -- A turn begins with a user message without a tool result.
     coalesce(
         coalesce(redact_message, message) ->> 'role' = 'user'
         AND jsonb_path_exists(
@@ -33,14 +32,14 @@ SELECT
         jsonb_path_query_array(
             coalesce(redact_message, message), 'strict $.content[*] ? (exists (@.toolUse)).type()', '{}', true
         )
-    ) AS tool_calls,                             -- that the model asks for in this message
+    ) AS tool_calls,                             -- calls that the model requests in this message
     jsonb_array_length(
         jsonb_path_query_array(
             coalesce(redact_message, message), 'strict $.content[*] ? (@.toolResult.status == "error").type()', '{}', true
         )
-    ) AS tool_failures,                          -- that this message brings the results of
-    -- As the provider counts: whether what came from a cache is among the input is up to it. What is no number from 0 to
-    -- 10^12 is NULL.
+    ) AS tool_failures,                          -- failed calls whose results are in this message
+    -- As the provider counts them; whether input_tokens includes cached tokens depends on the provider. A value that is
+    -- not a number from 0 to 10^12 is NULL.
     jsonb_path_query_first(
         message, 'strict $.metadata.usage.inputTokens ? (@ >= 0 && @ <= 1000000000000)', '{}', true
     )::bigint AS input_tokens,
@@ -55,14 +54,14 @@ SELECT
     )::bigint AS cache_write_tokens,
     jsonb_path_query_first(
         message, 'strict $.metadata.metrics.latencyMs ? (@ >= 0 && @ <= 1000000000000)', '{}', true
-    )::bigint AS latency_ms,                     -- of the model's call
+    )::bigint AS latency_ms,                     -- duration of the model's call
     jsonb_path_query_first(
         message, 'strict $.metadata.metrics.timeToFirstByteMs ? (@ >= 0 && @ <= 1000000000000)', '{}', true
     )::bigint AS first_byte_ms,
     created_at
 FROM strands_messages;
 
-COMMENT ON VIEW strands_message_figures IS 'a row per message: its role, tokens, latency and counts of tool calls';
+COMMENT ON VIEW strands_message_figures IS 'one row per message: role, tokens, latency, numbers of tool calls';
 
 CREATE VIEW strands_content_blocks AS
 SELECT
@@ -71,8 +70,8 @@ SELECT
     m.message_id,
     (b.number - 1)::integer AS block_index,      -- from 0 up
     coalesce(m.redact_message, m.message) ->> 'role' AS role,
-    -- The block's key as Strands names it: text, toolUse, toolResult, reasoningContent, image, document, ... A bare
-    -- string is a text.
+    -- The block's key in Strands' format: text, toolUse, toolResult, reasoningContent, image, document, ... A plain
+    -- string counts as text.
     CASE jsonb_typeof(b.block)
         WHEN 'string' THEN 'text'
         WHEN 'object' THEN
@@ -94,7 +93,7 @@ SELECT
                 jsonb_path_query_first(b.block, 'lax $.citationsContent.content[*].text', '{}', true) #>> '{}',
                 jsonb_path_query_first(b.block, 'lax $.toolResult.content[*].text', '{}', true) #>> '{}'
             )
-    END AS text,                                 -- of citations and results the first one
+    END AS text,                                 -- of several citations or results, the first one
     b.block #>> '{toolUse,name}' AS tool_name,
     coalesce(b.block #>> '{toolUse,toolUseId}', b.block #>> '{toolResult,toolUseId}') COLLATE "C" AS tool_use_id,
     b.block #>> '{toolResult,status}' AS tool_status,
@@ -110,10 +109,10 @@ CROSS JOIN LATERAL jsonb_array_elements(
     END
 ) WITH ORDINALITY AS b (block, number);
 
-COMMENT ON VIEW strands_content_blocks IS 'a row per content block: its kind, text, and tool';
+COMMENT ON VIEW strands_content_blocks IS 'one row per content block: kind, text, tool';
 
--- Ids of calls come from models, and some models use one again in a later turn. So a call's result is what follows it
--- under its id in the agent's conversation, unless that is a call again.
+-- The ids of tool calls come from models, and some models reuse an id in a later turn. So the result of a call is the
+-- next block with its id in the agent's conversation, unless that block is another call.
 CREATE VIEW strands_tool_calls AS
 SELECT
     session_id,
@@ -125,11 +124,11 @@ SELECT
     block #> '{toolUse,input}' AS input,
     CASE WHEN has_result THEN next_block #>> '{toolResult,status}' END AS status,  -- success or error
     CASE WHEN has_result THEN next_block #> '{toolResult,content}' END AS result,
-    CASE WHEN has_result THEN next_message_id END AS result_message_id,  -- NULL: no result
+    CASE WHEN has_result THEN next_message_id END AS result_message_id,  -- NULL if there is no result
     created_at AS called_at,
     CASE WHEN has_result THEN next_created_at END AS result_at,
-    -- Until its result was stored. The calls of one message are answered together, so this is the slowest one's; time in
-    -- which a human was asked counts too.
+    -- The time until the result was stored. The results of all calls in a message are stored together, so it is that of
+    -- the slowest call. It includes the time of an interrupt that waits for a human.
     CASE WHEN has_result THEN extract(epoch FROM next_created_at - created_at)::double precision END AS seconds
 FROM (
     SELECT
@@ -152,7 +151,7 @@ FROM (
 ) AS b
 WHERE kind = 'toolUse';
 
-COMMENT ON VIEW strands_tool_calls IS 'a row per tool call: its input, status, result and the seconds until that';
+COMMENT ON VIEW strands_tool_calls IS 'one row per tool call: input, status, result, seconds until the result';
 
 CREATE VIEW strands_session_figures AS
 SELECT
@@ -185,12 +184,12 @@ LEFT JOIN (
     GROUP BY session_id
 ) AS f ON f.session_id = s.session_id;
 
-COMMENT ON VIEW strands_session_figures IS 'a row per session: its turns, messages, tool calls, tokens and times';
+COMMENT ON VIEW strands_session_figures IS 'one row per session: turns, messages, tool calls, tokens, times';
 
 CREATE VIEW strands_daily_figures AS
 SELECT
-    day,                                         -- in UTC; one without a message has no row
-    count(*) AS sessions,                        -- with a message on that day
+    day,                                         -- in UTC; a day without messages has no row
+    count(*) AS sessions,                        -- sessions with a message on that day
     sum(turns) AS turns,
     sum(messages) AS messages,
     sum(tool_calls) AS tool_calls,
@@ -216,9 +215,9 @@ FROM (
 ) AS f
 GROUP BY day;
 
-COMMENT ON VIEW strands_daily_figures IS 'a row per day in UTC: its sessions, turns, messages, tool calls and tokens';
+COMMENT ON VIEW strands_daily_figures IS 'one row per day in UTC: sessions, turns, messages, tool calls, tokens';
 
--- Before PostgreSQL 15 there is no such option, and the statement would fail.
+-- PostgreSQL 14 does not have the option security_invoker; the statement would fail.
 DO '
 DECLARE name text;
 BEGIN
