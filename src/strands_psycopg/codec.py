@@ -1,16 +1,16 @@
-"""Documents to and from JSONB without losing or altering a byte.
+"""Encode documents for JSONB columns, and decode them exactly.
 
-A document is stored as JSONB, readable and queryable, and, where JSONB alone would not give the very same
-document back, with a text beside it (the column ``<name>_exact``) that says what is missing:
+A document is stored as JSONB, so that it can be read and queried. Where JSONB alone would not return exactly the same
+document, a text column beside it (``<name>_exact``) holds what is missing:
 
-- NULL: JSONB gives the document back.
-- ``order [[...], ...]``: JSONB holds every value and only the order of keys differs. Each list is one set of keys
-  in the document's own order. Such texts are small and repeat from message to message.
-- otherwise the document's JSON text, verbatim, while JSONB holds a readable stand-in: U+FFFD for NUL and lone
-  surrogates, null for NaN, infinities and integers beyond ``numeric``, and a mere null for a document that is too
+- NULL: JSONB returns the document.
+- ``order [[...], ...]``: JSONB holds every value, and only the order of keys differs. Each list is one set of keys in
+  the order of the document. Such texts are small and repeat from message to message.
+- otherwise the document's JSON text, verbatim, while JSONB holds a readable substitute: U+FFFD for NUL and lone
+  surrogates, null for NaN, infinities and integers beyond ``numeric``, and a single null for a document that is too
   deep or too large for JSONB.
-- ``bytes "<marker>" {...}``: the same for a document with dicts of the very shape in which bytes are encoded;
-  in it only ``{"<marker>": "<base64>"}`` stands for bytes.
+- ``bytes "<key>" {...}``: the same, for a document with dicts of the very form in which bytes are encoded; in this text
+  only ``{"<key>": "<base64>"}`` represents bytes.
 
 Bytes are stored as Strands stores them: ``{"__bytes_encoded__": true, "data": "<base64>"}``.
 """
@@ -24,38 +24,38 @@ from functools import lru_cache
 from itertools import chain, count
 from typing import Any
 
-_BYTES = "__bytes_encoded__"
+_BYTES_KEY = "__bytes_encoded__"
 
-# What stands for bytes while a text is looked through, since base64 needs no looking through and may be megabytes. In
-# JSON, its text is nothing but such an object.
-_HOLLOW = {_BYTES: True, "data": ""}
-_HOLLOW_TEXT = json.dumps(_HOLLOW)
+# Represents bytes while a text is analysed, since their base64 needs no analysis and may be megabytes. In JSON only
+# such an object has this text: inside a string its quotes would be escaped.
+_EMPTY_BYTES = {_BYTES_KEY: True, "data": ""}
+_EMPTY_BYTES_TEXT = json.dumps(_EMPTY_BYTES)
 
 _ORDER_PREFIX = "order "
-_MARKER_PREFIX = "bytes "
+_BYTES_PREFIX = "bytes "
 
-# What PostgreSQL's numeric holds before the point. Python writes over 4,300 only if told to.
-_MOST_DIGITS = 131_072
+# How many digits PostgreSQL's numeric holds before the point. Python writes more than 4,300 only if told to.
+_MAX_DIGITS = 131_072
 
 # A server with the default max_stack_depth of 2 MB parses 13,000 levels of JSONB (measured on 15 and 18). Python
 # writes about 1,000 up to 3.11, and 10,000 and more since 3.12.
-_MOST_LEVELS = 4_000
+_MAX_DEPTH = 4_000
 
-# JSONB takes 2**24 elements in an array, which are 48 MiB of text at the least.
-_MOST_JSONB = 32 * 2**20
+# A JSONB array holds up to 2**24 elements, which are at least 48 MiB of text.
+_MAX_JSONB_LENGTH = 32 * 2**20
 
-# The protocol ends at 1 GiB a message, and an agent has three documents and their JSONB in one. The server writes out
+# The protocol limits a message to 1 GiB, and an agent has three documents and their JSONB in one. The server writes out
 # every digit of a number, such as 5e-324.
-_MOST_TEXT = 256 * 2**20
-_LONGEST_FLOAT = 330
+_MAX_TEXT_LENGTH = 256 * 2**20
+_MAX_FLOAT_LENGTH = 330
 
-# From left to right, so that an escaped backslash and a surrogate pair are consumed whole and what follows them
-# is not misread; only the group is what JSONB refuses.
+# Matched from left to right, so that an escaped backslash or a surrogate pair is consumed as a whole and what follows
+# is not misread. Only the group is what JSONB refuses.
 _ESCAPES = re.compile(r"\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(\\u0000|\\ud[89a-f][0-9a-f]{2})")
 
-# Caches serve the small key sets that recur; a large one would only hold memory.
-_CACHED_KEYS = 32
-_CACHED_TEXT = 2048
+# Caches are for the small sets of keys that recur. A large one would only take memory.
+_MAX_CACHED_KEYS = 32
+_MAX_CACHED_LENGTH = 2048
 
 
 def encode(document: object) -> tuple[str, str | None]:
@@ -73,61 +73,61 @@ def encode(document: object) -> tuple[str, str | None]:
             too deeply for ``json.dumps``, or its text is longer than 256 MiB.
         TypeError: The document holds something that JSON cannot.
     """
-    bytes_texts: list[str] = []
+    base64_texts: list[str] = []
 
-    def put_aside(data: str) -> dict[str, Any]:
-        bytes_texts.append(data)
-        return _HOLLOW
+    def collect(data: str) -> dict[str, Any]:
+        base64_texts.append(data)
+        return _EMPTY_BYTES
 
     try:
-        text = _dumps(document, put_aside)
-        length = len(text) + sum(map(len, bytes_texts))
-        if length > _MOST_TEXT:
+        text = _dumps(document, collect)
+        length = len(text) + sum(map(len, base64_texts))
+        if length > _MAX_TEXT_LENGTH:
             raise ValueError(
-                f"the document is {length:,} characters of JSON, more than {_MOST_TEXT:,}; store what is large "
+                f"the document is {length:,} characters of JSON, more than {_MAX_TEXT_LENGTH:,}; store large content "
                 "elsewhere and refer to it"
             )
-        survey = _Survey(text, length)
-        if survey.bytes_count != len(bytes_texts):
-            survey = _Survey(_dumps(document, lambda data: {**_HOLLOW, "data": data}), length)
-            marker = survey.unused_key()
-            exact = _dumps(document, lambda data: {marker: data})
-            return survey.standin(), f"{_MARKER_PREFIX}{json.dumps(marker)} {exact}"
+        analysis = _Analysis(text, length)
+        if analysis.bytes_count != len(base64_texts):
+            analysis = _Analysis(_dumps(document, lambda data: {**_EMPTY_BYTES, "data": data}), length)
+            key = analysis.unused_key()
+            exact = _dumps(document, lambda data: {key: data})
+            return analysis.substitute(), f"{_BYTES_PREFIX}{json.dumps(key)} {exact}"
     except RecursionError as error:
         raise ValueError("the document is nested too deeply to be stored; flatten it") from error
-    if survey.altered:
-        return _filled(survey.standin(), bytes_texts), _filled(text, bytes_texts)
-    orders = [keys for stored, keys in survey.orders.items() if keys != stored]
-    return _filled(text, bytes_texts), _ORDER_PREFIX + json.dumps(orders) if orders else None
+    if analysis.is_lossy:
+        return _insert_base64(analysis.substitute(), base64_texts), _insert_base64(text, base64_texts)
+    orders = [keys for jsonb_keys, keys in analysis.key_orders.items() if keys != jsonb_keys]
+    return _insert_base64(text, base64_texts), _ORDER_PREFIX + json.dumps(orders) if orders else None
 
 
 def decode(jsonb_text: str, exact_text: str | None) -> Any:
-    """Give back the document that was encoded.
+    """Return the document that was encoded.
 
     Args:
         jsonb_text: The JSONB column as the server casts it to text.
         exact_text: The exact column.
 
     Returns:
-        A document of which ``json.dumps`` is equal to that of the encoded one, bytes being bytes again.
+        A document for which ``json.dumps`` returns the same text as for the encoded one; bytes are bytes again.
     """
     if exact_text is None:
         return _parse(jsonb_text)
     if exact_text.startswith(_ORDER_PREFIX):
-        decoder = _ordering_decoder if len(exact_text) <= _CACHED_TEXT else _ordering_decoder.__wrapped__
+        decoder = _ordering_decoder if len(exact_text) <= _MAX_CACHED_LENGTH else _ordering_decoder.__wrapped__
         return decoder(exact_text).raw_decode(jsonb_text)[0]
-    if exact_text.startswith(_MARKER_PREFIX):
-        marker, end = _PLAIN.raw_decode(exact_text, len(_MARKER_PREFIX))
-        return json.JSONDecoder(object_hook=_marked_bytes_hook(marker)).raw_decode(exact_text, end + 1)[0]
+    if exact_text.startswith(_BYTES_PREFIX):
+        key, end = _PLAIN_DECODER.raw_decode(exact_text, len(_BYTES_PREFIX))
+        return json.JSONDecoder(object_hook=_bytes_under_key(key)).raw_decode(exact_text, end + 1)[0]
     return _parse(exact_text)
 
 
-def _dumps(document: object, bytes_object: Callable[[str], dict[str, Any]]) -> str:
-    """Give the JSON text of a document, in which its bytes are what ``bytes_object`` makes of their base64."""
+def _dumps(document: object, encode_bytes: Callable[[str], dict[str, Any]]) -> str:
+    """Return the JSON text of a document; ``encode_bytes`` makes an object from the base64 of each bytes value."""
 
     def default(value: object) -> Any:
         if isinstance(value, bytes):
-            return bytes_object(base64.b64encode(value).decode())
+            return encode_bytes(base64.b64encode(value).decode())
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         raise TypeError(f"an object of type {type(value).__name__} cannot be stored; convert it to JSON types first")
@@ -135,38 +135,38 @@ def _dumps(document: object, bytes_object: Callable[[str], dict[str, Any]]) -> s
     return json.dumps(document, default=default)
 
 
-def _filled(text: str, bytes_texts: list[str]) -> str:
-    """Put base64 into the hollow objects of a JSON text, in order."""
-    if not bytes_texts:
+def _insert_base64(text: str, base64_texts: list[str]) -> str:
+    """Insert base64 into the empty bytes objects of a JSON text, in order."""
+    if not base64_texts:
         return text
-    # JSON has no NUL, and a stand-in may have no hollow objects either.
-    chunks = text.replace(_HOLLOW_TEXT, f'{_HOLLOW_TEXT[:-2]}\0"}}').split("\0")
-    return "".join(chain.from_iterable(zip(chunks, [*bytes_texts[: len(chunks) - 1], ""], strict=True)))
+    # NUL does not occur in JSON. A substitute may be a single null, without any such object.
+    parts = text.replace(_EMPTY_BYTES_TEXT, f'{_EMPTY_BYTES_TEXT[:-2]}\0"}}').split("\0")
+    return "".join(chain.from_iterable(zip(parts, [*base64_texts[: len(parts) - 1], ""], strict=True)))
 
 
 def _parse(text: str) -> Any:
-    return (_WITH_BYTES if _BYTES in text else _PLAIN).raw_decode(text)[0]
+    return (_BYTES_DECODER if _BYTES_KEY in text else _PLAIN_DECODER).raw_decode(text)[0]
 
 
-class _Survey:
-    """What JSONB would change in a JSON text, found in one pass of the C decoder.
+class _Analysis:
+    """What JSONB would change in a JSON text, determined in one pass of the C decoder.
 
     Args:
         text: The text.
-        length: How long it is with its bytes.
+        length: The length of the text including the base64 that is not in it.
 
     Attributes:
-        orders: For each set of keys, in JSONB's order, the order in the text.
-        bytes_count: How many objects have the shape of encoded bytes.
-        altered: JSONB would change more than the order of keys, or cannot hold the text at all.
+        key_orders: For each set of keys in JSONB's order, its order in the text.
+        bytes_count: How many objects have the form of encoded bytes.
+        is_lossy: JSONB would change more than the order of keys, or cannot hold the text at all.
     """
 
     def __init__(self, text: str, length: int) -> None:
         self.bytes_count = 0
-        self.altered = False
+        self.is_lossy = False
         self._text = text
-        self._nulled = False
-        self._key_orders: dict[tuple[str, ...], None] = {}
+        self._has_nulls = False
+        self._key_tuples: dict[tuple[str, ...], None] = {}
         self._parsed = json.loads(
             text,
             object_pairs_hook=self._object,
@@ -174,21 +174,21 @@ class _Survey:
             parse_int=self._integer if _may_hold_huge_integer(text) else None,
             parse_constant=self._null,
         )
-        self.orders = {_jsonb_order(keys): keys for keys in self._key_orders}
+        self.key_orders = {_jsonb_order(keys): keys for keys in self._key_tuples}
         self._fits = not _is_too_large(text, length) and not _is_too_deep(text, self._parsed)
-        if len(self.orders) < len(self._key_orders) or not self._fits or _has_refused_escape(text):
-            self.altered = True
+        if len(self.key_orders) < len(self._key_tuples) or not self._fits or _has_refused_escape(text):
+            self.is_lossy = True
 
-    def standin(self) -> str:
-        """Give a text that JSONB can hold, as near to the surveyed one as it can be."""
+    def substitute(self) -> str:
+        """Return a text that JSONB can hold, as close to the analysed one as possible."""
         if not self._fits:
             return "null"
-        text = json.dumps(self._parsed) if self._nulled else self._text
+        text = json.dumps(self._parsed) if self._has_nulls else self._text
         return _ESCAPES.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
 
     def unused_key(self) -> str:
-        """Give a key that no object in the document has."""
-        used = set(chain.from_iterable(self._key_orders))
+        """Return a key that no object in the document has."""
+        used = set(chain.from_iterable(self._key_tuples))
         return next(key for key in map("bytes{}".format, count()) if key not in used)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -201,34 +201,34 @@ class _Survey:
         if _is_encoded_bytes(document):
             self.bytes_count += 1
         else:
-            self._key_orders[tuple(document)] = None
+            self._key_tuples[tuple(document)] = None
         return document
 
     def _float(self, literal: str) -> float:
         if literal == "-0.0" or "e+" in literal:
-            self.altered = True
+            self.is_lossy = True
         return float(literal)
 
     def _integer(self, literal: str) -> int | None:
-        if len(literal.lstrip("-")) > _MOST_DIGITS:
+        if len(literal.lstrip("-")) > _MAX_DIGITS:
             self._null(literal)
             return None
         return int(literal)
 
     def _null(self, _literal: str) -> None:
-        self.altered = self._nulled = True
+        self.is_lossy = self._has_nulls = True
 
 
 def _is_encoded_bytes(document: dict[str, Any]) -> bool:
-    return len(document) == 2 and document.get(_BYTES) is True and isinstance(document.get("data"), str)
+    return len(document) == 2 and document.get(_BYTES_KEY) is True and isinstance(document.get("data"), str)
 
 
 def _has_refused_escape(text: str) -> bool:
-    """Tell whether a JSON text has an escaped NUL or a lone surrogate, which JSONB refuses."""
+    """Whether a JSON text has an escaped NUL or a lone surrogate, which JSONB refuses."""
     if "\\u0000" not in text and "\\ud" not in text:
         return False
-    # Python knows the escapes that json.dumps writes, and UTF-16 the surrogates that make a pair: several times
-    # faster than a regular expression on a text full of emoji.
+    # Python's unicode_escape decodes what json.dumps writes, and UTF-16 joins surrogate pairs: several times faster
+    # than a regular expression on a text full of emoji.
     unescaped = text.encode().decode("unicode_escape")
     try:
         unescaped.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
@@ -238,25 +238,25 @@ def _has_refused_escape(text: str) -> bool:
 
 
 def _may_hold_huge_integer(text: str) -> bool:
-    """Look for a block that is all digits; no longer run of digits goes between two of them."""
-    if len(text) <= _MOST_DIGITS:
+    """Whether some aligned block of the text is all digits; a number with too many digits would fill at least one."""
+    if len(text) <= _MAX_DIGITS:
         return False
-    block = _MOST_DIGITS // 2
+    block = _MAX_DIGITS // 2
     return any(text[start : start + block].isdigit() for start in range(0, len(text), block))
 
 
 def _is_too_large(text: str, length: int) -> bool:
-    if length <= _MOST_TEXT // _LONGEST_FLOAT:
+    if length <= _MAX_TEXT_LENGTH // _MAX_FLOAT_LENGTH:
         return False
     exponents = text.count("e-") + text.count("e+")
-    return length > _MOST_JSONB or length + exponents * _LONGEST_FLOAT > _MOST_TEXT
+    return length > _MAX_JSONB_LENGTH or length + exponents * _MAX_FLOAT_LENGTH > _MAX_TEXT_LENGTH
 
 
 def _is_too_deep(text: str, parsed: Any) -> bool:
-    if text.count("[") + text.count("{") <= _MOST_LEVELS:
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
         return False
     level = [parsed]
-    for _ in range(_MOST_LEVELS):
+    for _ in range(_MAX_DEPTH):
         level = [
             child
             for parent in level
@@ -269,8 +269,8 @@ def _is_too_deep(text: str, parsed: Any) -> bool:
 
 
 def _jsonb_order(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Sort keys as JSONB stores them: by length in UTF-8, then by bytes."""
-    small = len(keys) <= _CACHED_KEYS and sum(map(len, keys)) <= _CACHED_TEXT
+    """Return keys in the order in which JSONB stores them: by length in UTF-8, then by bytes."""
+    small = len(keys) <= _MAX_CACHED_KEYS and sum(map(len, keys)) <= _MAX_CACHED_LENGTH
     return _cached_jsonb_order(keys) if small else _cached_jsonb_order.__wrapped__(keys)
 
 
@@ -284,24 +284,24 @@ def _bytes_hook(document: dict[str, Any]) -> Any:
     return base64.b64decode(document["data"]) if _is_encoded_bytes(document) else document
 
 
-def _marked_bytes_hook(marker: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda document: base64.b64decode(document[marker]) if marker in document else document
+def _bytes_under_key(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda document: base64.b64decode(document[key]) if key in document else document
 
 
 @lru_cache(maxsize=1024)
 def _ordering_decoder(exact_text: str) -> json.JSONDecoder:
-    """Build the decoder that puts keys back into the order that an exact column lists."""
+    """Return a decoder that restores the order of keys listed in an exact column."""
     orders = {_jsonb_order(tuple(keys)): keys for keys in json.loads(exact_text[len(_ORDER_PREFIX) :])}
 
-    def in_order(document: dict[str, Any]) -> Any:
-        # First, since another object with the same two keys may be listed.
-        if _BYTES in document and _is_encoded_bytes(document):
+    def restore_order(document: dict[str, Any]) -> Any:
+        # Checked first, since another object with the same two keys may be listed.
+        if _BYTES_KEY in document and _is_encoded_bytes(document):
             return base64.b64decode(document["data"])
         keys = orders.get(tuple(document))
         return document if keys is None else {key: document[key] for key in keys}
 
-    return json.JSONDecoder(object_hook=in_order)
+    return json.JSONDecoder(object_hook=restore_order)
 
 
-_PLAIN = json.JSONDecoder()
-_WITH_BYTES = json.JSONDecoder(object_hook=_bytes_hook)
+_PLAIN_DECODER = json.JSONDecoder()
+_BYTES_DECODER = json.JSONDecoder(object_hook=_bytes_hook)

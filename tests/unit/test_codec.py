@@ -13,7 +13,7 @@ import pytest
 from strands_psycopg import codec
 from strands_psycopg.codec import decode, encode
 
-BAD = "\ufffd"
+REPLACEMENT = "\ufffd"
 
 
 class Colour(str, Enum):
@@ -39,7 +39,7 @@ class Link:
 
 @pytest.fixture
 def unlimited_integers() -> Iterator[None]:
-    """Let Python write integers of any length, as it always did before 3.10.7."""
+    """Lift the limit on the length of integers that Python converts, which it has since 3.10.7."""
     if not hasattr(sys, "set_int_max_str_digits"):
         yield
         return
@@ -84,7 +84,7 @@ def nested(levels: int) -> list[Any]:
         ({"a": 1, "b": 2, "aa": 3}, '{"a": 1, "b": 2, "aa": 3}'),
     ],
 )
-def test_document_that_jsonb_holds_needs_no_exact_text(document: object, text: str) -> None:
+def test_document_that_jsonb_returns_needs_no_exact_text(document: object, text: str) -> None:
     assert encode(document) == (text, None)
     restored = decode(text, None)
     assert (type(restored), restored) == (type(document), document)
@@ -98,12 +98,12 @@ def test_keys_become_strings() -> None:
     assert encode({2: 0, 1.5: 0, None: 0, True: 0}) == ('{"2": 0, "1.5": 0, "null": 0, "true": 0}', None)
 
 
-def test_subclasses_of_json_types_are_stored_as_those() -> None:
+def test_subclasses_of_json_types_are_stored_as_those_types() -> None:
     document = OrderedDict(a=Colour.RED, b=True)
     assert encode(document) == ('{"a": "red", "b": true}', None)
 
 
-def test_two_code_points_of_a_pair_become_the_character_they_stand_for() -> None:
+def test_the_two_surrogates_of_a_pair_become_one_character() -> None:
     assert encode("\ud83d\ude00") == (r'"\ud83d\ude00"', None)
     assert decode('"😀"', None) == "😀"
 
@@ -113,7 +113,7 @@ def test_bytes_are_stored_as_strands_stores_them() -> None:
     assert encode({"a": b"hi"}) == (text, None)
 
 
-def test_bytes_come_back_whatever_the_order_of_their_keys() -> None:
+def test_bytes_are_restored_in_any_order_of_their_keys() -> None:
     assert decode('[{"data": "aGk=", "__bytes_encoded__": true}]', None) == [b"hi"]
 
 
@@ -122,13 +122,13 @@ def test_bytes_may_be_the_whole_document() -> None:
     assert decode('{"data": "", "__bytes_encoded__": true}', None) == b""
 
 
-def test_bytes_may_stand_in_tuples() -> None:
+def test_bytes_may_be_in_tuples() -> None:
     assert encode((b"hi",)) == ('[{"__bytes_encoded__": true, "data": "aGk="}]', None)
 
 
-def test_each_of_several_bytes_stands_in_its_place() -> None:
+def test_each_of_several_bytes_values_keeps_its_place() -> None:
     document = {"b": [b"1", b"", b"1", b"22"], "a": Attachment("\0", b"333", [Attachment("", b"4")]), "c": float("nan")}
-    standin, exact = encode(document)
+    substitute, exact = encode(document)
     text = (
         '{"b": [{"__bytes_encoded__": true, "data": "MQ=="}, {"__bytes_encoded__": true, "data": ""}, '
         '{"__bytes_encoded__": true, "data": "MQ=="}, {"__bytes_encoded__": true, "data": "MjI="}], '
@@ -136,10 +136,10 @@ def test_each_of_several_bytes_stands_in_its_place() -> None:
         '[{"name": "", "data": {"__bytes_encoded__": true, "data": "NA=="}, "parts": []}]}, "c": NaN}'
     )
     assert exact == text
-    assert standin == text.replace(r"\u0000", r"\ufffd").replace("NaN", "null")
+    assert substitute == text.replace(r"\u0000", r"\ufffd").replace("NaN", "null")
 
 
-def test_bytes_are_held_little_more_than_twice_while_they_are_encoded() -> None:
+def test_encoding_bytes_takes_little_more_memory_than_twice_their_base64() -> None:
     document = {"source": {"bytes": bytes(3_000_000)}}
     tracemalloc.start()
     try:
@@ -150,7 +150,7 @@ def test_bytes_are_held_little_more_than_twice_while_they_are_encoded() -> None:
     assert peak < 2.1 * 4_000_000
 
 
-def test_bytes_come_back_from_an_ordered_document() -> None:
+def test_bytes_are_restored_from_an_ordered_document() -> None:
     text = '{"bb": {"__bytes_encoded__": true, "data": "aGk="}, "a": 1}'
     exact = 'order [["bb", "a"]]'
     assert encode({"bb": b"hi", "a": 1}) == (text, exact)
@@ -158,14 +158,14 @@ def test_bytes_come_back_from_an_ordered_document() -> None:
     assert list(restored.items()) == [("bb", b"hi"), ("a", 1)]
 
 
-def test_bytes_come_back_from_a_verbatim_document() -> None:
+def test_bytes_are_restored_from_a_verbatim_document() -> None:
     document = [b"hi", "\0"]
     exact = '[{"__bytes_encoded__": true, "data": "aGk="}, "\\u0000"]'
     assert encode(document) == ('[{"__bytes_encoded__": true, "data": "aGk="}, "\\ufffd"]', exact)
     assert decode("null", exact) == document
 
 
-def test_bytes_are_not_taken_for_a_dict_whose_two_keys_are_listed() -> None:
+def test_bytes_are_not_confused_with_a_dict_whose_two_keys_are_listed() -> None:
     exact = 'order [["__bytes_encoded__", "data"]]'
     assert encode([b"hi", {"__bytes_encoded__": False, "data": 1}]) == (
         '[{"__bytes_encoded__": true, "data": "aGk="}, {"__bytes_encoded__": false, "data": 1}]',
@@ -179,38 +179,38 @@ def test_bytes_are_not_taken_for_a_dict_whose_two_keys_are_listed() -> None:
     assert restored[0] == b"hi"
 
 
-def test_bytes_in_a_document_with_a_false_marker_in_the_other_order_need_no_exact_text() -> None:
+def test_bytes_beside_a_dict_with_their_keys_in_the_other_order_need_no_exact_text() -> None:
     assert encode([b"hi", {"data": 1, "__bytes_encoded__": False}])[1] is None
 
 
 @pytest.mark.parametrize("data", ["aGk=", "not base64!", "", "é", "\0", "\ud800"])
-def test_dict_shaped_like_encoded_bytes_comes_back_as_a_dict(data: str) -> None:
+def test_dict_in_the_form_of_encoded_bytes_is_restored_as_a_dict(data: str) -> None:
     document = {"__bytes_encoded__": True, "data": data}
     text = json.dumps(document)
-    standin = json.dumps(document if data.isprintable() else {"__bytes_encoded__": True, "data": BAD})
-    assert encode(document) == (standin, f'bytes "bytes0" {text}')
-    assert json.dumps(decode(standin, f'bytes "bytes0" {text}')) == text
+    substitute = json.dumps(document if data.isprintable() else {"__bytes_encoded__": True, "data": REPLACEMENT})
+    assert encode(document) == (substitute, f'bytes "bytes0" {text}')
+    assert json.dumps(decode(substitute, f'bytes "bytes0" {text}')) == text
 
 
-def test_dict_shaped_like_encoded_bytes_is_told_from_bytes_beside_it() -> None:
+def test_dict_in_the_form_of_encoded_bytes_is_distinguished_from_bytes_beside_it() -> None:
     document = [{"data": "aGk=", "__bytes_encoded__": True}, b"hi"]
-    standin, exact = encode(document)
-    assert standin == '[{"data": "aGk=", "__bytes_encoded__": true}, {"__bytes_encoded__": true, "data": "aGk="}]'
+    substitute, exact = encode(document)
+    assert substitute == '[{"data": "aGk=", "__bytes_encoded__": true}, {"__bytes_encoded__": true, "data": "aGk="}]'
     assert exact == 'bytes "bytes0" [{"data": "aGk=", "__bytes_encoded__": true}, {"bytes0": "aGk="}]'
-    restored = decode(standin, exact)
+    restored = decode(substitute, exact)
     assert restored == document
     assert list(restored[0]) == ["data", "__bytes_encoded__"]
 
 
-def test_marker_of_bytes_is_no_key_of_the_document() -> None:
+def test_key_that_represents_bytes_is_not_used_in_the_document() -> None:
     lookalike = {"__bytes_encoded__": True, "data": ""}
     document = [lookalike, {"bytes0": "aGk="}, {"a": {"bytes1": 1, "bytes": 2}}, b"hi"]
-    standin, exact = encode(document)
+    substitute, exact = encode(document)
     assert exact == (
         'bytes "bytes2" [{"__bytes_encoded__": true, "data": ""}, {"bytes0": "aGk="}, '
         '{"a": {"bytes1": 1, "bytes": 2}}, {"bytes2": "aGk="}]'
     )
-    assert decode(standin, exact) == document
+    assert decode(substitute, exact) == document
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_marker_of_bytes_is_no_key_of_the_document() -> None:
         {"data": "aGk=", "more": 1, "__bytes_encoded__": True},
     ],
 )
-def test_dict_that_only_resembles_encoded_bytes_is_left_alone(document: dict[str, Any]) -> None:
+def test_dict_that_only_resembles_encoded_bytes_is_unchanged(document: dict[str, Any]) -> None:
     text = json.dumps(document)
     assert encode(document) == (text, None)
     assert json.dumps(decode(text, None)) == text
@@ -265,13 +265,13 @@ def test_dataclass_itself_is_refused() -> None:
         ({2: "b", 1: "a"}, 'order [["2", "1"]]'),
     ],
 )
-def test_order_of_keys_is_kept_beside_where_jsonb_sorts_them_otherwise(
+def test_order_of_keys_is_listed_if_jsonb_sorts_them_differently(
     document: dict[str, object], exact: str | None
 ) -> None:
     assert encode(document) == (json.dumps(document), exact)
 
 
-def test_keys_come_back_in_the_order_of_the_document() -> None:
+def test_keys_are_restored_in_the_order_of_the_document() -> None:
     restored = decode('{"a": 1, "bb": {"x": [{"a": 2, "bb": 3}], "yy": 4}}', 'order [["bb", "a"], ["yy", "x"]]')
     assert json.dumps(restored) == '{"bb": {"yy": 4, "x": [{"bb": 3, "a": 2}]}, "a": 1}'
 
@@ -281,20 +281,20 @@ def test_order_is_listed_once_for_each_set_of_keys() -> None:
     assert encode(document) == (json.dumps(document), 'order [["b", "a"], ["c", "a", "b"]]')
 
 
-def test_one_set_of_keys_in_two_orders_is_kept_verbatim() -> None:
+def test_document_with_one_set_of_keys_in_two_orders_is_kept_verbatim() -> None:
     document = [{"b": 1, "a": 2}, {"a": 3, "b": 4}]
     text = '[{"b": 1, "a": 2}, {"a": 3, "b": 4}]'
     assert encode(document) == (text, text)
     assert json.dumps(decode('[{"a": 2, "b": 1}, {"a": 3, "b": 4}]', text)) == text
 
 
-def test_one_set_of_keys_in_two_orders_is_kept_verbatim_when_jsonb_order_comes_first() -> None:
+def test_document_with_one_set_of_keys_in_two_orders_is_kept_verbatim_if_the_order_of_jsonb_comes_first() -> None:
     text = '[{"a": 3, "b": 4}, {"b": 1, "a": 2}]'
     assert encode(json.loads(text)) == (text, text)
 
 
 @pytest.mark.parametrize("document", ["order [[]]", 'bytes "bytes0" {}', {"bytes": 1, "order": 2, "bytes0": 3}])
-def test_words_of_the_exact_column_are_plain_text_in_a_document(document: object) -> None:
+def test_document_may_contain_the_prefixes_of_the_exact_column(document: object) -> None:
     text = json.dumps(document)
     assert encode(document) == (text, None)
     assert decode(text, None) == document
@@ -309,7 +309,7 @@ def test_many_keys_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "standin", "exact"),
+    ("document", "substitute", "exact"),
     [
         ("a\0b", r'"a\ufffdb"', r'"a\u0000b"'),
         ("\\\0", r'"\\\ufffd"', r'"\\\u0000"'),
@@ -330,18 +330,18 @@ def test_many_keys_keep_their_order() -> None:
         ({"b": 1e22, "a": 0.5}, '{"b": 1e+22, "a": 0.5}', '{"b": 1e+22, "a": 0.5}'),
     ],
 )
-def test_what_jsonb_cannot_give_back_is_kept_verbatim(document: object, standin: str, exact: str) -> None:
-    assert encode(document) == (standin, exact)
+def test_document_that_jsonb_would_change_is_kept_verbatim(document: object, substitute: str, exact: str) -> None:
+    assert encode(document) == (substitute, exact)
     assert json.dumps(decode("null", exact)) == exact
 
 
-def test_keys_that_are_alike_only_in_the_standin_are_kept_apart() -> None:
+def test_keys_that_are_equal_only_in_the_substitute_stay_distinct() -> None:
     document = {"\0": 1, "\ud800": 2}
     assert encode(document) == (r'{"\ufffd": 1, "\ufffd": 2}', r'{"\u0000": 1, "\ud800": 2}')
     assert decode('{"\ufffd": 2}', r'{"\u0000": 1, "\ud800": 2}') == document
 
 
-def test_zero_with_a_fraction_is_not_taken_for_a_negative_zero() -> None:
+def test_negative_fraction_is_not_mistaken_for_negative_zero() -> None:
     assert encode([-0.05, "-0.0"]) == ('[-0.05, "-0.0"]', None)
 
 
@@ -357,22 +357,22 @@ def test_integer_beyond_numeric_is_kept_verbatim() -> None:
 
 @pytest.mark.parametrize("shift", [0, 1, 65_535, 65_536, 65_537])
 @pytest.mark.usefixtures("unlimited_integers")
-def test_integer_beyond_numeric_is_found_anywhere(shift: int) -> None:
+def test_integer_beyond_numeric_is_found_at_any_position(shift: int) -> None:
     beyond = "1" * 131_073
     padding = "x" * shift
     assert encode([padding, int(beyond)]) == (f'["{padding}", null]', f'["{padding}", {beyond}]')
 
 
 def test_document_too_deep_for_the_server_is_kept_verbatim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_MOST_LEVELS", 3)
+    monkeypatch.setattr(codec, "_MAX_DEPTH", 3)
     assert encode([nested(2), "[[[["]) == ('[[[]], "[[[["]', None)
     assert encode([nested(2), {"a": {"b": {}}}]) == ("null", '[[[]], {"a": {"b": {}}}]')
     assert encode(nested(4)) == ("null", "[[[[]]]]")
     assert decode("null", "[[[[]]]]") == nested(4)
 
 
-def test_document_too_deep_for_the_server_keeps_what_is_shaped_like_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_MOST_LEVELS", 2)
+def test_document_too_deep_for_the_server_keeps_dicts_in_the_form_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_MAX_DEPTH", 2)
     document = [[{"data": "", "__bytes_encoded__": True}], b"hi"]
     exact = 'bytes "bytes0" [[{"data": "", "__bytes_encoded__": true}], {"bytes0": "aGk="}]'
     assert encode(document) == ("null", exact)
@@ -380,8 +380,8 @@ def test_document_too_deep_for_the_server_keeps_what_is_shaped_like_bytes(monkey
 
 
 def test_document_too_large_for_jsonb_is_kept_verbatim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_MOST_TEXT", 330)
-    monkeypatch.setattr(codec, "_MOST_JSONB", 8)
+    monkeypatch.setattr(codec, "_MAX_TEXT_LENGTH", 330)
+    monkeypatch.setattr(codec, "_MAX_JSONB_LENGTH", 8)
     assert encode("abcdef") == ('"abcdef"', None)
     assert encode("abcdefg") == ("null", '"abcdefg"')
     assert encode(b"abc") == ("null", '{"__bytes_encoded__": true, "data": "YWJj"}')
@@ -390,7 +390,7 @@ def test_document_too_large_for_jsonb_is_kept_verbatim(monkeypatch: pytest.Monke
 def test_document_too_large_when_its_numbers_are_written_out_is_kept_verbatim(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(codec, "_MOST_TEXT", 2 * 330)
+    monkeypatch.setattr(codec, "_MAX_TEXT_LENGTH", 2 * 330)
     assert encode([5e-324, 1.5]) == ("[5e-324, 1.5]", None)
     assert encode([5e-324, 1e-7]) == ("null", "[5e-324, 1e-07]")
     assert encode([5e-324, 1e16]) == ("null", "[5e-324, 1e+16]")
@@ -413,16 +413,18 @@ def test_keys_that_are_the_same_in_json_are_refused(document: object) -> None:
         encode(document)
 
 
-def test_document_longer_than_the_server_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_MOST_TEXT", 1_002)
+def test_document_longer_than_the_server_accepts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_MAX_TEXT_LENGTH", 1_002)
     assert encode("a" * 1_000) == (f'"{"a" * 1_000}"', None)
-    with pytest.raises(ValueError, match="the document is 1,003 characters of JSON, more than 1,002; store what is"):
+    with pytest.raises(
+        ValueError, match="the document is 1,003 characters of JSON, more than 1,002; store large content"
+    ):
         encode("a" * 1_001)
     with pytest.raises(ValueError, match="the document is 1,039 characters"):
         encode(bytes(750))
 
 
-def test_document_nested_more_deeply_than_python_writes_is_refused() -> None:
+def test_document_nested_too_deeply_for_python_is_refused() -> None:
     with pytest.raises(ValueError, match="nested too deeply to be stored; flatten it"):
         encode(nested(1_000_000))
 
@@ -442,11 +444,11 @@ def test_dataclass_that_contains_itself_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [{1}, object(), 1j, bytearray(b"hi"), datetime(2026, 1, 1, tzinfo=timezone.utc)])
-def test_value_that_json_has_no_form_for_is_refused(value: object) -> None:
+def test_value_that_json_cannot_represent_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match=f"an object of type {type(value).__name__} cannot be stored; convert it"):
         encode({"a": [value]})
 
 
-def test_key_that_json_has_no_form_for_is_refused() -> None:
+def test_key_that_json_cannot_represent_is_refused() -> None:
     with pytest.raises(TypeError, match="keys must be str"):
         encode({b"hi": 1})
