@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def report(repository: PostgresSessionRepository, connection: psycopg.Connection[Any], tmp_path: Path) -> str:
-    """Write the report of some sessions, one of which has a hostile name, as have its tools; give its URL."""
+    """Write the report of some sessions, one of which has hostile names, and return its URL."""
     today = datetime.now(timezone.utc).date()
     for number, name in enumerate(["alpha", "beta", "gamma", "a" * 255, HOSTILE]):
         messages: list[tuple[str, Any]] = []
@@ -62,19 +62,19 @@ def report(repository: PostgresSessionRepository, connection: psycopg.Connection
 
 
 class Visit:
-    """A page that is open in a browser, and all that it asked for or complained of."""
+    """A page that is open in a browser, with its requests and errors."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self.errors.append(message.text))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(url)
 
     def rows(self, table: str) -> list[str]:
-        """Give the first cell of each row that is shown."""
+        """Return the first cell of each visible row."""
         return self.page.locator(f"#{table} tbody tr:visible th").all_inner_texts()
 
 
@@ -90,9 +90,9 @@ def visit(request: pytest.FixtureRequest, browser: Browser, report: str, scheme:
     with browser.new_context(color_scheme="dark" if scheme == "dark" else "light", **options) as context:
         visit = Visit(context.new_page(), report)
         yield visit
-        # Whatever was done, the page asked for nothing but itself.
+        # The page requested nothing but itself.
         assert [url for url in visit.requests if not url.startswith("data:")] == [report]
-        assert visit.complaints == []
+        assert visit.errors == []
         assert visit.page.title() == "Agent sessions in sessions_under_test"
 
 
@@ -149,7 +149,7 @@ def test_the_search_shows_what_matches(visit: Visit) -> None:
     assert visit.rows("sessions") == [HOSTILE]
 
     search.fill("nobody")
-    expect(visit.page.get_by_text("Nothing matches.").locator("visible=true")).to_have_count(1)
+    expect(visit.page.get_by_text("No matching rows.").locator("visible=true")).to_have_count(1)
     assert visit.rows("sessions") == []
 
     search.fill("")
@@ -171,19 +171,19 @@ def test_a_heading_sorts_its_column(visit: Visit) -> None:
     assert visit.rows("sessions") == [HOSTILE, "a" * 255, "alpha", "beta", "gamma"]
 
 
-def test_a_bar_tells_its_figures(visit: Visit) -> None:
+def test_a_bar_has_a_tooltip(visit: Visit) -> None:
     today = datetime.now(timezone.utc).date()
     bar = visit.page.locator(".first [aria-label*='messages']:visible").last
-    tip = visit.page.locator(".tip")
-    expect(tip).to_be_hidden()
+    tooltip = visit.page.locator(".tooltip")
+    expect(tooltip).to_be_hidden()
     bar.hover()
-    expect(tip).to_have_text(f"{today.day} {today:%b} {today.year}: 3 messages, 1 beginning a turn")
-    box, width = tip.bounding_box(), visit.page.evaluate("innerWidth")
+    expect(tooltip).to_have_text(f"{today.day} {today:%b} {today.year}: 3 messages, 1 starting a turn")
+    box, width = tooltip.bounding_box(), visit.page.evaluate("innerWidth")
     assert box is not None
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
     visit.page.locator("h1").hover()
-    expect(tip).to_be_hidden()
+    expect(tooltip).to_be_hidden()
 
 
 def test_names_are_text(visit: Visit) -> None:
@@ -191,11 +191,11 @@ def test_names_are_text(visit: Visit) -> None:
     expect(visit.page.get_by_role("rowheader", name=HOSTILE, exact=True)).to_have_count(2)
 
 
-def test_whoever_does_not_see_gets_names_for_everything(visit: Visit) -> None:
+def test_everything_has_a_name_for_screen_readers(visit: Visit) -> None:
     page = visit.page
     assert page.get_by_role("heading", level=1).all_inner_texts() == ["Agent sessions"]
     assert page.locator("[role=img][aria-label]").count() == 7
-    summary = page.get_by_role("img", name="Messages per day. 45 messages, of which 15 begin a turn.")
+    summary = page.get_by_role("img", name="Messages per day. 45 messages, 15 of which start a turn.")
     expect(summary).to_have_count(1)
     assert page.get_by_role("table").count() == 3
     assert [region.get_attribute("tabindex") for region in page.locator(".scroll").all()] == ["0"] * 3
@@ -212,12 +212,12 @@ def test_without_scripts_everything_is_there(browser: Browser, report: str) -> N
 
 
 def _brightness(colour: str) -> float:
-    """Give a colour's relative luminance, as WCAG 2 defines it."""
+    """Return a colour's relative luminance, as WCAG 2 defines it."""
     parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def _contrast(one: float, other: float) -> float:
-    """Give WCAG 2's contrast ratio of two luminances."""
+    """Return the contrast ratio of two luminances, as WCAG 2 defines it."""
     return (max(one, other) + 0.05) / (min(one, other) + 0.05)

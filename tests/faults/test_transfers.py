@@ -28,7 +28,7 @@ FILLED = TransferResult(sessions=1, agents=2, messages=2 * len(transfers.ODD), m
 def test_session_is_stored_once_whatever_is_lost(
     lost: str, own_dsn: str, look: Connection, retries: Retries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "_MOST_ROWS", 5)
+    monkeypatch.setattr(importing, "_MAX_BATCH_ROWS", 5)
     with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn) as repository:
         transfers.fill(repository)
         lines = list(export_session(repository, "s"))
@@ -55,7 +55,7 @@ def test_session_whose_backend_is_terminated_again_and_again_is_stored_once(
                 "WHERE datname = current_database() AND state = 'idle in transaction'"
             )
 
-    monkeypatch.setattr(importing, "_MOST_ROWS", 5)
+    monkeypatch.setattr(importing, "_MAX_BATCH_ROWS", 5)
     batches = iter(range(6))
     with PostgresSessionRepository(own_dsn) as repository:
         transfers.fill(repository)

@@ -21,7 +21,7 @@ from support import agents, catalog, processes
 
 LATEST = len(packaged_migrations())
 APPLIED = "".join(f"applied {migration.version:04} {migration.name}\n" for migration in packaged_migrations())
-NOTHING = "nothing was pending\n"
+NOTHING = "no migrations are pending\n"
 
 MAIN = "import sys; from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -42,14 +42,14 @@ def rows(described: dict[str, Any]) -> dict[str, int]:
     return {table["name"]: table["rows"] for table in described["tables"]}
 
 
-def test_migrate_says_what_it_applied(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
+def test_migrate_prints_what_it_applied(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
     assert main(["migrate", "--dsn", empty_dsn]) == 0
     assert capsys.readouterr() == (APPLIED, "")
     assert main(["migrate", "--dsn", empty_dsn]) == 0
     assert capsys.readouterr() == (NOTHING, "")
 
 
-def test_migrate_tells_programs_what_it_applied(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
+def test_migrate_prints_what_it_applied_as_json(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
     applied = [{"version": migration.version, "name": migration.name} for migration in packaged_migrations()]
     assert main(["migrate", "--json", "--dsn", empty_dsn]) == 0
     assert json.loads(capsys.readouterr().out) == {"applied": applied}
@@ -82,10 +82,10 @@ def test_no_sql_is_printed_where_nothing_is_pending(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str
 ) -> None:
     assert main(["migrate", "--sql", "--dsn", dsn]) == 0
-    assert capsys.readouterr().out == "-- nothing is pending\n"
+    assert capsys.readouterr().out == "-- no migrations are pending\n"
     monkeypatch.setenv("DATABASE_URL", dsn)
     assert main(["migrate", "--sql"]) == 0
-    assert capsys.readouterr().out == "-- nothing is pending\n"
+    assert capsys.readouterr().out == "-- no migrations are pending\n"
 
 
 def test_status_counts_rows_and_bytes(
@@ -156,7 +156,7 @@ def test_status_says_about_where_it_estimates(
         "FROM generate_series(1, 1234) AS n"
     )
     connection.execute("VACUUM ANALYZE strands_sessions")
-    monkeypatch.setattr(status_module, "_COUNTED_BYTES", 0)
+    monkeypatch.setattr(status_module, "_MAX_COUNTED_BYTES", 0)
     assert main(["status", "--dsn", dsn]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1:-2] for line in lines[7:9]] == [["about", "1,234"], ["0"]]
@@ -239,7 +239,7 @@ def test_libpqs_variables_name_the_database_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("options", "variable", "told"),
+    ("options", "variable", "has_hint"),
     [
         ([], None, True),
         (["--dsn", ""], None, True),
@@ -249,13 +249,13 @@ def test_libpqs_variables_name_the_database_otherwise(
     ],
     ids=str,
 )
-def test_who_names_no_database_is_told_how(
+def test_error_without_a_database_has_a_hint(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     options: list[str],
     variable: str | None,
-    told: bool,
+    has_hint: bool,
 ) -> None:
     monkeypatch.setattr(options_module, "RETRY_TIMEOUT", 0)
     # libpq's own default would find a server that runs here.
@@ -265,17 +265,19 @@ def test_who_names_no_database_is_told_how(
     assert main(["sessions", *(each.format(nowhere=tmp_path) for each in options)]) == 1
     written = capsys.readouterr()
     assert written.err.startswith("strands-psycopg: error: listing sessions: the database was unavailable")
-    assert written.err.endswith("; no database was named: give --dsn or set DATABASE_URL\n") is told
+    assert written.err.endswith("; no database was specified: use --dsn or set DATABASE_URL\n") is has_hint
     assert written.err.count("\n") == 1
 
 
 def test_an_unreachable_database_is_one_line(tmp_path: Path) -> None:
-    # In a process of its own, where nothing but the command decides what is logged.
+    # In a separate process, where only the command configures logging.
     script = f"from strands_psycopg.cli import options; options.RETRY_TIMEOUT = 0.2\n{MAIN}"
     dsn = f"postgresql://app:sesame@/agents?host={tmp_path}"
     code, written, errors = processes.finish(processes.start(script, "status", "--dsn", dsn))
     assert (code, written) == (1, "")
-    assert errors.startswith("strands-psycopg: error: inspecting the schema: the database was unavailable for the 0.2 s ")
+    assert errors.startswith(
+        "strands-psycopg: error: inspecting the schema: the database was unavailable for the 0.2 s "
+    )
     assert errors.count("\n") == 1
     assert "sesame" not in errors
 
@@ -301,8 +303,8 @@ def test_the_command_is_a_script_and_a_module(empty_dsn: str, command: list[str]
     assert f"version   0 of {LATEST}" in done.stdout
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    # So that the output is written only at the end.
+def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Buffered, so that the output is written only at the end.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     read, write = os.pipe()
     os.close(read)

@@ -16,7 +16,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main, show
-from strands_psycopg.cli.options import duration, moment
+from strands_psycopg.cli.options import parse_duration, parse_time
 from support import processes
 from support.agents import LOOK_UP, GuardedModel, build, look_up
 from support.multi_agents import Team
@@ -30,7 +30,7 @@ MAIN = "import sys; from strands_psycopg.cli import main; sys.exit(main(sys.argv
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], dsn: str) -> Run:
-    """Run a command on the test's database; give its exit code, output and errors."""
+    """Return a function that runs a command on the test's database and returns its exit code, output and errors."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = main([*arguments, "--dsn", dsn])
@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], dsn: str) -> Run:
 
 
 def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Give what a command that argparse refuses says."""
+    """Run a command that argparse refuses, and return the error."""
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     assert ended.value.code == 2
@@ -89,11 +89,13 @@ def test_no_sessions_are_an_empty_table(run: Run) -> None:
     assert (code, json.loads(printed)) == (0, {"sessions": [], "next": None})
 
 
-def test_page_says_how_to_go_on(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+def test_page_prints_the_cursor_of_the_next_one(
+    run: Run, repository: PostgresSessionRepository, connection: Connection
+) -> None:
     fill(repository, connection)
     code, printed, hint = run("sessions", "--limit", "2")
     assert (code, [line.split()[0] for line in printed.splitlines()[1:]]) == (0, ["empty", "team"])
-    assert hint.startswith("more with --before ")
+    assert hint.startswith("next page: --before ")
     code, printed, hint = run("sessions", "--limit", "2", *hint.split()[-2:])
     assert (code, [line.split()[0] for line in printed.splitlines()[1:]], hint) == (0, ["chat"], "")
 
@@ -131,7 +133,7 @@ def test_only_sessions_that_were_active_since(
     ("options", "message"),
     [
         (["--limit", "0"], "limit must be an integer from 1 to 1000, not 0"),
-        (["--before", "x"], "before must be the cursor that a page ended with, its next"),
+        (["--before", "x"], "before must be the next of an earlier page"),
         (["--prefix", "x" * 256], "prefix must have 1 to 255 characters, not 256"),
     ],
 )
@@ -145,7 +147,7 @@ def test_wrong_time_is_wrong_usage(capsys: pytest.CaptureFixture[str], text: str
 
 
 def test_times_are_read() -> None:
-    assert [duration(text) for text in ("45s", "90m", "12h", "30d", "2w", "1.5h")] == [
+    assert [parse_duration(text) for text in ("45s", "90m", "12h", "30d", "2w", "1.5h")] == [
         timedelta(seconds=45),
         timedelta(minutes=90),
         timedelta(hours=12),
@@ -153,10 +155,10 @@ def test_times_are_read() -> None:
         timedelta(days=14),
         timedelta(minutes=90),
     ]
-    assert moment("2030-05-01") == datetime(2030, 5, 1, tzinfo=timezone.utc)
-    assert moment("2030-05-01T12:00+02:00") == datetime(2030, 5, 1, 10, tzinfo=timezone.utc)
+    assert parse_time("2030-05-01") == datetime(2030, 5, 1, tzinfo=timezone.utc)
+    assert parse_time("2030-05-01T12:00+02:00") == datetime(2030, 5, 1, 10, tzinfo=timezone.utc)
     before = datetime.now(timezone.utc)
-    assert before <= moment("7d") + timedelta(days=7) <= datetime.now(timezone.utc)
+    assert before <= parse_time("7d") + timedelta(days=7) <= datetime.now(timezone.utc)
 
 
 def test_ids_are_shown_escaped(run: Run, repository: PostgresSessionRepository) -> None:
@@ -257,7 +259,7 @@ def test_show_reads_page_by_page(
         return list_messages(self, session_id, agent_id, limit, offset)
 
     monkeypatch.setattr(PostgresSessionRepository, "list_messages", watched)
-    monkeypatch.setattr(show, "_PAGE", 4)
+    monkeypatch.setattr(show, "_PAGE_SIZE", 4)
     _, printed, _ = run("show", "s", "--json")
     assert [message["message_id"] for message in json.loads(printed)["agents"][0]["messages"]] == list(range(10))
     assert asked == [(4, 0), (4, 4), (4, 8), (4, 10)]
@@ -320,7 +322,7 @@ def test_session_of_nothing_is_shown(run: Run, repository: PostgresSessionReposi
         (["fork", "chat", "y", "--agent", "x"], "forking session 'chat' to 'y': the session has no agent 'x'"),
         (
             ["fork", "chat", "y", "--until", "1"],
-            "session 'chat' has 2 agents; name the one whose messages are to be cut at 1 (agent_id)",
+            "session 'chat' has 2 agents; name the one whose conversation is to be truncated at 1 (agent_id)",
         ),
     ],
 )
@@ -401,9 +403,9 @@ def test_ctrl_c_in_a_purge_leaves_whole_sessions(
     for session_id, span in (("chat", "32 days"), ("team", "31 days")):
         age(connection, session_id, span)
     with connection.transaction():
-        # It waits for its turn, with one session deleted at a time.
+        # The purge waits for this lock, and deletes one session per batch.
         waiting = "SELECT pg_advisory_xact_lock(%s)"
-        connection.execute(waiting, [repository._tables.retention._turn])
+        connection.execute(waiting, [repository._tables.retention._lock_key])
         process = processes.start(MAIN, "purge", "--idle-for", "30d", "--batch-size", "1", "--dsn", dsn)
         wait_until(lambda: blocked(watcher))
         process.send_signal(signal.SIGINT)
@@ -416,7 +418,7 @@ def test_ctrl_c_in_a_purge_leaves_whole_sessions(
 
 
 def on_a_terminal(*arguments: str) -> str:
-    """Give what a command prints to a terminal, on both of its streams."""
+    """Return what a command prints to a terminal, to stdout and stderr."""
     controller, terminal = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(

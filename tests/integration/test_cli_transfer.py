@@ -22,7 +22,7 @@ from support.waiting import wait_until
 MAIN = "import sys; from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
 
 COUNTS = {"sessions": 1, "agents": 2, "messages": 14, "multi_agents": 2}
-NOTHING = {"already_there": 0, "gaps_closed": 0, "skipped": []}
+NOTHING = {"unchanged": 0, "gaps_closed": 0, "skipped": []}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def other_dsn(empty_dsn: str) -> str:
-    """Another migrated database."""
+    """Return the DSN of another migrated database."""
     with PostgresSessionRepository(empty_dsn) as repository:
         repository.ensure_schema()
     return empty_dsn
@@ -45,7 +45,7 @@ def exported(repository: PostgresSessionRepository, *ids: str) -> str:
 
 
 def stored(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
-    """Give the sessions with their numbers of messages."""
+    """Return the sessions with their numbers of messages."""
     return connection.execute(
         "SELECT s.session_id, count(m) FROM strands_sessions AS s LEFT JOIN strands_messages AS m USING (session_id) "
         "GROUP BY s.session_id ORDER BY 1"
@@ -70,11 +70,11 @@ def test_sessions_move_through_a_file(
         assert exported(other, *session_ids(other)) == exported(repository, "a-1", "a-2") == Path(file).read_text()
     assert main(["import", "--from", file, "--dsn", other_dsn]) == 0
     assert capsys.readouterr().out == (
-        "imported 0 sessions, 0 agents, 0 messages, 0 multi-agents\n2 sessions already there\n"
+        "imported 0 sessions, 0 agents, 0 messages, 0 multi-agents\n2 sessions unchanged\n"
     )
 
 
-def test_programs_are_told_the_counts(
+def test_json_output_has_the_counts(
     capsys: pytest.CaptureFixture[str],
     repository: PostgresSessionRepository,
     dsn: str,
@@ -113,7 +113,7 @@ def test_sessions_move_through_files(
     assert main(["import", "--files", folder, "--dsn", other_dsn]) == 0
     assert capsys.readouterr() == (
         f"exported 1 session, 2 agents, {messages} messages, 2 multi-agents\n"
-        "exported 0 sessions, 0 agents, 0 messages, 0 multi-agents\n1 session already there\n"
+        "exported 0 sessions, 0 agents, 0 messages, 0 multi-agents\n1 session unchanged\n"
         f"imported 1 session, 2 agents, {messages} messages, 2 multi-agents\n",
         "",
     )
@@ -121,7 +121,7 @@ def test_sessions_move_through_files(
         assert transfers.restored(other) == transfers.restored(repository)
 
 
-def test_what_files_cannot_hold_is_named_and_the_rest_is_exported(
+def test_sessions_that_files_cannot_hold_are_reported_and_the_rest_is_exported(
     capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, tmp_path: Path
 ) -> None:
     for session_id in ("a", "a/\x1b[31m", "b", "c"):
@@ -131,13 +131,13 @@ def test_what_files_cannot_hold_is_named_and_the_rest_is_exported(
     written = capsys.readouterr()
     assert written.out == "exported 2 sessions, 0 agents, 0 messages, 0 multi-agents\n"
     first, second = written.err.splitlines()
-    assert first.startswith(r"refused: the session id 'a/\x1b[31m' is no plain file name")
-    assert second.startswith(f"refused: exporting session 'b': {tmp_path}/session_b exists and is not the same")
+    assert first.startswith(r"failed: the session id 'a/\x1b[31m' cannot be used as a file name")
+    assert second.startswith(f"failed: exporting session 'b': {tmp_path}/session_b already exists with other content")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["session_a", "session_b", "session_c"]
     assert main(["export", "a", "a/\x1b[31m", "--files", str(tmp_path), "--json", "--dsn", dsn]) == 1
     described = json.loads(capsys.readouterr().out)
     assert list(described["failures"]) == ["a/\x1b[31m"]
-    assert described["already_there"] == 1
+    assert described["unchanged"] == 1
 
 
 def test_bad_files_are_named_and_the_rest_is_imported(
@@ -150,28 +150,28 @@ def test_bad_files_are_named_and_the_rest_is_imported(
     assert main(["import", "--files", str(tmp_path), "--dsn", dsn]) == 1
     written = capsys.readouterr()
     assert written.out == "imported 1 session, 1 agent, 0 messages, 0 multi-agents\n"
-    reason = f"{tmp_path}/session_b\\x1b[31m/session.json is no JSON: Expecting property name"
-    assert written.err.startswith(f"refused: {reason}")
-    assert written.err.endswith("; mend or remove it, or have bad files skipped (--skip-bad)\n")
+    reason = f"{tmp_path}/session_b\\x1b[31m/session.json is not JSON: Expecting property name"
+    assert written.err.startswith(f"failed: {reason}")
+    assert written.err.endswith("; repair or remove it, or skip bad files (--skip-bad)\n")
     assert written.err.count("\n") == 1
     assert main(["import", "--files", str(tmp_path), "--json", "--dsn", dsn]) == 1
     described = json.loads(capsys.readouterr().out)
     assert list(described["failures"]) == ["b\x1b[31m"]
-    assert (described["sessions"], described["already_there"]) == (0, 1)
+    assert (described["sessions"], described["unchanged"]) == (0, 1)
     assert main(["import", "--files", str(tmp_path), "--skip-bad", "--dsn", dsn]) == 0
     written = capsys.readouterr()
     assert written.err.startswith(f"skipped: {reason}")
-    assert written.out.endswith("1 session already there\n")
+    assert written.out.endswith("1 session unchanged\n")
     assert stored(connection) == [("a", 0)]
 
 
-def test_gaps_are_told(capsys: pytest.CaptureFixture[str], dsn: str, tmp_path: Path) -> None:
+def test_closed_gaps_are_reported(capsys: pytest.CaptureFixture[str], dsn: str, tmp_path: Path) -> None:
     files = FileSessionManager("s", str(tmp_path))
     files.create_agent("s", transfers.agent("a"))
     for index in (1, 3):
         files.create_message("s", "a", transfers.message(index))
     assert main(["import", "--files", str(tmp_path), "--dsn", dsn]) == 0
-    assert capsys.readouterr().out.endswith("\n2 gaps in the indexes of messages closed\n")
+    assert capsys.readouterr().out.endswith("\n2 gaps in message indexes closed\n")
 
 
 def test_s3_is_a_source(
@@ -195,7 +195,7 @@ def test_s3_is_a_source(
     assert written.err == "strands-psycopg: error: s3://nowhere/ cannot be read: NoSuchBucket\n"
 
 
-def test_a_peers_database_is_waited_for_as_long_as_ones_own(
+def test_tables_dsn_is_retried_as_long_as_dsn(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(options, "RETRY_TIMEOUT", 0.2)
@@ -239,6 +239,8 @@ def test_schema_and_prefix_say_which_tables(repository: PostgresSessionRepositor
         ["import", "--from", "-", "--files", "x"],
         ["import", "--from", "-", "--skip-bad"],
         ["import", "--files", "x", "--tables-schema", "y"],
+        ["import", "--tables-of", "strands-session-sql"],
+        ["import", "--tables-dsn", "x"],
     ],
     ids=" ".join,
 )
@@ -246,6 +248,13 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
     with pytest.raises(SystemExit, match=r"^2$"):
         main(argv)
     assert capsys.readouterr().err.startswith(f"usage: strands-psycopg {argv[0]}")
+
+
+@pytest.mark.parametrize("option", ["--tables-dsn", "--tables-schema"])
+def test_tables_options_require_tables_of(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["import", "--files", "x", option, "y"])
+    assert capsys.readouterr().err.endswith(": error: --tables-dsn and --tables-schema require --tables-of\n")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +280,7 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
         (["import", "--from", "{tmp_path}/missing"], 1, "{tmp_path}/missing cannot be read: No such file"),
         (["import", "--files", "{tmp_path}/missing"], 1, "the directory {tmp_path}/missing cannot be read: No such"),
         (["import", "--from", "{tmp_path}/latin"], 1, "{tmp_path}/latin is not UTF-8"),
-        (["import", "--from", "{tmp_path}/text"], 1, "line 1 is in no session; only what export wrote"),
+        (["import", "--from", "{tmp_path}/text"], 1, "line 1 belongs to no session; only the output of export"),
         (
             ["import", "--tables-of", "strands-postgresql-session-manager"],
             1,
@@ -279,7 +288,7 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
         ),
         (["export", "missing"], 1, "reading session 'missing': the session does not exist"),
         (["export", "missing", "--to", "{tmp_path}/new"], 1, "reading session 'missing': the session does not exist"),
-        (["export", "--all", "--to", "{tmp_path}/text"], 1, "{tmp_path}/text exists; remove it first"),
+        (["export", "--all", "--to", "{tmp_path}/text"], 1, "{tmp_path}/text already exists; remove it or"),
         (["export", "--all", "--to", "{tmp_path}/x/y"], 1, "{tmp_path}/x/y cannot be written: No such file"),
         (["export", "--all", "--files", "{tmp_path}/text"], 1, "exporting session 'a' to {tmp_path}/text: File exists"),
     ],
@@ -308,7 +317,7 @@ def test_failure_is_one_line(
 
 
 def start_import(dsn: str, folder: Path, connection: psycopg.Connection[Any]) -> "subprocess.Popen[str]":
-    """Import one session of a folder, then begin on all, and stand still in the middle of the second one."""
+    """Import one session of a folder, then start to import all, and block in the middle of the second one."""
     first = FileSessionManager("a", str(folder / "sessions"))
     first.create_agent("a", transfers.agent("x"))
     first.create_message("a", "x", transfers.message(0))
@@ -318,7 +327,7 @@ def start_import(dsn: str, folder: Path, connection: psycopg.Connection[Any]) ->
         more.create_agent(session_id, transfers.agent("x"))
         for index in range(3):
             more.create_message(session_id, "x", transfers.message(index))
-    # Readers are let through, but not who writes messages.
+    # This lock blocks writers but not readers.
     connection.execute("BEGIN; LOCK TABLE strands_messages IN EXCLUSIVE MODE")
     return processes.start(MAIN, "import", "--files", str(folder / "sessions"), "--dsn", dsn)
 
@@ -343,7 +352,7 @@ def test_interrupted_import_leaves_whole_sessions_and_can_be_run_again(
     capsys.readouterr()
     assert main(["import", "--files", str(tmp_path / "sessions"), "--dsn", dsn]) == 0
     assert capsys.readouterr().out == (
-        "imported 2 sessions, 2 agents, 6 messages, 0 multi-agents\n1 session already there\n"
+        "imported 2 sessions, 2 agents, 6 messages, 0 multi-agents\n1 session unchanged\n"
     )
     assert stored(connection) == [("a", 1), ("b", 3), ("c", 3)]
 
@@ -390,7 +399,7 @@ def test_export_that_fails_leaves_alone_what_its_output_is_appended_to(
     transfers.fill(repository)
     path = tmp_path / "sessions.jsonl"
     for session_id, code in (("s", 0), ("missing", 1)):
-        # As a shell does for >>: where it writes is told only after it has written.
+        # As a shell does for >>: the position is unknown before the first write.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "w") as file:
             monkeypatch.setattr(sys, "stdout", file)
             assert main(["export", session_id, "--dsn", dsn]) == code

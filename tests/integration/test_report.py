@@ -18,7 +18,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main
 from strands_psycopg.errors import DatabaseError, MissingExtraError, ReportError, SchemaError
 from strands_psycopg.report import (
-    QUERIES,
+    QUERY_COUNT,
     DayFigures,
     Figures,
     Latency,
@@ -110,8 +110,8 @@ def test_statistics_are_the_sums_of_a_time(talks: None, repository: PostgresSess
     )
     two_seconds = Latency(median=2.0, p95=2.0, longest=2.0)
     assert statistics.tools == (
-        ToolFigures(name="add", calls=2, failures=0, unanswered=1, latency=two_seconds),
-        ToolFigures(name="ask", calls=1, failures=1, unanswered=0, latency=two_seconds),
+        ToolFigures(name="add", calls=2, failures=0, without_result=1, latency=two_seconds),
+        ToolFigures(name="ask", calls=1, failures=1, without_result=0, latency=two_seconds),
     )
     assert statistics.model_latency == Latency(median=2.0, p95=2.9, longest=3.0)
     assert statistics.first_byte == Latency(median=0.2, p95=0.2, longest=0.2)
@@ -145,12 +145,12 @@ def test_wrong_arguments_are_refused_before_any_connection(options: dict[str, An
         read_statistics(repository, **options)
 
 
-def test_progress_is_told_after_each_query(repository: PostgresSessionRepository) -> None:
-    told: list[int] = []
-    read_statistics(repository, progress=told.append)
-    assert told == [1] * QUERIES
-    write_report(repository, io.StringIO(), progress=told.append)
-    assert told == [1] * (2 * QUERIES + 1)
+def test_progress_is_reported_after_each_query(repository: PostgresSessionRepository) -> None:
+    calls: list[int] = []
+    read_statistics(repository, progress=calls.append)
+    assert calls == [1] * QUERY_COUNT
+    write_report(repository, io.StringIO(), progress=calls.append)
+    assert calls == [1] * (2 * QUERY_COUNT + 1)
 
 
 def test_an_empty_database_has_statistics(repository: PostgresSessionRepository) -> None:
@@ -179,7 +179,7 @@ def test_statistics_write_nothing(talks: None, repository: PostgresSessionReposi
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its elements, their attributes, and the rows of its tables."""
+    """The parsed page: its elements, their attributes, and the rows of its tables."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -217,8 +217,8 @@ def page_of(repository: PostgresSessionRepository) -> str:
 
 def test_the_page_shows_every_tool_session_and_day(talks: None, repository: PostgresSessionRepository) -> None:
     page = Page(page_of(repository))
-    assert ["add", "2", "0", "0 %", "1", "2 s", "2 s", "2 s"] in page.rows
-    assert ["ask", "1", "1", "100 %", "0", "2 s", "2 s", "2 s"] in page.rows
+    assert ["add", "2", "0", "0%", "1", "2 s", "2 s", "2 s"] in page.rows
+    assert ["ask", "1", "1", "100%", "0", "2 s", "2 s", "2 s"] in page.rows
     assert ["old", "2", "1", "0", "0", "10", "1"] in [row[:7] for row in page.rows]
     assert ["1", "1", "4", "2", "1", "150", "25", "7"] in [row[1:] for row in page.rows]
     assert len(page.ids) == len(set(page.ids))
@@ -230,7 +230,7 @@ def test_the_page_asks_for_nothing_else(talks: None, repository: PostgresSession
     assert page.elements.isdisjoint({"img", "iframe", "object", "embed", "base", "form", "image", "use", "style-src"})
     links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "action", "srcset")]
     assert links == ["data:,"]
-    # Names of namespaces, which nobody looks up.
+    # XML namespaces, which are not requested.
     assert set(re.findall(r"https?://[^\"' ]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not re.search(r"@import|url\((?!#)", text)
     assert "default-src 'none'" in text
@@ -261,7 +261,7 @@ def test_names_from_messages_are_shown_and_nothing_else(
 
 def test_the_page_of_an_empty_database_says_so(repository: PostgresSessionRepository) -> None:
     text = page_of(repository)
-    assert text.count("Nothing in this time.") == 7 + 3
+    assert text.count("No data in this period.") == 7 + 3
     assert Page(text).rows == []
 
 
@@ -310,7 +310,7 @@ def test_a_file_that_cannot_be_written_is_an_error_that_names_it(
     repository: PostgresSessionRepository, tmp_path: Path
 ) -> None:
     file = tmp_path / "missing" / "report.html"
-    with pytest.raises(ReportError, match=f"{re.escape(repr(str(file)))}: No such file or directory; name a file in"):
+    with pytest.raises(ReportError, match=f"{re.escape(repr(str(file)))}: No such file or directory; choose a file in"):
         write_report(repository, str(file))
 
 
@@ -332,12 +332,12 @@ def test_a_missing_extra_is_an_error_that_names_it(
 
 def test_stats_reads_well(talks: None, dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stats", "--dsn", dsn, "--days", "3"]) == 0
-    time, sessions, tokens, tools, model, *tables = capsys.readouterr().out.splitlines()
-    assert time.startswith("time      2")
+    period, sessions, tokens, tools, model, *tables = capsys.readouterr().out.splitlines()
+    assert period.startswith("period    2")
     assert sessions == "sessions  1, 2 turns, 6 messages"
     assert tokens == "tokens    151 in, 27 out, 7 from cache"
-    assert tools == "tools     3 calls, 1 failed (33 %)"
-    assert model == "model     2 s median, 95 % within 2.9 s; first byte 200 ms median, 95 % within 200 ms"
+    assert tools == "tools     3 calls, 1 failed (33%)"
+    assert model == "model     median 2 s, p95 2.9 s; first byte median 200 ms, p95 200 ms"
     assert [line.split() for line in tables[1:4]] == [
         ["day", "sessions", "turns", "messages", "tool", "calls", "failed", "tokens", "in", "tokens", "out"],
         [day(2)[:10], "1", "1", "4", "2", "1", "150", "25"],
@@ -350,16 +350,16 @@ def test_stats_reads_well(talks: None, dsn: str, capsys: pytest.CaptureFixture[s
     assert tables[10].split() == ["new", day(1)[:10], "10:00", "2", "6", "3", "1", "151", "27"]
 
 
-def test_stats_tells_programs_the_same(
+def test_stats_prints_the_same_as_json(
     talks: None, dsn: str, repository: PostgresSessionRepository, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["stats", "--dsn", dsn, "--days", "3", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["total"] == vars(read_statistics(repository, days=3).total)
-    assert told["until"] == day(0)[:10]
-    assert told["days"][0]["day"] == day(2)[:10]
-    assert told["tools"][1]["latency"] == {"median": 2.0, "p95": 2.0, "longest": 2.0}
-    assert told["longest"][0]["last_active_at"] == f"{day(1)[:10]}T10:00:02+00:00"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["total"] == vars(read_statistics(repository, days=3).total)
+    assert printed["until"] == day(0)[:10]
+    assert printed["days"][0]["day"] == day(2)[:10]
+    assert printed["tools"][1]["latency"] == {"median": 2.0, "p95": 2.0, "longest": 2.0}
+    assert printed["longest"][0]["last_active_at"] == f"{day(1)[:10]}T10:00:02+00:00"
 
 
 def test_stats_escapes_what_messages_name(
@@ -381,8 +381,8 @@ def test_stats_of_an_empty_database(dsn: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.splitlines()[1:] == [
         "sessions  0, 0 turns, 0 messages",
         "tokens    0 in, 0 out, 0 from cache",
-        "tools     0 calls, 0 failed (0 %)",
-        "model     no times; first byte no times",
+        "tools     0 calls, 0 failed (0%)",
+        "model     not measured; first byte not measured",
     ]
 
 

@@ -38,12 +38,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Give the bytes of every file in a folder, and None for folders."""
+    """Return the bytes of every file in a folder, and None for folders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def write_by_strands(folder: Path, session_id: str = "s") -> None:
-    """Have Strands write a session of six messages, the second half of which is in the window."""
+    """Write a session of six messages with Strands; the second half is in the window."""
     files = Files(folder)
     files.create_session(Session(session_id, SessionType.AGENT))
     files.create_agent(session_id, transfers.agent("a"))
@@ -59,7 +59,7 @@ def texts(repository: PostgresSessionRepository, session_id: str = "s", offset: 
 
 
 @pytest.mark.parametrize("documents", [transfers.BY_STRANDS], ids=["odd documents"])
-def test_what_strands_wrote_comes_back_as_strands_gives_it(
+def test_imported_session_equals_what_strands_reads(
     repository: PostgresSessionRepository, folder: Path, documents: list[Any]
 ) -> None:
     transfers.fill(Files(folder), documents=documents)
@@ -68,7 +68,7 @@ def test_what_strands_wrote_comes_back_as_strands_gives_it(
     assert transfers.restored(repository) == transfers.restored(Files(folder))
 
 
-def test_files_are_the_same_to_the_byte_after_there_and_back(
+def test_files_are_identical_after_import_and_export(
     repository: PostgresSessionRepository, folder: Path, tmp_path: Path
 ) -> None:
     transfers.fill(Files(folder), documents=transfers.BY_STRANDS)
@@ -81,7 +81,7 @@ def test_files_are_the_same_to_the_byte_after_there_and_back(
     assert contents(tmp_path / "new" / "folder") == contents(folder)
 
 
-def test_exported_files_hold_what_strands_cannot_write_but_read(
+def test_exported_files_hold_what_strands_can_read_but_not_write(
     repository: PostgresSessionRepository, folder: Path
 ) -> None:
     transfers.fill(repository, documents=transfers.IN_FILES)
@@ -90,7 +90,7 @@ def test_exported_files_hold_what_strands_cannot_write_but_read(
     assert in_files == transfers.restored(repository)
 
 
-def test_conversation_goes_on_after_each_move(repository: PostgresSessionRepository, folder: Path) -> None:
+def test_conversation_continues_after_import_and_export(repository: PostgresSessionRepository, folder: Path) -> None:
     def build_on_files(directory: str, *replies: str) -> Agent:
         manager = FileSessionManager("s", str(folder / directory))
         model = ScriptedModel([[reply] for reply in replies or ["unused"]])
@@ -119,10 +119,10 @@ def test_gaps_are_closed_in_order_and_counted(repository: PostgresSessionReposit
     result = import_sessions(repository, FileSessions(folder))
     assert result == TransferResult(sessions=1, agents=1, messages=3, gaps_closed=2)
     assert texts(repository) == ["text 1", "text 2", "text 5"]
-    assert import_sessions(repository, FileSessions(folder)) == TransferResult(already_there=1)
+    assert import_sessions(repository, FileSessions(folder)) == TransferResult(unchanged=1)
 
 
-def test_folder_names_count_and_not_the_ids_in_files(repository: PostgresSessionRepository, folder: Path) -> None:
+def test_ids_are_taken_from_directory_names(repository: PostgresSessionRepository, folder: Path) -> None:
     write_by_strands(folder)
     shutil.copytree(folder / "session_s", folder / "session_copy")
     (folder / "session_copy/agents/agent_a").rename(folder / "session_copy/agents/agent_b")
@@ -130,7 +130,7 @@ def test_folder_names_count_and_not_the_ids_in_files(repository: PostgresSession
     assert len(repository.list_messages("copy", "b")) == 6
 
 
-def test_what_is_not_a_sessions_is_left_alone(repository: PostgresSessionRepository, folder: Path) -> None:
+def test_other_files_are_ignored(repository: PostgresSessionRepository, folder: Path) -> None:
     write_by_strands(folder)
     session = folder / "session_s"
     for name in ("issues.txt", "session_s/.strands_x.tmp", "session_s/agents/agent_a/messages/.strands_y.tmp"):
@@ -141,7 +141,7 @@ def test_what_is_not_a_sessions_is_left_alone(repository: PostgresSessionReposit
     assert import_sessions(repository, FileSessions(folder)).messages == 6
 
 
-def test_times_that_are_missing_are_the_sessions(repository: PostgresSessionRepository, folder: Path) -> None:
+def test_missing_times_are_replaced_by_the_sessions(repository: PostgresSessionRepository, folder: Path) -> None:
     write_by_strands(folder)
     for path in [*folder.rglob("agent.json"), *folder.rglob("message_*.json")]:
         record = json.loads(path.read_bytes())
@@ -161,25 +161,25 @@ def test_times_that_are_missing_are_the_sessions(repository: PostgresSessionRepo
         "2025-01-03T00:00:00.000000+00:00",
     )
     assert {agent.created_at, *(each.updated_at for each in repository.list_messages("s", "a"))} == {session.created_at}
-    assert import_sessions(repository, FileSessions(folder)).already_there == 1
+    assert import_sessions(repository, FileSessions(folder)).unchanged == 1
 
 
-# What makes a file bad, and why it then is refused.
+# The content of bad files and the reason in the error.
 _BAD = {
-    "cut": (b'{"message": {"role', "is no JSON: Unterminated string"),
-    "empty": (b"", "is no JSON: Expecting value"),
-    "list": (b"[]", "holds no JSON object"),
+    "cut": (b'{"message": {"role', "is not JSON: Unterminated string"),
+    "empty": (b"", "is not JSON: Expecting value"),
+    "list": (b"[]", "is not a JSON object"),
     "latin": ('{"message": "é"}'.encode("latin-1"), "is not UTF-8"),
     "deep": (b'{"message": ' + b"[" * 100_000, "is nested too deeply"),
     "without a message": (b"{}", "lacks 'message'"),
     "text": (b'{"message": "secret"}', "cannot be read: message must be a JSON object, not str"),
     "no base64": (b'{"message": {"a": {"__bytes_encoded__": true, "data": "a"}}}', "cannot be read: "),
-    "time": (b'{"message": {}, "created_at": "secret"}', "cannot be read: created_at is no time in ISO 8601"),
+    "time": (b'{"message": {}, "created_at": "secret"}', "cannot be read: created_at is not a time in ISO 8601"),
 }
 
 
 @pytest.mark.parametrize("kind", _BAD)
-def test_bad_file_is_named_and_skipped_only_if_told_so(
+def test_bad_file_is_named_and_skipped_only_on_request(
     repository: PostgresSessionRepository, folder: Path, kind: str
 ) -> None:
     write_by_strands(folder)
@@ -196,10 +196,10 @@ def test_bad_file_is_named_and_skipped_only_if_told_so(
     assert caught.value.result == TransferResult(sessions=1, agents=1, messages=6)
     assert list(session_ids(repository)) == ["t"]
     result = import_sessions(repository, FileSessions(folder), skip_bad=True)
-    assert (result.sessions, result.messages, result.already_there, result.gaps_closed) == (1, 5, 1, 0)
+    assert (result.sessions, result.messages, result.unchanged, result.gaps_closed) == (1, 5, 1, 0)
     assert [each.startswith(f"{bad} {_BAD[kind][1]}") for each in result.skipped] == [True]
     assert texts(repository) == ["text 0", "text 1", "text 2", "text 3", "text 5"]
-    assert import_sessions(repository, FileSessions(folder), skip_bad=True).already_there == 2
+    assert import_sessions(repository, FileSessions(folder), skip_bad=True).unchanged == 2
 
 
 def test_window_begins_with_the_same_message_when_one_before_it_is_skipped(
@@ -227,13 +227,13 @@ def test_window_begins_with_the_same_message_when_one_before_it_is_skipped(
     ],
 )
 @pytest.mark.parametrize("content", ["{", None], ids=["bad", "missing"])
-def test_bad_file_takes_with_it_what_depends_on_it(
+def test_skipping_a_bad_file_skips_what_depends_on_it(
     repository: PostgresSessionRepository, folder: Path, file: str, left: TransferResult, content: str | None
 ) -> None:
     transfers.fill(Files(folder), documents=[{"a": 1}] * 5)
     bad = folder / "session_s" / file
     bad.unlink() if content is None else bad.write_text(content)
-    reason = "is missing" if content is None else "is no JSON: Expecting property name"
+    reason = "is missing" if content is None else "is not JSON: Expecting property name"
     with pytest.raises(IncompleteTransferError, match=reason):
         import_sessions(repository, FileSessions(folder))
     assert list(session_ids(repository)) == []
@@ -271,7 +271,7 @@ def test_symbolic_links_are_refused(
     link = folder / "session_s" / path
     link.rename(tmp_path / "elsewhere")
     link.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(IncompleteTransferError, match=f"is refused, since {link} is a symbolic link"):
+    with pytest.raises(IncompleteTransferError, match=f"is refused because {link} is a symbolic link"):
         import_sessions(repository, FileSessions(folder))
     result = import_sessions(repository, FileSessions(folder), skip_bad=True)
     assert str(link) in result.skipped[0]
@@ -281,39 +281,39 @@ def test_symbolic_links_are_refused(
 def test_pipe_is_not_waited_for(repository: PostgresSessionRepository, folder: Path) -> None:
     write_by_strands(folder)
     os.mkfifo(folder / "session_s/agents/agent_a/messages/message_6.json")
-    with pytest.raises(IncompleteTransferError, match=r"message_6\.json is no regular file"):
+    with pytest.raises(IncompleteTransferError, match=r"message_6\.json is not a regular file"):
         import_sessions(repository, FileSessions(folder))
 
 
-def test_missing_directory_is_told(repository: PostgresSessionRepository, folder: Path) -> None:
+def test_missing_directory_is_named(repository: PostgresSessionRepository, folder: Path) -> None:
     with pytest.raises(TransferError, match=f"the directory {folder} cannot be read: No such file or directory"):
         import_sessions(repository, FileSessions(folder))
 
 
 @pytest.mark.parametrize("session_id", ["a/b", "../up", "x" * 250, "/"])
-def test_session_id_that_is_no_file_name_is_refused_by_name(
+def test_session_id_that_cannot_be_a_file_name_is_refused(
     repository: PostgresSessionRepository, folder: Path, session_id: str
 ) -> None:
     repository.create_session(Session(session_id, SessionType.AGENT))
-    with pytest.raises(TransferError, match=f"the session id '{session_id}' is no plain file name"):
+    with pytest.raises(TransferError, match=f"the session id '{session_id}' cannot be used as a file name"):
         export_files(repository, session_id, folder)
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("kind", ["agent", "multi-agent"])
-def test_other_ids_that_are_no_file_names_are_refused_by_name(
+def test_other_ids_that_cannot_be_file_names_are_refused(
     repository: PostgresSessionRepository, folder: Path, kind: str
 ) -> None:
     repository.create_session(Session("..", SessionType.AGENT))
     repository.create_agent("..", SessionAgent("../a" if kind == "agent" else ".", {}, {}))
     repository.create_multi_agent("..", Team("../a" if kind == "multi-agent" else "m", {}))
-    with pytest.raises(TransferError, match=rf"the {kind} id '\.\./a' is no plain file name"):
+    with pytest.raises(TransferError, match=rf"the {kind} id '\.\./a' cannot be used as a file name"):
         export_files(repository, "..", folder)
     assert contents(folder) == {}
 
 
 @pytest.mark.parametrize("place", ["message", "agent", "multi-agent"])
-def test_what_strands_would_give_back_as_something_else_is_refused(
+def test_what_strands_would_read_back_differently_is_refused(
     repository: PostgresSessionRepository, folder: Path, place: str
 ) -> None:
     lookalike = {"__bytes_encoded__": True, "data": "aGk="}
@@ -330,7 +330,7 @@ def test_exporting_again_finds_the_same_files(repository: PostgresSessionReposit
     transfers.fill(repository, documents=transfers.IN_FILES)
     assert export_files(repository, "s", folder).sessions == 1
     before = contents(folder)
-    assert export_files(repository, "s", folder) == TransferResult(already_there=1)
+    assert export_files(repository, "s", folder) == TransferResult(unchanged=1)
     for change in ("more", "less", "other"):
         path = folder / "session_s/agents/agent_a/messages/message_2.json"
         data = path.read_bytes()
@@ -341,7 +341,7 @@ def test_exporting_again_finds_the_same_files(repository: PostgresSessionReposit
         else:
             path.write_bytes(data.replace(b"text 2", b"text 3"))
         changed = contents(folder)
-        with pytest.raises(SessionExistsError, match="session_s exists and is not the same; remove it first"):
+        with pytest.raises(SessionExistsError, match="session_s already exists with other content; remove it"):
             export_files(repository, "s", folder)
         assert contents(folder) == changed != before
         path.with_name("message_9.json").unlink(missing_ok=True)

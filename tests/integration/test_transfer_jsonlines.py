@@ -34,7 +34,7 @@ FILLED = TransferResult(sessions=1, agents=2, messages=2 * len(transfers.ODD), m
 
 @pytest.fixture
 def other(empty_dsn: str, pool_options: dict[str, Any]) -> Iterator[PostgresSessionRepository]:
-    """A repository on another database."""
+    """Yield a repository on another database."""
     with PostgresSessionRepository(empty_dsn, **pool_options) as repository:
         repository.ensure_schema()
         yield repository
@@ -46,7 +46,7 @@ def other_connection(other: PostgresSessionRepository, empty_dsn: str) -> Iterat
         yield connection
 
 
-def test_session_comes_back_to_the_byte_in_another_database(
+def test_session_is_identical_in_another_database(
     repository: PostgresSessionRepository,
     connection: psycopg.Connection[Any],
     other: PostgresSessionRepository,
@@ -80,7 +80,7 @@ def test_every_line_is_ascii_and_json_for_any_program(repository: PostgresSessio
         "session_type": "AGENT",
     }
     assert records[-1] == {"kind": "end", "agents": 2, "messages": 2 * len(transfers.ODD), "multi_agents": 2}
-    # What JSON can hold stands there as it is, in its own order of keys.
+    # What JSON can express is written as it is, in its own order of keys.
     assert json.dumps(records[2]["message"]) == json.dumps(transfers.message(0, transfers.ODD[0]).message)
     assert "message_exact" not in records[2]
 
@@ -124,12 +124,12 @@ def test_any_document_survives(repository: PostgresSessionRepository, document: 
 _NUMBERS = map(str, itertools.count())
 
 
-def test_the_same_session_is_already_there(
+def test_the_same_session_is_unchanged(
     repository: PostgresSessionRepository, connection: psycopg.Connection[Any]
 ) -> None:
     transfers.fill(repository)
     before = transfers.rows(connection)
-    assert import_session(repository, export_session(repository, "s")) == TransferResult(already_there=1)
+    assert import_session(repository, export_session(repository, "s")) == TransferResult(unchanged=1)
     assert transfers.rows(connection) == before
 
 
@@ -162,7 +162,7 @@ def test_another_session_of_that_id_is_refused_and_stays(
     connection.execute(_CHANGES[change].encode())
     before = transfers.rows(connection)
     with pytest.raises(
-        SessionExistsError, match="importing session 's': a session of this id exists and is not the same"
+        SessionExistsError, match="importing session 's': a session of this id already exists with other content"
     ):
         import_session(repository, lines)
     assert transfers.rows(connection) == before
@@ -207,7 +207,7 @@ def test_missing_session_is_not_exported(repository: PostgresSessionRepository) 
 
 
 def refused(repository: PostgresSessionRepository, lines: list[str]) -> str:
-    """Import what must be refused; give the error's text."""
+    """Import lines that must be refused, and return the error's text."""
     with pytest.raises(TransferError) as caught:
         import_session(repository, lines, session_id="copy")
     assert repository.read_session("copy") is None
@@ -221,16 +221,18 @@ def test_cut_off_stream_is_refused_wherever_it_is_cut(repository: PostgresSessio
         assert "is cut off before its last line" in refused(repository, lines[:end])
         torn = "".join(lines[: end + 1])[: -len(lines[end]) // 2].splitlines(keepends=True)
         assert re.search("is cut off before its last line|line 20 cannot be read", refused(repository, torn))
-    assert "hold no session" in refused(repository, [])
+    assert "contain no session" in refused(repository, [])
 
 
-def test_lost_doubled_and_swapped_lines_are_noticed(repository: PostgresSessionRepository) -> None:
+def test_missing_repeated_and_swapped_lines_are_refused(repository: PostgresSessionRepository) -> None:
     transfers.fill(repository)
     lines = list(export_session(repository, "s"))
     for number in range(1, len(lines) - 1):
         assert refused(repository, lines[:number] + lines[number + 1 :])
         assert refused(repository, [*lines[:number], lines[number], *lines[number:]])
-    assert "line 3, not the next message" in refused(repository, [*lines[:2], lines[3], lines[2], *lines[4:]])
+    assert "does not have the next message of its agent in line 3" in refused(
+        repository, [*lines[:2], lines[3], lines[2], *lines[4:]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_lost_doubled_and_swapped_lines_are_noticed(repository: PostgresSessionR
         (0, '"version": 1', '"version": 2', "version 2 of the format, and this package reads version 1; install"),
         (0, "strands-psycopg", "strands", "line 1 cannot be read: its format is not strands-psycopg"),
         (0, '"AGENT"', '"ROBOT"', "line 1 cannot be read: 'ROBOT' is not a valid SessionType"),
-        (0, '"created_at": "', '"created_at": "x', "line 1 cannot be read: created_at is no time"),
+        (0, '"created_at": "', '"created_at": "x', "line 1 cannot be read: created_at is not a time"),
         (1, '"a"', '"\\u0000"', "line 2 cannot be read: agent_id must not contain NUL"),
         (2, '"message": {', '"massage": {', "line 3 lacks 'message'"),
         (2, '"message": {', '"message": [{', "line 3 cannot be read: Expecting"),
@@ -256,7 +258,7 @@ def test_bad_line_is_named(repository: PostgresSessionRepository, number: int, o
     lines = list(export_session(repository, "s"))
     assert old in lines[number]
     lines[number] = lines[number].replace(old, new, 1)
-    # A header's id is given, so that the error is not about that.
+    # With a new id, the error is not about the id of the header.
     with pytest.raises(TransferError) as caught:
         import_session(repository, lines, session_id="copy")
     assert reason in str(caught.value)
@@ -267,12 +269,12 @@ def test_bad_line_is_named(repository: PostgresSessionRepository, number: int, o
 def test_lines_outside_of_a_session_are_refused(repository: PostgresSessionRepository) -> None:
     transfers.fill(repository)
     lines = list(export_session(repository, "s"))
-    with pytest.raises(BadFileError, match="line 1 is in no session") as caught:
+    with pytest.raises(BadFileError, match="line 1 belongs to no session") as caught:
         import_session(repository, lines[1:])
     assert caught.value.file == "line 1"
 
 
-def test_one_bad_session_does_not_keep_the_others_out(
+def test_one_bad_session_does_not_prevent_importing_the_others(
     repository: PostgresSessionRepository, other: PostgresSessionRepository
 ) -> None:
     for session_id in "abc":
@@ -287,11 +289,11 @@ def test_one_bad_session_does_not_keep_the_others_out(
     assert list(caught.value.failures) == ["b"]
     assert list(session_ids(other)) == ["a", "c"]
     assert import_sessions(other, SessionLines([*exported["a"], *exported["b"], *exported["c"]])) == TransferResult(
-        sessions=1, agents=2, messages=14, multi_agents=2, already_there=2
+        sessions=1, agents=2, messages=14, multi_agents=2, unchanged=2
     )
 
 
-def test_export_leaves_out_what_is_added_meanwhile(repository: PostgresSessionRepository) -> None:
+def test_export_does_not_contain_what_is_added_meanwhile(repository: PostgresSessionRepository) -> None:
     transfers.fill(repository)
     expected = list(export_session(repository, "s"))
     lines = export_session(repository, "s")
@@ -302,7 +304,7 @@ def test_export_leaves_out_what_is_added_meanwhile(repository: PostgresSessionRe
     assert taken + list(lines) == expected
 
 
-def test_export_is_of_one_moment(
+def test_export_is_of_one_snapshot(
     repository: PostgresSessionRepository, connection: psycopg.Connection[Any], watcher: psycopg.Connection[Any]
 ) -> None:
     transfers.fill(repository)
@@ -334,7 +336,7 @@ def test_export_of_a_session_that_is_deleted_meanwhile_has_no_last_line(
     lines = export_session(repository, "s")
     taken = [next(lines), next(lines)]
     connection.execute(loss.encode())
-    with pytest.raises(TransferError, match="session 's' has lost messages or agents while it was being read"):
+    with pytest.raises(TransferError, match="session 's', or an agent or messages of it, was deleted while"):
         taken.extend(lines)
     assert '"end"' not in taken[-1]
 

@@ -21,7 +21,7 @@ from strands_psycopg.transfer import (
 )
 from support import transfers
 
-# As strands-postgresql-session-manager makes them: 0.1 with JSON, 0.2 with JSONB and the constraint on messages.
+# As strands-postgresql-session-manager creates them: 0.1 with JSON, 0.2 with JSONB and the constraint on messages.
 _TABLES = """
 CREATE TABLE sessions (
     session_id VARCHAR(255) PRIMARY KEY,
@@ -68,7 +68,7 @@ UTC = ("2025-01-02T03:04:05.000006+00:00", "2025-02-03T04:05:06.700000+00:00")
 WINDOW = {"conversation_manager_state": {"removed_message_count": 3}}
 
 
-class Peer:
+class SourceTables:
     """The other package's tables, in a schema that is not in the search path."""
 
     def __init__(self, dsn: str, version: str) -> None:
@@ -90,7 +90,7 @@ class Peer:
         self.connection.execute(statement, list(documents.values()))
 
     def fill(self, session_id: str = "s", *, messages: int = 5) -> None:
-        """Store a session as the package does, which writes a missing document as JSON's null."""
+        """Store a session as the package does; it writes JSON's null for a missing document."""
         self.insert("sessions", session_id=session_id, session_type="AGENT")
         self.insert(
             "agents",
@@ -117,10 +117,10 @@ class Peer:
 
 
 @pytest.fixture(params=["0.1", "0.2"])
-def peer(request: pytest.FixtureRequest, empty_dsn: str) -> Iterator[Peer]:
-    peer = Peer(empty_dsn, request.param)
-    with peer.connection:
-        yield peer
+def tables(request: pytest.FixtureRequest, empty_dsn: str) -> Iterator[SourceTables]:
+    tables = SourceTables(empty_dsn, request.param)
+    with tables.connection:
+        yield tables
 
 
 def texts(repository: PostgresSessionRepository, session_id: str = "s", agent_id: str = "a") -> list[Any]:
@@ -129,21 +129,21 @@ def texts(repository: PostgresSessionRepository, session_id: str = "s", agent_id
     return [each.message["content"][0]["text"] for each in found]
 
 
-def test_everything_comes_over(repository: PostgresSessionRepository, peer: Peer) -> None:
-    peer.fill()
-    with peer.sessions() as source:
+def test_everything_is_imported(repository: PostgresSessionRepository, tables: SourceTables) -> None:
+    tables.fill()
+    with tables.sessions() as source:
         result = import_sessions(repository, source)
         again = import_sessions(repository, source)
-    graphs = int(peer.version == "0.2")
+    graphs = int(tables.version == "0.2")
     assert result == TransferResult(sessions=1, agents=1, messages=5, multi_agents=graphs)
-    assert again == TransferResult(already_there=1)
+    assert again == TransferResult(unchanged=1)
     session, agent = repository.read_session("s"), repository.read_agent("s", "a")
     assert session is not None
     assert (session.created_at, session.updated_at) == UTC
-    # JSONB has lost the order of keys before.
+    # In 0.2, JSONB has lost the order of keys.
     data = {"__bytes_encoded__": True, "data": "aGk="}
-    data = data if peer.version == "0.1" else dict(reversed(data.items()))
-    state = {"z": 1, "a": data} if peer.version == "0.1" else {"a": data, "z": 1}
+    data = data if tables.version == "0.1" else dict(reversed(data.items()))
+    state = {"z": 1, "a": data} if tables.version == "0.1" else {"a": data, "z": 1}
     assert agent is not None
     # Older versions of Strands leave bytes in an agent's state encoded.
     assert repr(agent.state) == repr(SessionAgent.from_dict({"agent_id": "a", "state": state, **WINDOW}).state)
@@ -158,30 +158,30 @@ def test_everything_comes_over(repository: PostgresSessionRepository, peer: Peer
         for index in range(5)
     ]
     keys = [list(each.message["content"][1]["json"]) for each in messages]  # type: ignore[typeddict-item]
-    assert keys == [["z", "a"] if peer.version == "0.1" else ["a", "z"]] * 5
+    assert keys == [["z", "a"] if tables.version == "0.1" else ["a", "z"]] * 5
     assert repository.read_multi_agent("s", "graph") == ({"a": 2, "z": 1} if graphs else None)
 
 
-def test_many_sessions_and_messages_come_page_by_page(
-    repository: PostgresSessionRepository, peer: Peer, monkeypatch: pytest.MonkeyPatch
+def test_many_sessions_and_messages_are_read_page_by_page(
+    repository: PostgresSessionRepository, tables: SourceTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql_session_manager, "_IDS_PAGE", 2)
     monkeypatch.setattr(postgresql_session_manager, "_MESSAGES_PAGE", 2)
     ids = ["a", "B", "c", "é", "d e"]
     for number, session_id in enumerate(ids):
-        peer.fill(session_id, messages=number)
-    with peer.sessions() as source:
+        tables.fill(session_id, messages=number)
+    with tables.sessions() as source:
         assert import_sessions(repository, source).messages == 0 + 1 + 2 + 3 + 4
     assert list(session_ids(repository)) == sorted(ids)
     assert texts(repository, "d e") == ["text 0", "text 1", "text 2", "text 3"]
 
 
-def test_gaps_are_closed_and_bad_rows_named(repository: PostgresSessionRepository, peer: Peer) -> None:
-    peer.fill(messages=7)
-    peer.connection.execute("DELETE FROM messages WHERE message_id IN (0, 4)")
-    peer.connection.execute("UPDATE messages SET message = NULL WHERE message_id = 2")
+def test_gaps_are_closed_and_bad_rows_named(repository: PostgresSessionRepository, tables: SourceTables) -> None:
+    tables.fill(messages=7)
+    tables.connection.execute("DELETE FROM messages WHERE message_id IN (0, 4)")
+    tables.connection.execute("UPDATE messages SET message = NULL WHERE message_id = 2")
     name = "row 's', 'a', 2 of the table sales.messages"
-    with peer.sessions() as source:
+    with tables.sessions() as source:
         with pytest.raises(IncompleteTransferError, match=f"{name} cannot be read: message must be") as caught:
             import_sessions(repository, source)
         failure = caught.value.failures["s"]
@@ -198,12 +198,12 @@ def test_gaps_are_closed_and_bad_rows_named(repository: PostgresSessionRepositor
 
 
 def test_messages_without_an_agent_are_not_lost_silently(repository: PostgresSessionRepository, empty_dsn: str) -> None:
-    peer = Peer(empty_dsn, "0.1")
-    with peer.connection, peer.sessions() as source:
-        peer.fill()
-        peer.connection.execute("DELETE FROM agents")
+    tables = SourceTables(empty_dsn, "0.1")
+    with tables.connection, tables.sessions() as source:
+        tables.fill()
+        tables.connection.execute("DELETE FROM agents")
         with pytest.raises(
-            IncompleteTransferError, match=r"row 's', 'a' of the table sales\.agents is missing, though"
+            IncompleteTransferError, match=r"row 's', 'a' of the table sales\.agents is missing, although"
         ):
             import_sessions(repository, source)
         result = import_sessions(repository, source, skip_bad=True)
@@ -211,9 +211,9 @@ def test_messages_without_an_agent_are_not_lost_silently(repository: PostgresSes
 
 
 def test_tables_may_be_in_the_same_database(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
-    peer = Peer(dsn, "0.2")
-    with peer.connection:
-        peer.fill()
+    tables = SourceTables(dsn, "0.2")
+    with tables.connection:
+        tables.fill()
     assert (
         main(["import", "--tables-of", "strands-postgresql-session-manager", "--tables-schema", "sales", "--dsn", dsn])
         == 0
@@ -235,21 +235,21 @@ def test_tables_may_be_in_the_same_database(dsn: str, capsys: pytest.CaptureFixt
         )
         == 0
     )
-    assert capsys.readouterr().out.endswith("1 session already there\n")
+    assert capsys.readouterr().out.endswith("1 session unchanged\n")
 
 
-def test_callers_pool_is_a_source_and_stays_open(repository: PostgresSessionRepository, peer: Peer) -> None:
-    peer.fill()
-    with ConnectionPool(peer.dsn, min_size=1, kwargs={"prepare_threshold": None}) as pool:
+def test_callers_pool_is_a_source_and_stays_open(repository: PostgresSessionRepository, tables: SourceTables) -> None:
+    tables.fill()
+    with ConnectionPool(tables.dsn, min_size=1, kwargs={"prepare_threshold": None}) as pool:
         with PostgresqlSessionManagerTables(pool, schema="sales") as source:
             assert import_sessions(repository, source).messages == 5
         with pool.connection() as connection:
             connection.execute("SELECT 1")
 
 
-def test_missing_tables_are_told(repository: PostgresSessionRepository, peer: Peer) -> None:
+def test_missing_tables_are_named(repository: PostgresSessionRepository, tables: SourceTables) -> None:
     with (
-        PostgresqlSessionManagerTables(peer.dsn, schema="elsewhere") as source,
+        PostgresqlSessionManagerTables(tables.dsn, schema="elsewhere") as source,
         pytest.raises(TransferError, match="the schema 'elsewhere' has no tables sessions, agents and messages"),
     ):
         import_sessions(repository, source)

@@ -21,7 +21,7 @@ BUCKET = "conversations"
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A client for an S3 that moto keeps in this process."""
+    """Yield a client for the S3 mock of moto."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -56,7 +56,7 @@ def texts(repository: PostgresSessionRepository) -> list[Any]:
 
 
 @pytest.mark.parametrize("prefix", ["", "tenant/one", "/tenant/"])
-def test_what_strands_wrote_comes_back_as_strands_gives_it(
+def test_imported_session_equals_what_strands_reads(
     repository: PostgresSessionRepository, client: Any, prefix: str
 ) -> None:
     transfers.fill(Objects(client, prefix), documents=transfers.BY_STRANDS)
@@ -64,10 +64,10 @@ def test_what_strands_wrote_comes_back_as_strands_gives_it(
     result = import_sessions(repository, S3Sessions(BUCKET, prefix))
     assert result == TransferResult(sessions=1, agents=2, messages=2 * len(transfers.BY_STRANDS), multi_agents=2)
     assert transfers.restored(repository) == transfers.restored(Objects(client, prefix))
-    assert import_sessions(repository, S3Sessions(BUCKET, prefix)) == TransferResult(already_there=1)
+    assert import_sessions(repository, S3Sessions(BUCKET, prefix)) == TransferResult(unchanged=1)
 
 
-def test_conversation_goes_on(repository: PostgresSessionRepository, client: Any) -> None:
+def test_conversation_continues(repository: PostgresSessionRepository, client: Any) -> None:
     manager = S3SessionManager("s", BUCKET)
     agent = Agent(model=ScriptedModel([["one"]]), session_manager=manager, callback_handler=None)
     agent("first")
@@ -98,7 +98,7 @@ def test_gaps_are_closed_and_bad_objects_named(repository: PostgresSessionReposi
     assert list(session_ids(repository)) == []
     result = import_sessions(repository, S3Sessions(BUCKET, "p"), skip_bad=True)
     assert (result.messages, result.gaps_closed, len(result.skipped)) == (23, 1, 1)
-    assert result.skipped[0].startswith(f"{bad} is no JSON")
+    assert result.skipped[0].startswith(f"{bad} is not JSON")
     assert texts(repository) == [f"text {index}" for index in range(25) if index not in (7, 9)]
 
 
@@ -110,7 +110,7 @@ def test_missing_object_is_named(repository: PostgresSessionRepository, client: 
         import_sessions(repository, S3Sessions(BUCKET))
 
 
-def test_bucket_that_cannot_be_read_is_told(repository: PostgresSessionRepository, client: Any) -> None:
+def test_bucket_that_cannot_be_read_is_named(repository: PostgresSessionRepository, client: Any) -> None:
     with pytest.raises(TransferError, match="s3://nowhere/x/ cannot be read: NoSuchBucket"):
         import_sessions(repository, S3Sessions("nowhere", "x"))
 

@@ -1,4 +1,4 @@
-"""Sessions that are hard to move, and what the tables hold of a session, times and all."""
+"""Sessions that are hard to transfer, and all that the tables store of a session, including times."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from support.multi_agents import Team
 
-# What JSONB alone would alter, what JSON has no word for, and what looks like something else.
+# Values that JSONB alone would change, that JSON cannot express, or that look like encoded bytes.
 ODD: list[Any] = [
     {"z": 1, "a": 2, "é": 3, "": None},
     [{"b": 1, "a": 2}, {"a": 1, "b": 2}],
@@ -21,10 +21,10 @@ ODD: list[Any] = [
     [{"data": "aGk=", "__bytes_encoded__": True}, b"hi", {"order": "order [["}],
 ]
 
-# In older versions, Strands' files hold no bytes in an agent's state.
+# In older versions, Strands' files cannot hold bytes in an agent's state.
 _HOLD_BYTES = SessionAgent("a", {"bytes": b""}, {}).to_dict()["state"] != {"bytes": b""}
 
-# Of these, what Strands' files give back as it was; the third they can hold, but not write.
+# Those that Strands reads back from its files unchanged. It can read the third one but not write it.
 IN_FILES = ODD[: 5 if _HOLD_BYTES else 4]
 BY_STRANDS = [*IN_FILES[:2], *IN_FILES[3:]]
 
@@ -32,14 +32,14 @@ _TABLES = ("strands_sessions", "strands_agents", "strands_messages", "strands_mu
 
 
 def message(index: int, document: object = None, *, redacted: bool = False) -> SessionMessage:
-    """Build a message that holds a document."""
+    """Return a message that contains a document."""
     content: Any = {"role": "user", "content": [{"text": f"text {index}"}, {"json": document}]}
     redaction: Any = {"role": "user", "content": [{"json": document, "text": "[redacted]"}]}
     return SessionMessage(content, index, redaction if redacted else None)
 
 
 def agent(agent_id: str) -> SessionAgent:
-    """Build an agent whose window begins with its fourth message."""
+    """Return an agent whose window begins with its fourth message."""
     return SessionAgent(agent_id, {"z": 1, "a": 2}, {"removed_message_count": 3, "a": 1})
 
 
@@ -50,7 +50,7 @@ def fill(
     documents: list[Any] = ODD,
     multi_agents: bool = True,
 ) -> None:
-    """Store a session with two agents and two multi-agents, full of these documents."""
+    """Store a session with two agents and two multi-agents that contain the documents."""
     repository.create_session(Session(session_id, SessionType.AGENT))
     for agent_id in ("a", "ö"):
         repository.create_agent(
@@ -59,14 +59,14 @@ def fill(
         for index, document in enumerate(documents):
             repository.create_message(session_id, agent_id, message(index, document))
     repository.update_message(session_id, "a", message(1, documents[1], redacted=True))
-    # Strands' files hold no bytes in the state of a multi-agent.
+    # Strands' files cannot hold bytes in the state of a multi-agent.
     state = documents if documents is ODD else documents[:3]
     repository.create_multi_agent(session_id, Team("graph", {"b": state, "a": 1}))
     repository.create_multi_agent(session_id, Team("swarm", {}))
 
 
 def age(connection: psycopg.Connection[Any]) -> None:
-    """Give all rows times of their own, in the past."""
+    """Set the times of every row to different ones in the past."""
     for number, table in enumerate(_TABLES):
         connection.execute(
             sql.SQL(
@@ -79,7 +79,7 @@ def age(connection: psycopg.Connection[Any]) -> None:
 
 
 def rows(connection: psycopg.Connection[Any], session_id: str = "s") -> dict[str, list[str]]:
-    """Give all that the tables hold of a session, but for write ids and the session's own id."""
+    """Return all that the tables store of a session, except for write ids and the session's own id."""
     query = sql.SQL("SELECT (to_jsonb(t) - 'write_id' - 'session_id')::text FROM {} AS t WHERE session_id = %s")
     found = {}
     for table in _TABLES:
@@ -90,7 +90,7 @@ def rows(connection: psycopg.Connection[Any], session_id: str = "s") -> dict[str
 
 
 def restored(repository: SessionRepository, session_id: str = "s") -> str:
-    """Give what a repository gives back of a session that ``fill`` stored, as one text."""
+    """Return what a repository returns of a session that ``fill`` stored, as one text."""
     session = repository.read_session(session_id)
     assert session is not None
     parts: list[Any] = [session.to_dict()]

@@ -36,11 +36,11 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
 
 @pytest.mark.parametrize("command", [[], ["status"], ["show"], ["fork", "a"], ["export"]], ids=str)
 @pytest.mark.parametrize("dsn", ["postgresql://app:sesame@db/agents", "host=db password='open sesame'"])
-def test_a_dsn_in_a_wrong_place_is_not_quoted(capsys: pytest.CaptureFixture[str], command: list[str], dsn: str) -> None:
+def test_a_misplaced_dsn_is_not_quoted(capsys: pytest.CaptureFixture[str], command: list[str], dsn: str) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main([*command, dsn])
     written = capsys.readouterr()
-    assert written.err.endswith(": a DSN is given with --dsn\n")
+    assert written.err.endswith(": pass a DSN with --dsn\n")
     assert "sesame" not in written.err + written.out
 
 

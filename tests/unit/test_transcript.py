@@ -1,4 +1,4 @@
-"""What a person sees of a message, for every block of content that Strands knows, and for those that it does not."""
+"""The format of messages, for every content block that Strands knows, and for others."""
 
 from typing import Any, get_type_hints
 
@@ -69,11 +69,11 @@ BLOCKS: list[tuple[str, Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("kind", "value", "expected"), BLOCKS)
-def test_block_reads(kind: str, value: Any, expected: list[str]) -> None:
-    assert list(transcript.lines({"role": "user", "content": [{kind: value}]})) == expected
+def test_block_is_formatted(kind: str, value: Any, expected: list[str]) -> None:
+    assert list(transcript.format_lines({"role": "user", "content": [{kind: value}]})) == expected
 
 
-def test_every_kind_of_block_of_this_strands_is_shown_as_what_it_is() -> None:
+def test_every_kind_of_block_of_this_strands_has_a_format() -> None:
     assert get_type_hints(ContentBlock).keys() <= transcript._KINDS.keys() | {"text"}
 
 
@@ -91,13 +91,13 @@ def test_every_kind_of_block_of_this_strands_is_shown_as_what_it_is() -> None:
     ],
     ids=str,
 )
-def test_message_of_another_shape_reads(message: Any, expected: list[str] | None) -> None:
+def test_message_of_another_shape_is_formatted(message: Any, expected: list[str] | None) -> None:
     expected = expected if expected is not None else ["{}", "[]", "1", "text", "a", "tool call b (null)", "  null"]
-    assert list(transcript.lines(message)) == expected
+    assert list(transcript.format_lines(message)) == expected
 
 
 @pytest.mark.parametrize(
-    ("message", "who", "counts"),
+    ("message", "role", "counts"),
     [
         (
             {"role": "assistant", "metadata": {"usage": {"inputTokens": 1234, "outputTokens": 5, "totalTokens": 1239}}},
@@ -110,14 +110,14 @@ def test_message_of_another_shape_reads(message: Any, expected: list[str] | None
             ["9 tokens in", "8 tokens from the cache", "0 tokens out"],
         ),
         ({"role": None, "metadata": {"usage": {"inputTokens": "many"}}}, "null", []),
-        ({"metadata": {"usage": 1}}, "nobody", []),
-        ({"metadata": []}, "nobody", []),
-        ("text", "nobody", []),
+        ({"metadata": {"usage": 1}}, "no role", []),
+        ({"metadata": []}, "no role", []),
+        ("text", "no role", []),
     ],
 )
-def test_head_tells_who_and_how_many_tokens(message: Any, who: str, counts: list[str]) -> None:
-    assert transcript.role(message) == who
-    assert transcript.tokens(message) == counts
+def test_heading_has_role_and_tokens(message: Any, role: str, counts: list[str]) -> None:
+    assert transcript.format_role(message) == role
+    assert transcript.format_tokens(message) == counts
 
 
 _ANYTHING = st.recursive(
@@ -136,6 +136,6 @@ _ANYTHING = st.recursive(
 
 
 @given(_ANYTHING)
-def test_no_message_is_beyond_reading(message: Any) -> None:
-    assert all("\n" not in line for line in transcript.lines(message))
-    assert "\n" not in " ".join([transcript.role(message), *transcript.tokens(message)])
+def test_any_message_is_formatted(message: Any) -> None:
+    assert all("\n" not in line for line in transcript.format_lines(message))
+    assert "\n" not in " ".join([transcript.format_role(message), *transcript.format_tokens(message)])

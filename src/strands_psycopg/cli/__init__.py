@@ -1,6 +1,6 @@
 """The command line: ``strands-psycopg``, or ``python -m strands_psycopg``.
 
-Exit codes: 0 done, 1 failed (or, of ``status``, not ready), 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 failure (of ``status``: not ready), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -11,22 +11,22 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from strands_psycopg.cli import analytics, demonstration, schema, sessions, show, transfer
-from strands_psycopg.cli.options import Parser, advice_on
+from strands_psycopg.cli import analytics, demo, schema, sessions, show, transfer
+from strands_psycopg.cli.options import Parser, connection_hint
 from strands_psycopg.errors import StrandsPsycopgError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code.
+    """Run one command and return its exit code.
 
     Args:
-        argv: The arguments after the program's name; None for this process's.
+        argv: The arguments without the program name; None for ``sys.argv``.
 
     Raises:
         SystemExit: Wrong usage, ``--help`` or ``--version``.
     """
-    arguments = _parser().parse_args(argv)
-    # The error that ends a command tells what each retry would have logged on stderr.
+    arguments = _build_parser().parse_args(argv)
+    # Retries would be logged to stderr, but the error that ends a command already has their reason.
     logging.basicConfig(handlers=[logging.NullHandler()])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except StrandsPsycopgError as error:
-        return _fail(error, 1, advice_on(arguments, error))
+        return _fail(error, 1, connection_hint(arguments, error))
     except ValueError as error:
         return _fail(error, 2)
     except BrokenPipeError:
-        # The reader has seen enough.
+        # The reader of the pipe has ended, as head does.
         _discard_output()
         return 1
     except OSError as error:
@@ -50,20 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discard_output() -> None:
-    # Python would flush once more at its exit, and complain.
+    # Otherwise Python flushes again at exit and reports the error again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(error: Exception, code: int, advice: str = "") -> int:
-    print("strands-psycopg: error:", *f"{error}{advice}".split(), file=sys.stderr)
+def _fail(error: Exception, code: int, hint: str = "") -> int:
+    print("strands-psycopg: error:", *f"{error}{hint}".split(), file=sys.stderr)
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="strands-psycopg",
-        description="Strands Agents' sessions in PostgreSQL.",
-        epilog="The database is --dsn, or the variable DATABASE_URL, or what libpq's own variables (PGHOST, ...) say.",
+        description="Manage sessions of Strands Agents in PostgreSQL.",
+        epilog="The database is specified by --dsn, by the environment variable DATABASE_URL, or by libpq's "
+        "environment variables (PGHOST, ...).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('strands-psycopg')}")
@@ -73,5 +74,5 @@ def _parser() -> argparse.ArgumentParser:
     show.add_to(commands)
     transfer.add_to(commands)
     analytics.add_to(commands)
-    demonstration.add_to(commands)
+    demo.add_to(commands)
     return parser

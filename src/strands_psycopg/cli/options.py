@@ -9,93 +9,93 @@ from typing import NoReturn, TypeAlias
 from strands_psycopg.errors import DatabaseUnavailableError
 from strands_psycopg.repository import PostgresSessionRepository
 
-# Long enough for a server that is restarting, short enough for someone who waits at a terminal.
+# Long enough for a server restart, short enough for a user at a terminal.
 RETRY_TIMEOUT = 5.0
 
-# Those of libpq's variables that say where a server is.
-_WHERE = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
+# The environment variables by which libpq finds a server.
+_SERVER_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that quotes no DSN."""
+    """An argument parser whose errors never quote a DSN."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the usage, and end."""
-        # It would quote a DSN in a wrong place, password and all.
+        """Print a usage error and exit."""
+        # argparse would quote a misplaced DSN with its password.
         if "://" in message or "password" in message:
-            message = "a DSN is given with --dsn"
+            message = "pass a DSN with --dsn"
         super().error(message)
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 DSN = Parser(add_help=False)
-DSN.add_argument("--dsn", help="the database, as postgresql://... or key=value pairs")
+DSN.add_argument("--dsn", help="connection string of the database: postgresql://... or key=value pairs")
 
 TABLES = Parser(add_help=False, parents=[DSN])
-TABLES.add_argument("--schema", metavar="NAME", help="the schema of the tables (public)")
+TABLES.add_argument("--schema", metavar="NAME", help="schema of the tables (default: public)")
 TABLES.add_argument(
-    "--table-prefix", metavar="PREFIX", default="strands_", help="what their names begin with (strands_)"
+    "--table-prefix", metavar="PREFIX", default="strands_", help="prefix of the table names (default: strands_)"
 )
 
 
-def dsn_of(arguments: argparse.Namespace) -> str | None:
-    """Give the DSN of ``--dsn`` or ``DATABASE_URL``; None if only libpq's own variables say which database it is."""
+def get_dsn(arguments: argparse.Namespace) -> str | None:
+    """Return the DSN from ``--dsn`` or ``DATABASE_URL``; None if libpq's environment variables decide."""
     dsn: str | None = arguments.dsn
     return os.environ.get("DATABASE_URL") or None if dsn is None else dsn
 
 
-def advice_on(arguments: argparse.Namespace, error: Exception) -> str:
-    """Give what to add to an error of a command: how to name a database, if nothing did."""
-    named = dsn_of(arguments) or any(map(os.environ.get, _WHERE))
-    if named or not isinstance(error, DatabaseUnavailableError):
+def connection_hint(arguments: argparse.Namespace, error: Exception) -> str:
+    """Return a hint to append to a command's error: how to specify a database if none was specified."""
+    specified = get_dsn(arguments) or any(map(os.environ.get, _SERVER_VARIABLES))
+    if specified or not isinstance(error, DatabaseUnavailableError):
         return ""
-    return "; no database was named: give --dsn or set DATABASE_URL"
+    return "; no database was specified: use --dsn or set DATABASE_URL"
 
 
-def repository_of(arguments: argparse.Namespace) -> PostgresSessionRepository:
-    """Build the repository that the options of ``TABLES`` describe."""
+def open_repository(arguments: argparse.Namespace) -> PostgresSessionRepository:
+    """Return a repository for the options of ``TABLES``."""
     return PostgresSessionRepository(
-        dsn_of(arguments) or "",
+        get_dsn(arguments) or "",
         schema=arguments.schema,
         table_prefix=arguments.table_prefix,
         retry_timeout=RETRY_TIMEOUT,
-        # It may be behind a pooler, and no command repeats a statement often enough to gain by it.
+        # The database may be behind a pooler, and no command repeats a statement often enough for preparing it to pay.
         kwargs={"prepare_threshold": None},
     )
 
 
-def id_of_session(text: str) -> str:
-    """Take a session's id, for argparse; no DSN in its place, which a later message would repeat, password and all."""
+def parse_session_id(text: str) -> str:
+    """Return a session id, for argparse; refuse a DSN, because later messages would show its password."""
     if re.match(r"postgres(ql)?://|.*\bpassword *=", text):
-        raise argparse.ArgumentTypeError("a DSN is given with --dsn")
+        raise argparse.ArgumentTypeError("pass a DSN with --dsn")
     return text
 
 
-def duration(text: str) -> timedelta:
-    """Read a time span such as ``30d``, for argparse."""
-    read = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text)
-    if not read:
-        raise argparse.ArgumentTypeError("must be a number and a unit, such as 45s, 90m, 12h, 30d or 2w")
+def parse_duration(text: str) -> timedelta:
+    """Parse a duration such as ``30d``, for argparse."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text)
+    if not match:
+        raise argparse.ArgumentTypeError("must be a number with a unit, such as 45s, 90m, 12h, 30d or 2w")
     try:
-        return timedelta(**{_UNITS[read[2]]: float(read[1])})
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
     except OverflowError:
         raise argparse.ArgumentTypeError("is too long") from None
 
 
-def moment(text: str) -> datetime:
-    """Read a time in ISO 8601, of UTC unless it says another zone, or how long ago it was, for argparse."""
+def parse_time(text: str) -> datetime:
+    """Parse a time in ISO 8601 (UTC unless it has an offset) or a duration before now, for argparse."""
     try:
-        return datetime.now(timezone.utc) - duration(text)
+        return datetime.now(timezone.utc) - parse_duration(text)
     except argparse.ArgumentTypeError:
         pass
     except OverflowError:
         raise argparse.ArgumentTypeError("is too long ago") from None
     try:
-        # Before Python 3.11 only the offset is understood.
+        # Python parses the suffix Z only since 3.11.
         time = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
-        raise argparse.ArgumentTypeError("must be a time such as 2030-05-01T12:00, or a span such as 7d") from None
+        raise argparse.ArgumentTypeError("must be a time such as 2030-05-01T12:00 or a duration such as 7d") from None
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

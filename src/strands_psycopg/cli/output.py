@@ -1,11 +1,12 @@
-"""What the commands print: tables, progress bars and text from messages.
+"""Output of the commands: tables, headings and progress bars.
 
-With the extra ``cli`` and on a terminal, rich draws; otherwise it is plain text, without escape codes.
+On a terminal and with the extra ``cli``, rich formats them; otherwise they are plain text without escape codes.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 try:
     import rich.console
@@ -20,16 +21,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
     """Print a table.
 
     Args:
-        header: The columns' names.
-        rows: A text for each column; what comes from users should be ``printable``.
-        right: The columns that are aligned at their right end, such as numbers.
+        header: The column names.
+        rows: The rows, with a text for each column. Pass texts from users through ``printable``.
+        right: The names of right-aligned columns, such as those of numbers.
     """
     if rich is not None and sys.stdout.isatty():
         table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
         for name in header:
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
-            # Plain texts, or brackets in them would be taken for styles.
+            # In plain strings rich would interpret brackets as markup.
             table.add_row(*(rich.text.Text(cell) for cell in row))
         rich.console.Console().print(table)
         return
@@ -43,7 +44,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
 
 
 def print_heading(text: str) -> None:
-    """Print a line that stands out from those below it."""
+    """Print a highlighted line."""
     if rich is not None and sys.stdout.isatty():
         rich.console.Console().print(rich.text.Text(text, style="bold cyan"), soft_wrap=True)
     else:
@@ -52,11 +53,11 @@ def print_heading(text: str) -> None:
 
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show on a terminal's stderr how far a long command is; give the function to call with each further count.
+    """Show a progress bar on stderr if it is a terminal; yield the function that advances it.
 
     Args:
-        label: What is being done.
-        total: The count at the end, if it is known.
+        label: The bar's label.
+        total: The final count, if it is known.
     """
     if rich is None or not sys.stderr.isatty():
         yield lambda _: None
@@ -73,8 +74,8 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
         yield lambda count: bar.advance(task, count)
 
 
-def size(count: float) -> str:
-    """Give a number of bytes in a unit that suits it."""
+def format_size(count: float) -> str:
+    """Return a number of bytes in a suitable unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1024:
             return f"{count:.4g} {unit}"
@@ -82,16 +83,11 @@ def size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-def counted(number: int, noun: str) -> str:
-    """Give a number with what it counts."""
+def pluralize(number: int, noun: str) -> str:
+    """Return a number with a noun in singular or plural."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def second(time: str) -> str:
-    """Give a time in ISO 8601 as it is read easily, to the second."""
-    return time[:19].replace("T", " ")
-
-
-def minute(time: str) -> str:
-    """Give a time in ISO 8601 as it is read easily, to the minute."""
-    return second(time)[:16]
+def format_time(time: str, *, timespec: Literal["minutes", "seconds"]) -> str:
+    """Return a time in ISO 8601 without its offset, truncated to minutes or seconds."""
+    return time[: 16 if timespec == "minutes" else 19].replace("T", " ")

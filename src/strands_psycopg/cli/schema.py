@@ -1,11 +1,11 @@
-"""The commands that look after the tables: ``migrate`` and ``status``."""
+"""The commands for the schema: ``migrate`` and ``status``."""
 
 import argparse
 import dataclasses
 import json
 
 from strands_psycopg.cli import output
-from strands_psycopg.cli.options import TABLES, Commands, dsn_of, repository_of
+from strands_psycopg.cli.options import TABLES, Commands, get_dsn, open_repository
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.repository import session_tables
 from strands_psycopg.repository.status import Status, TableStatus
@@ -18,39 +18,39 @@ def add_to(commands: Commands) -> None:
         parents=[TABLES],
         allow_abbrev=False,
         help="create or upgrade the tables",
-        description="Create or upgrade the tables. Any number of processes may do so at once.",
+        description="Create or upgrade the tables. Several processes may run this command at the same time.",
     )
     form = migrate.add_mutually_exclusive_group()
     form.add_argument(
         "--sql",
         action="store_true",
-        help="print the SQL instead of running it: what is pending in the database if --dsn or DATABASE_URL is given, "
-        "otherwise, without connecting, all of it",
+        help="print SQL instead of running it: the pending migrations of the database if --dsn or DATABASE_URL is set, "
+        "otherwise all migrations, without connecting",
     )
-    form.add_argument("--json", action="store_true", help="print what was applied as JSON")
+    form.add_argument("--json", action="store_true", help="print the applied migrations as JSON")
     migrate.set_defaults(run=_migrate)
 
     status = commands.add_parser(
         "status",
         parents=[TABLES],
         allow_abbrev=False,
-        help="show the server, the version of the tables and how much is in them",
-        description="Show the server, the version of the tables and how much is in them. The exit code is 1 if "
-        "migrations are pending or tables missing.",
+        help="show the server, the schema version and the size of the tables",
+        description="Show the server, the schema version, and the rows and size of each table. The exit code is 1 if "
+        "migrations are pending or tables are missing.",
     )
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=_status)
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
-    with repository_of(arguments) as repository:
+    with open_repository(arguments) as repository:
         migrator = Migrator(session_tables(repository).database)
         if arguments.sql:
-            if dsn_of(arguments) is None:
+            if get_dsn(arguments) is None:
                 print(migrator.script(), end="")
             else:
                 pending = migrator.pending()
-                print(migrator.script(pending) if pending else "-- nothing is pending\n", end="")
+                print(migrator.script(pending) if pending else "-- no migrations are pending\n", end="")
             return 0
         applied = migrator.apply()
     if arguments.json:
@@ -60,43 +60,43 @@ def _migrate(arguments: argparse.Namespace) -> int:
     for migration in applied:
         print(f"applied {migration.version:04} {migration.name}")
     if not applied:
-        print("nothing was pending")
+        print("no migrations are pending")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    with repository_of(arguments) as repository:
+    with open_repository(arguments) as repository:
         status = repository.status()
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(status), "ready": status.ready}, indent=2))
     else:
-        _describe(status)
+        _print_status(status)
     return 0 if status.ready else 1
 
 
-def _describe(status: Status) -> None:
+def _print_status(status: Status) -> None:
     if status.problem:
         state = status.problem
     elif status.pending:
         state = f"pending: {', '.join(status.pending)}; run 'strands-psycopg migrate'"
     elif status.missing:
-        state = f"missing: {', '.join(status.missing)}; restore what was dropped from a backup"
+        state = f"missing: {', '.join(status.missing)}; restore them from a backup"
     else:
         state = "up to date"
     print(f"server    PostgreSQL {status.server_version} on {status.host}, port {status.port}")
     print(f"database  {status.database}, as {status.user}")
     print(
-        f"pool      {output.counted(status.pool.size, 'connection')} of at most {status.pool.max_size}; "
+        f"pool      {output.pluralize(status.pool.size, 'connection')} of at most {status.pool.max_size}; "
         f"the server has {status.connections} of {status.max_connections}"
     )
     print(f"tables    {status.table_prefix}* in schema {status.schema}")
     print(f"version   {status.schema_version} of {status.package_version}, {state}")
     if status.tables:
-        rows = [(table.name, _rows(table), output.size(table.bytes)) for table in status.tables]
-        total = ("total", "", output.size(sum(table.bytes for table in status.tables)))
+        rows = [(table.name, _row_count(table), output.format_size(table.bytes)) for table in status.tables]
+        total = ("total", "", output.format_size(sum(table.bytes for table in status.tables)))
         print()
         output.print_table(("table", "rows", "size"), [*rows, total], right=("rows", "size"))
 
 
-def _rows(table: TableStatus) -> str:
+def _row_count(table: TableStatus) -> str:
     return f"{table.rows:,}" if table.exact else f"about {table.rows:,}"

@@ -1,4 +1,4 @@
-"""The command ``show``: one session, to be read by a person, or as JSON."""
+"""The command ``show``, which prints one session as text or JSON."""
 
 import argparse
 import dataclasses
@@ -9,14 +9,14 @@ from typing import Any
 from strands.types.session import SessionMessage, encode_bytes_values
 
 from strands_psycopg.cli import output, transcript
-from strands_psycopg.cli.options import TABLES, Commands, id_of_session, repository_of
+from strands_psycopg.cli.options import TABLES, Commands, open_repository, parse_session_id
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.listing import AgentSummary, SessionSummary
 
-# How many messages are in memory at once.
-_PAGE = 100
+# The number of messages in memory at once.
+_PAGE_SIZE = 100
 
 
 def add_to(commands: Commands) -> None:
@@ -26,10 +26,10 @@ def add_to(commands: Commands) -> None:
         parents=[TABLES],
         allow_abbrev=False,
         help="print a session's conversations",
-        description="Print a session's conversations. Messages that were redacted are shown redacted.",
+        description="Print a session's conversations. Redacted messages are shown redacted.",
     )
-    show.add_argument("session", type=id_of_session, metavar="SESSION", help="the session's id")
-    show.add_argument("--agent", metavar="ID", help="this agent only")
+    show.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
+    show.add_argument("--agent", metavar="ID", help="only this agent")
     show.add_argument("--last", type=int, metavar="N", help="only the last N messages of each agent")
     show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(run=_show)
@@ -38,7 +38,7 @@ def add_to(commands: Commands) -> None:
 def _show(arguments: argparse.Namespace) -> int:
     if arguments.last is not None and arguments.last < 0:
         raise ValueError(f"--last must be 0 or more, not {arguments.last}")
-    with repository_of(arguments) as repository:
+    with open_repository(arguments) as repository:
         session = session_tables(repository).listing.read(arguments.session)
         if session is None:
             raise SessionNotFoundError(f"showing session {arguments.session!r}: it does not exist")
@@ -56,11 +56,11 @@ def _show(arguments: argparse.Namespace) -> int:
 def _messages(
     repository: PostgresSessionRepository, session: SessionSummary, agent: AgentSummary, last: int | None
 ) -> Iterator[SessionMessage]:
-    """Give an agent's messages, page by page; also those that are added meanwhile."""
+    """Yield an agent's messages page by page, including those that are added meanwhile."""
     index = 0 if last is None else max(agent.messages - last, 0)
     if last == 0:
         return
-    while page := repository.list_messages(session.session_id, agent.agent_id, limit=_PAGE, offset=index):
+    while page := repository.list_messages(session.session_id, agent.agent_id, limit=_PAGE_SIZE, offset=index):
         yield from page
         index += len(page)
 
@@ -70,35 +70,36 @@ def _print(
 ) -> None:
     output.print_heading(f"session {printable(session.session_id)}")
     print(
-        f"created {output.second(session.created_at)} UTC, last active {output.minute(session.updated_at)} UTC; "
-        f"{output.counted(session.agents, 'agent')}, {output.counted(session.messages, 'message')}, "
-        f"{output.counted(session.multi_agents, 'multi-agent')}"
+        f"created {output.format_time(session.created_at, timespec='seconds')} UTC, "
+        f"last active {output.format_time(session.updated_at, timespec='minutes')} UTC; "
+        f"{output.pluralize(session.agents, 'agent')}, {output.pluralize(session.messages, 'message')}, "
+        f"{output.pluralize(session.multi_agents, 'multi-agent')}"
     )
     for agent in agents:
         print()
-        output.print_heading(f"agent {printable(agent.agent_id)}, {output.counted(agent.messages, 'message')}")
+        output.print_heading(f"agent {printable(agent.agent_id)}, {output.pluralize(agent.messages, 'message')}")
         for message in _messages(repository, session, agent, last):
             print()
             content = message.to_message()
             head = [
-                f"{message.message_id} {transcript.role(content)}",
-                output.second(message.created_at),
-                *transcript.tokens(content),
+                f"{message.message_id} {transcript.format_role(content)}",
+                output.format_time(message.created_at, timespec="seconds"),
+                *transcript.format_tokens(content),
                 *(["redacted"] if message.redact_message is not None else []),
             ]
             output.print_heading(printable(", ".join(head)))
-            for line in transcript.lines(content):
+            for line in transcript.format_lines(content):
                 print("  " + printable(line, keep="\t"))
 
 
 def _print_json(
     repository: PostgresSessionRepository, session: SessionSummary, agents: list[AgentSummary], last: int | None
 ) -> None:
-    """Print one document, without ever having all of it."""
-    print('{"session": ' + _dumped(dataclasses.asdict(session)) + ', "agents": [', end="")
+    """Print one JSON document without holding all of it in memory."""
+    print('{"session": ' + _dump(dataclasses.asdict(session)) + ', "agents": [', end="")
     for number, agent in enumerate(agents):
-        described = _dumped(dataclasses.asdict(agent) | {"messages": None}).removesuffix("null}")
-        print(f"{',' if number else ''}\n{described}[", end="")
+        summary = _dump(dataclasses.asdict(agent) | {"messages": None}).removesuffix("null}")
+        print(f"{',' if number else ''}\n{summary}[", end="")
         for position, message in enumerate(_messages(repository, session, agent, last)):
             shown = {
                 "message_id": message.message_id,
@@ -107,13 +108,13 @@ def _print_json(
                 "redacted": message.redact_message is not None,
                 "message": message.to_message(),
             }
-            print(f"{',' if position else ''}\n{_dumped(shown)}", end="")
+            print(f"{',' if position else ''}\n{_dump(shown)}", end="")
         print("]}", end="")
     print("]}")
 
 
-def _dumped(document: dict[str, Any]) -> str:
-    """Give a document as JSON, bytes in Strands' form, with null for the numbers that JSON has not."""
+def _dump(document: dict[str, Any]) -> str:
+    """Return a document as JSON, with bytes in Strands' form and null for NaN and infinities."""
     try:
         return json.dumps(document, default=encode_bytes_values, allow_nan=False)
     except ValueError:

@@ -1,35 +1,35 @@
-"""A message as lines that a person reads, whatever blocks of content it has and whatever is in them.
+"""Formatting of messages as readable lines, whatever their content.
 
-What Strands describes in ``strands.types.content`` is shown as what it is; everything else as JSON.
+Content blocks of ``strands.types.content`` have a format of their own; everything else is shown as JSON.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from strands_psycopg.cli.output import size
+from strands_psycopg.cli.output import format_size
 
 _INDENT = "  "
 
 
-def role(message: Any) -> str:
-    """Give who says it."""
-    return _line(message.get("role", "nobody")) if isinstance(message, dict) else "nobody"
+def format_role(message: Any) -> str:
+    """Return the role of a message."""
+    return _line(message.get("role", "no role")) if isinstance(message, dict) else "no role"
 
 
-def tokens(message: Any) -> list[str]:
-    """Give how many tokens it took, if that was stored with it."""
+def format_tokens(message: Any) -> list[str]:
+    """Return the token counts that are stored with a message, each as a text."""
     usage = _dict(_dict(message, "metadata"), "usage")
     counts = {
         "in": usage.get("inputTokens"),
         "from the cache": usage.get("cacheReadInputTokens") or None,
         "out": usage.get("outputTokens"),
     }
-    return [f"{count:,} tokens {which}" for which, count in counts.items() if isinstance(count, int)]
+    return [f"{count:,} tokens {kind}" for kind, count in counts.items() if isinstance(count, int)]
 
 
-def lines(message: Any) -> Iterator[str]:
-    """Give a message's content, line by line; the lines may hold any character but a line feed."""
+def format_lines(message: Any) -> Iterator[str]:
+    """Yield the lines of a message's content; they may contain any character except line feeds."""
     yield from _blocks(message.get("content", []) if isinstance(message, dict) else message)
 
 
@@ -45,53 +45,53 @@ def _blocks(content: Any) -> Iterator[str]:
                 yield from _KINDS[kind](kind, value)
             else:
                 yield f"{_line(kind)}:"
-                yield from _indented(_text(value))
+                yield from _indent(_text(value))
 
 
 def _tool_use(_kind: str, value: dict[str, Any]) -> Iterator[str]:
     yield f"tool call {_line(value.get('name'))} ({_line(value.get('toolUseId'))})"
-    yield from _indented(_text(value.get("input")))
+    yield from _indent(_text(value.get("input")))
 
 
 def _tool_result(_kind: str, value: dict[str, Any]) -> Iterator[str]:
     yield f"tool result, {_line(value.get('status', 'no status'))} ({_line(value.get('toolUseId'))})"
-    yield from _indented(_blocks(value.get("content", [])))
+    yield from _indent(_blocks(value.get("content", [])))
 
 
 def _reasoning(_kind: str, value: dict[str, Any]) -> Iterator[str]:
     hidden = value.get("redactedContent")
     if hidden is not None:
-        yield f"reasoning, hidden by the provider, {_amount(hidden)}"
+        yield f"reasoning, hidden by the provider, {_format_data(hidden)}"
     if "reasoningText" in value or hidden is None:
-        said = value.get("reasoningText")
+        reasoning = value.get("reasoningText")
         yield "reasoning"
-        yield from _indented(_text(said.get("text", "") if isinstance(said, dict) else said))
+        yield from _indent(_text(reasoning.get("text", "") if isinstance(reasoning, dict) else reasoning))
 
 
-def _medium(kind: str, value: dict[str, Any]) -> Iterator[str]:
-    """Give a picture, a film, a sound or a document in one line."""
+def _media(kind: str, value: dict[str, Any]) -> Iterator[str]:
+    """Yield one line for an image, a video, audio or a document."""
     named = [_line(value[key]) for key in ("format", "name") if value.get(key) is not None]
     source = value.get("source")
     location = _dict(source, "location")
     if _dict(value, "source").get("bytes") is not None:
-        whereabouts = _amount(_dict(value, "source")["bytes"])
+        origin = _format_data(_dict(value, "source")["bytes"])
     elif "uri" in location:
-        whereabouts = f"at {_line(location['uri'])}"
+        origin = f"at {_line(location['uri'])}"
     else:
-        whereabouts = _json(source)
-    yield f"{' '.join([kind, *named])}, {whereabouts}"
+        origin = _json(source)
+    yield f"{' '.join([kind, *named])}, {origin}"
 
 
 def _cache_point(_kind: str, value: dict[str, Any]) -> Iterator[str]:
     yield f"cache point {_line(value.get('type'))}"
 
 
-def _guarded(_kind: str, value: dict[str, Any]) -> Iterator[str]:
+def _guard_content(_kind: str, value: dict[str, Any]) -> Iterator[str]:
     yield "guarded text"
-    yield from _indented(_text(_dict(value, "text").get("text", value)))
+    yield from _indent(_text(_dict(value, "text").get("text", value)))
 
 
-def _cited(_kind: str, value: dict[str, Any]) -> Iterator[str]:
+def _citations(_kind: str, value: dict[str, Any]) -> Iterator[str]:
     yield from _blocks(value.get("content", []))
     citations = value.get("citations", [])
     for citation in citations if isinstance(citations, list) else [citations]:
@@ -105,22 +105,22 @@ _KINDS: dict[str, Callable[[str, dict[str, Any]], Iterator[str]]] = {
     "toolUse": _tool_use,
     "toolResult": _tool_result,
     "reasoningContent": _reasoning,
-    "image": _medium,
-    "document": _medium,
-    "video": _medium,
-    "audio": _medium,
+    "image": _media,
+    "document": _media,
+    "video": _media,
+    "audio": _media,
     "cachePoint": _cache_point,
-    "guardContent": _guarded,
-    "citationsContent": _cited,
+    "guardContent": _guard_content,
+    "citationsContent": _citations,
 }
 
 
-def _indented(inner: Iterator[str]) -> Iterator[str]:
+def _indent(inner: Iterator[str]) -> Iterator[str]:
     return (_INDENT + line for line in inner)
 
 
 def _dict(value: Any, key: str) -> dict[str, Any]:
-    """Give the dict that is under a key; an empty one if there is none."""
+    """Return the dict under a key; an empty one if there is none."""
     found = value.get(key) if isinstance(value, dict) else None
     return found if isinstance(found, dict) else {}
 
@@ -133,13 +133,13 @@ def _line(value: Any) -> str:
     return value.replace("\n", "\\n") if isinstance(value, str) else _json(value)
 
 
-def _amount(data: Any) -> str:
-    return size(len(data)) if isinstance(data, bytes) else _json(data)
+def _format_data(data: Any) -> str:
+    return format_size(len(data)) if isinstance(data, bytes) else _json(data)
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_of_bytes)
+    return json.dumps(value, ensure_ascii=False, default=_describe)
 
 
-def _of_bytes(value: object) -> str:
-    return size(len(value)) if isinstance(value, bytes) else repr(value)
+def _describe(value: object) -> str:
+    return format_size(len(value)) if isinstance(value, bytes) else repr(value)

@@ -1,4 +1,4 @@
-"""What the sessions amount to: figures for a program, and a page for people.
+"""Usage statistics of all sessions: as objects for programs, and as an HTML page.
 
 Both read the views of ``sql/NNNN_analytics.sql``, so the server does the counting.
 """
@@ -10,7 +10,7 @@ from typing import TextIO
 
 from strands_psycopg.errors import MissingExtraError, ReportError
 from strands_psycopg.report.statistics import (
-    QUERIES,
+    QUERY_COUNT,
     DayFigures,
     Figures,
     Latency,
@@ -22,7 +22,7 @@ from strands_psycopg.report.statistics import (
 from strands_psycopg.repository import PostgresSessionRepository
 
 __all__ = [
-    "QUERIES",
+    "QUERY_COUNT",
     "DayFigures",
     "Figures",
     "Latency",
@@ -44,13 +44,13 @@ def write_report(
     days: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Statistics:
-    """Write a page of HTML with plots and tables, which needs no other file and no network; give what it shows.
+    """Write an HTML page with plots and tables, and return the statistics that it shows.
 
-    A file is replaced as a whole, or left as it was; a pipe or device is written to.
+    The page needs no other file and no network. A file is replaced atomically; a pipe or device is written to directly.
 
     Args:
-        repository: Where the sessions are.
-        destination: A file's path, or a text stream, which stays open.
+        repository: Where the sessions are stored.
+        destination: A path, or a text stream, which is not closed.
         since: As in ``read_statistics``.
         days: As in ``read_statistics``.
         progress: As in ``read_statistics``; it is called once more for the page.
@@ -67,7 +67,7 @@ def write_report(
         if error.name not in ("jinja2", "vl_convert"):
             raise
         raise MissingExtraError(
-            f"the report is drawn by {error.name}, which is not installed; run: pip install 'strands-psycopg[report]'",
+            f"the report requires {error.name}, which is not installed; run: pip install 'strands-psycopg[report]'",
             extra="report",
         ) from error
     statistics = read_statistics(repository, since=since, days=days, longest=_LONGEST, progress=progress)
@@ -77,8 +77,8 @@ def write_report(
             replace(destination, page)
         except OSError as error:
             raise ReportError(
-                f"the report cannot be written to {os.fspath(destination)!r}: {error.strerror}; name a file in a "
-                "folder that exists and may be written to"
+                f"the report cannot be written to {os.fspath(destination)!r}: {error.strerror}; choose a file in "
+                "an existing directory with write permission"
             ) from error
     else:
         destination.write(page)

@@ -1,8 +1,8 @@
-"""Plots are Vega-Lite specifications, which vl-convert draws as SVG.
+"""Drawing of plots: Vega-Lite specifications that vl-convert renders as SVG.
 
-SVG takes its colours from the page's style sheet, so that one drawing serves dark and light; needs no script; and
-weighs some kilobytes, where a plotting library in JavaScript weighs megabytes. What is to fill a wide screen is drawn
-for a phone too, since scaled down its letters could not be read there.
+SVG takes its colours from the page's style sheet, so one drawing works in dark and light mode. It needs no script and
+takes a few kilobytes, while a plotting library in JavaScript takes megabytes. Plots for wide screens are drawn for
+phones too, because their letters would be illegible when scaled down.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 
 import vl_convert
 
-# A phone's width, or a third of a desktop's; a tablet's; a desktop's.
+# In pixels, for a phone or a third of a desktop; for a tablet; for a desktop.
 _WIDTHS = {"narrow": 326, "wide": 720, "full": 1120}
 
 _CONFIG = {
@@ -36,14 +36,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with all that is said about it.
+    """A plot with its texts.
 
     Attributes:
-        title: What it shows.
-        summary: The same in a sentence, for who does not see it.
+        title: The heading.
+        summary: The content in a sentence, for screen readers.
         legend: Name and colour of each series, if there is more than one.
-        drawings: SVG by the width that it is for: ``narrow``, and perhaps ``wide`` and ``full``; none if there is
-            nothing to draw.
+        drawings: SVG by the name of its width: ``narrow``, and perhaps ``wide`` and ``full``; empty if there is no
+            data.
     """
 
     title: str
@@ -55,13 +55,13 @@ class Plot:
 def draw(
     widths: tuple[str, ...], height: object, values: list[Json], layers: Callable[[int], list[Json]]
 ) -> dict[str, str]:
-    """Draw a plot in some widths.
+    """Draw a plot in one or more widths.
 
     Args:
-        widths: Their names.
+        widths: The names of the widths.
         height: Vega-Lite's ``height``.
-        values: The data; what comes from messages is in them only, never in a specification.
-        layers: Gives Vega-Lite's ``layer`` for a width in pixels.
+        values: The data. Texts from messages may only be here, never in a specification.
+        layers: Returns Vega-Lite's ``layer`` for a width in pixels.
     """
     drawings = {}
     for name in widths if values else ():
@@ -78,6 +78,6 @@ def draw(
     return drawings
 
 
-def told_over(place: Json) -> Json:
-    """Give a layer that is not seen and whose marks say the value's ``told``: the page shows it to who points there."""
-    return {"mark": {"type": "rect", "opacity": 0}, "encoding": {**place, "description": {"field": "told"}}}
+def tooltip_layer(position: Json) -> Json:
+    """Return an invisible layer whose marks have each value's ``tooltip`` as description, which the page shows."""
+    return {"mark": {"type": "rect", "opacity": 0}, "encoding": {**position, "description": {"field": "tooltip"}}}

@@ -1,15 +1,15 @@
-"""Numbers, times and names as the page writes them."""
+"""Formatting of numbers and times for the page and the command line."""
 
 from datetime import date, datetime
 
 
-def count(number: int) -> str:
-    """Give a number with its thousands separated."""
+def integer(number: int) -> str:
+    """Return a number with thousands separators."""
     return f"{number:,}"
 
 
-def short(number: int) -> str:
-    """Give a number in three or four digits: 999, 12.3 K, 4.56 M."""
+def compact(number: int) -> str:
+    """Return a number with three or four digits: 999, 12.3 K, 4.56 M."""
     value = float(number)
     for unit in ("", " K", " M", " G"):
         if value < 999.5:
@@ -18,16 +18,16 @@ def short(number: int) -> str:
     return f"{value:,.3g} T" if value < 999.5 else f"{value:,.0f} T"
 
 
-def share(part: int, whole: int) -> str:
-    """Give a part as a percentage."""
+def percentage(part: int, whole: int) -> str:
+    """Return a part of a whole as a percentage."""
     if not whole:
-        return "0 %"
+        return "0%"
     percent = 100 * part / whole
-    return f"{percent:.0f} %" if percent >= 10 or part == 0 else f"{percent:.1f} %" if percent >= 0.1 else "< 0.1 %"
+    return f"{percent:.0f}%" if percent >= 10 or part == 0 else f"{percent:.1f}%" if percent >= 0.1 else "< 0.1%"
 
 
 def duration(seconds: float) -> str:
-    """Give a time in the unit that suits it, or in two."""
+    """Return a duration in one or two suitable units."""
     if seconds < 0.9995:
         return f"{max(seconds, 0) * 1000:.0f} ms"
     if seconds < 59.95:
@@ -43,12 +43,12 @@ def duration(seconds: float) -> str:
 
 
 def day(value: date) -> str:
-    """Give a day as 3 Nov 2025, whatever the process's locale."""
+    """Return a day as 3 Nov 2025, whatever the locale is."""
     return f"{value.day} {_MONTHS[value.month - 1]} {value.year}"
 
 
-def moment(value: datetime) -> str:
-    """Give a time to the minute."""
+def day_and_time(value: datetime) -> str:
+    """Return a time with its day, to the minute."""
     return f"{day(value)}, {value:%H:%M}"
 
 

@@ -5,7 +5,7 @@ for (const table of document.querySelectorAll("table")) {
   const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
 
   const search = section.querySelector("input");
-  const none = section.querySelector(".none");
+  const noMatch = section.querySelector(".no-match");
   const filter = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -13,7 +13,7 @@ for (const table of document.querySelectorAll("table")) {
       row.hidden = !words.every((word) => texts.get(row).includes(word));
       shown += !row.hidden;
     }
-    none.hidden = shown > 0;
+    noMatch.hidden = shown > 0;
     section.querySelector("output").value = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
   };
   search.addEventListener("input", filter);
@@ -30,7 +30,7 @@ for (const table of document.querySelectorAll("table")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      // Numbers are looked at from the largest down, names from A on.
+      // Sort numbers in descending order first, and names in ascending order.
       const first = head.classList.contains("number") ? "descending" : "ascending";
       const other = first === "ascending" ? "descending" : "ascending";
       const order = head.getAttribute("aria-sort") === first ? other : first;
@@ -44,17 +44,17 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
-const tip = document.querySelector(".tip");
-const tell = (event) => {
+const tooltip = document.querySelector(".tooltip");
+const showTooltip = (event) => {
   const mark = event.target.closest?.(".plot svg [aria-label]");
-  tip.hidden = !mark;
+  tooltip.hidden = !mark;
   if (!mark) return;
-  tip.textContent = mark.getAttribute("aria-label");
-  const { width, height } = tip.getBoundingClientRect();
+  tooltip.textContent = mark.getAttribute("aria-label");
+  const { width, height } = tooltip.getBoundingClientRect();
   const left = Math.min(Math.max(event.clientX - width / 2, 8), document.documentElement.clientWidth - width - 8);
   const above = event.clientY - height - 14;
-  tip.style.transform = `translate(${left}px, ${above < 8 ? event.clientY + 20 : above}px)`;
+  tooltip.style.transform = `translate(${left}px, ${above < 8 ? event.clientY + 20 : above}px)`;
 };
-document.addEventListener("pointermove", tell);
-document.addEventListener("pointerdown", tell);
-document.addEventListener("scroll", () => { tip.hidden = true; }, { capture: true, passive: true });
+document.addEventListener("pointermove", showTooltip);
+document.addEventListener("pointerdown", showTooltip);
+document.addEventListener("scroll", () => { tooltip.hidden = true; }, { capture: true, passive: true });

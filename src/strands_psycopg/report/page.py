@@ -1,4 +1,4 @@
-"""The page: what Jinja makes of the template, with everything that comes from messages and ids escaped."""
+"""Rendering of the page with Jinja, which escapes all texts from messages and ids."""
 
 import base64
 import hashlib
@@ -12,40 +12,40 @@ import jinja2
 from markupsafe import Markup
 
 from strands_psycopg.printable import printable
-from strands_psycopg.report import days, formatting, rows
+from strands_psycopg.report import daily_plots, formatting, horizontal_plots
 from strands_psycopg.report.statistics import Statistics
 
 
 def render(statistics: Statistics) -> str:
-    """Give the page."""
+    """Return the page as HTML."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        count=formatting.count,
-        short=formatting.short,
+        integer=formatting.integer,
+        compact=formatting.compact,
         duration=formatting.duration,
         day=formatting.day,
-        moment=formatting.moment,
+        day_and_time=formatting.day_and_time,
         printable=printable,
     )
-    environment.globals["share"] = formatting.share
-    style, script = _part("page.css"), _part("page.js")
-    return environment.from_string(_part("page.html")).render(
+    environment.globals["percentage"] = formatting.percentage
+    style, script = _read_resource("page.css"), _read_resource("page.js")
+    return environment.from_string(_read_resource("page.html")).render(
         figures=statistics,
-        plots=[*days.plots(statistics), *rows.plots(statistics)],
+        plots=[*daily_plots.plots(statistics), *horizontal_plots.plots(statistics)],
         style=Markup(style),
         script=Markup(script),
-        # Nothing else may run, or be loaded, whatever an id is made of.
+        # The policy allows this script only, whatever texts the page contains.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
 def replace(destination: str | os.PathLike[str], page: str) -> None:
-    """Write a file beside the destination, and put it in its place; a pipe or device is written to.
+    """Replace a file atomically; write to a pipe or device directly.
 
     Raises:
-        OSError: It could not be written; a file is as it was.
+        OSError: The page cannot be written. An existing file is unchanged.
     """
     if Path(destination).exists() and not Path(destination).is_file():
         Path(destination).write_text(page, encoding="utf-8")
@@ -61,5 +61,5 @@ def replace(destination: str | os.PathLike[str], page: str) -> None:
         raise
 
 
-def _part(name: str) -> str:
+def _read_resource(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")

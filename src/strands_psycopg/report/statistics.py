@@ -1,4 +1,4 @@
-"""Figures of all sessions, counted by the server."""
+"""Statistics of all sessions, computed by the server."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from psycopg.rows import TupleRow
 
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 
-# Models call tools that do not exist, by any name.
-_MOST_TOOLS = 1000
+# A limit, because models may call tools that do not exist, by arbitrary names.
+_MAX_TOOLS = 1000
 
-# All figures are of one moment.
-_BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+# All queries see one snapshot.
+_REPEATABLE_READ = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
-_PLACE = """
+_DATABASE_AND_TIME = """
     SELECT current_database(), extract(epoch FROM now())::double precision,
         to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')
 """
@@ -42,7 +42,7 @@ _TOOLS = """
         percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY seconds)
     FROM {tool_calls}
     WHERE %(since)s::date IS NULL OR called_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
-    GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %(most)s
+    GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %(max_tools)s
 """
 
 _LONGEST = """
@@ -54,23 +54,23 @@ _LONGEST = """
     ORDER BY messages DESC, session_id LIMIT %(longest)s
 """
 
-# How many there are, for whoever shows progress.
-QUERIES = 4
+# The total for progress bars.
+QUERY_COUNT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What is counted of a session, a day, or all of them.
+    """Counts of a session, a day, or all sessions.
 
     Attributes:
-        turns: Messages of users that bring no result of a tool.
+        turns: User messages without a tool result.
         messages: All messages.
-        tool_calls: What models asked for.
-        tool_failures: Results whose status is ``error``.
-        input_tokens: As the provider counted, as are the others.
-        output_tokens: What models wrote.
-        cache_read_tokens: Read from a cache; some providers count them among the input, others beside it.
-        cache_write_tokens: Written to a cache.
+        tool_calls: Tool calls that models requested.
+        tool_failures: Tool results whose status is ``error``.
+        input_tokens: Input tokens, like the other tokens as counted by the provider.
+        output_tokens: Output tokens.
+        cache_read_tokens: Tokens read from a cache; some providers include them in the input tokens, others do not.
+        cache_write_tokens: Tokens written to a cache.
     """
 
     turns: int
@@ -83,7 +83,7 @@ class Figures:
     cache_write_tokens: int
 
 
-# In the order in which the statements give them.
+# The statements return them in this order.
 _NAMES = tuple(Figures.__dataclass_fields__)
 
 
@@ -92,8 +92,8 @@ class DayFigures(Figures):
     """Figures of a day.
 
     Attributes:
-        day: In UTC.
-        sessions: How many had a message on it.
+        day: The day, in UTC.
+        sessions: Number of sessions with a message on that day.
     """
 
     day: date
@@ -102,12 +102,12 @@ class DayFigures(Figures):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFigures(Figures):
-    """Figures of a session, from its beginning on.
+    """Figures of a session's whole history.
 
     Attributes:
         session_id: The session.
-        first_active_at: When it was created, in UTC.
-        last_active_at: When it was last written, in UTC.
+        first_active_at: When the session was created, in UTC.
+        last_active_at: When the session was last written to, in UTC.
     """
 
     session_id: str
@@ -117,12 +117,12 @@ class SessionFigures(Figures):
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long something took, in seconds.
+    """The distribution of durations, in seconds.
 
     Attributes:
-        median: Half of the times are shorter.
-        p95: 95 of 100 times are shorter.
-        longest: None is longer.
+        median: The median.
+        p95: The 95th percentile.
+        longest: The maximum.
     """
 
     median: float
@@ -136,37 +136,37 @@ class ToolFigures:
 
     Attributes:
         name: The first 255 characters of its name; None for calls without one.
-        calls: How often a model asked for it.
-        failures: How many of those have a result whose status is ``error``.
-        unanswered: How many have no result.
-        latency: Until the result was stored; None if there is none.
+        calls: Number of calls.
+        failures: Number of calls with a result whose status is ``error``.
+        without_result: Number of calls without a result.
+        latency: The time from a call until its result was stored; None if no call has a result.
     """
 
     name: str | None
     calls: int
     failures: int
-    unanswered: int
+    without_result: int
     latency: Latency | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Figures of all sessions in a time.
+    """Figures of all sessions in a period.
 
     Attributes:
         database: The database's name.
-        schema: Where the tables are.
-        table_prefix: What their names begin with.
+        schema: The schema of the tables.
+        table_prefix: The prefix of the table names.
         read_at: When the figures were read, by the server's clock.
-        since: The first day, in UTC; None for all.
+        since: The first day, in UTC; None for the whole history.
         until: The last day, which is that of ``read_at``.
-        sessions: How many had a message in that time.
+        sessions: Number of sessions with a message in the period.
         total: The sums over all days.
-        model_latency: Of the models' answers, as far as their metadata tell.
-        first_byte: Of the first bytes of those.
-        days: Each day with a message, in order.
-        tools: The tools, the most called first; 1,000 at most.
-        longest: The sessions with the most messages among those that were active in that time.
+        model_latency: Latency of model responses, where their metadata contains it.
+        first_byte: Time to the first byte of model responses, where their metadata contains it.
+        days: The days with at least one message, in order.
+        tools: The tools, most called first; at most 1,000.
+        longest: The sessions with the most messages among those that were active in the period.
     """
 
     database: str
@@ -192,26 +192,26 @@ def read_statistics(
     longest: int = 100,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Statistics:
-    """Read what all sessions of a time amount to.
+    """Return the statistics of all sessions in a period.
 
-    The server reads every message for it, whatever the time: 10 to 20 seconds for a million on two cores. It takes no
-    lock that a writer waits for, and needs no right but SELECT on tables and views.
+    The server reads every stored message, whatever the period is: 10 to 20 seconds for a million messages on two cores.
+    It takes no lock that blocks writers, and needs only the SELECT privilege on tables and views.
 
     Args:
-        repository: Where the sessions are.
+        repository: Where the sessions are stored.
         since: The first day, in UTC.
-        days: Instead: how many days, of which the last is today.
-        longest: How many of the longest sessions to give at most.
-        progress: Called with 1 after each of ``QUERIES`` queries.
+        days: The number of days up to and including today, instead of ``since``.
+        longest: The maximum number of sessions in ``Statistics.longest``.
+        progress: Called with 1 after each of the ``QUERY_COUNT`` queries.
 
     Raises:
         DatabaseUnavailableError: The database could not be reached in time.
         SchemaError: Tables or views are missing.
-        DatabaseError: The database refused a query; for lack of a right, for example.
+        DatabaseError: The database refused a query, for example because a privilege is missing.
         ValueError: ``since`` and ``days`` are both given, ``days`` is less than 1, or ``longest`` negative.
     """
     if since is not None and days is not None:
-        raise ValueError("since and days exclude each other")
+        raise ValueError("since and days cannot be combined")
     if days is not None and days < 1:
         raise ValueError(f"days must be 1 or more, not {days}")
     if longest < 0:
@@ -220,11 +220,11 @@ def read_statistics(
     totals, each_day, each_tool, each_session = map(database.statement, (_TOTALS, _DAYS, _TOOLS, _LONGEST))
 
     def read(cursor: Cursor[TupleRow]) -> Statistics:
-        cursor.execute(_BEGIN)
-        name, now, today = cursor.execute(_PLACE).fetchall()[0]
+        cursor.execute(_REPEATABLE_READ)
+        name, now, today = cursor.execute(_DATABASE_AND_TIME).fetchall()[0]
         until = date.fromisoformat(today)
         first = since if days is None else until - timedelta(days=min(days, until.toordinal()) - 1)
-        parameters = {"since": first, "most": _MOST_TOOLS, "longest": longest}
+        parameters = {"since": first, "max_tools": _MAX_TOOLS, "longest": longest}
 
         def rows(statement: bytes) -> list[TupleRow]:
             found = cursor.execute(statement, parameters).fetchall()
@@ -238,15 +238,15 @@ def read_statistics(
         sessions, model_latency, first_byte = rows(totals)[0]
         tools = tuple(
             ToolFigures(
-                name=tool, calls=calls, failures=failures, unanswered=unanswered, latency=_latency(seconds, 1.0)
+                name=tool, calls=calls, failures=failures, without_result=without_result, latency=_latency(seconds, 1.0)
             )
-            for tool, calls, failures, unanswered, seconds in rows(each_tool)
+            for tool, calls, failures, without_result, seconds in rows(each_tool)
         )
-        of_sessions = tuple(
+        longest_sessions = tuple(
             SessionFigures(
-                session_id=session_id, first_active_at=_time(begun), last_active_at=_time(ended), **_figures(counts)
+                session_id=session_id, first_active_at=_time(started), last_active_at=_time(ended), **_figures(counts)
             )
-            for session_id, begun, ended, *counts in rows(each_session)
+            for session_id, started, ended, *counts in rows(each_session)
         )
         return Statistics(
             database=name,
@@ -261,7 +261,7 @@ def read_statistics(
             first_byte=_latency(first_byte, 0.001),
             days=by_day,
             tools=tools,
-            longest=of_sessions,
+            longest=longest_sessions,
         )
 
     return database.transact("reading the statistics", read, response_timeout=float("inf"))

@@ -1,4 +1,4 @@
-"""Sessions on their way in and out: JSON lines, Strands' files and S3 objects, another package's tables."""
+"""Export and import of sessions: JSON lines, Strands' files and S3 objects, another package's tables."""
 
 from strands_psycopg.transfer.files import FileSessions, export_files
 from strands_psycopg.transfer.importing import import_sessions

@@ -1,4 +1,4 @@
-"""The folders of Strands' ``FileSessionManager``, in both directions."""
+"""Import from and export to the files of Strands' ``FileSessionManager``."""
 
 import filecmp
 import json
@@ -16,20 +16,27 @@ from strands.types.session import SessionMessage
 from strands_psycopg.codec import decode
 from strands_psycopg.errors import SessionExistsError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
-from strands_psycopg.transfer.layout import AGENT, JSON, MESSAGE, MULTI_AGENT, SESSION, folder_rows
+from strands_psycopg.transfer.layout import (
+    AGENT_PREFIX,
+    JSON_SUFFIX,
+    MESSAGE_PREFIX,
+    MULTI_AGENT_PREFIX,
+    SESSION_PREFIX,
+    session_rows,
+)
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import MessageRow, Row, agent_row
 from strands_psycopg.transfer.sources import ImportIssues, UnreadableError
 from strands_psycopg.transfer.stored import StoredSession, StoredSessions
 
-# What file systems take as a name, in bytes.
-_LONGEST_NAME = 255
+# The limit of most file systems, in bytes.
+_MAX_NAME_LENGTH = 255
 
 
 class FileSessions:
     """The sessions in a directory of ``FileSessionManager``, as a source for ``import_sessions``.
 
-    Symbolic links in it are refused, as Strands refuses them.
+    Symbolic links in it are refused, as in Strands.
 
     Args:
         directory: The manager's ``storage_dir``.
@@ -38,41 +45,44 @@ class FileSessions:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = Path(directory)
 
-    def sessions(self) -> Generator["_SessionFolder", None, None]:
-        """Give the sessions, sorted by their ids.
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} directory={str(self._directory)!r}>"
+
+    def sessions(self) -> Generator["_FileSession", None, None]:
+        """Yield the sessions, ordered by id.
 
         Raises:
             TransferError: The directory cannot be read.
         """
         try:
-            names = sorted(path.name for path in self._directory.iterdir() if path.name.startswith(SESSION))
+            names = sorted(path.name for path in self._directory.iterdir() if path.name.startswith(SESSION_PREFIX))
         except OSError as error:
             raise TransferError(f"the directory {self._directory} cannot be read: {error.strerror}") from error
         for name in names:
-            yield _SessionFolder(self._directory / name)
+            yield _FileSession(self._directory / name)
 
 
-class _SessionFolder:
+class _FileSession:
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Of which it is known that no symbolic link leads to them.
-        self._plain: set[tuple[str, ...]] = set()
+        # Paths that are known not to contain a symbolic link.
+        self._checked: set[tuple[str, ...]] = set()
 
     @property
     def session_id(self) -> str:
-        return self._path.name.removeprefix(SESSION)
+        return self._path.name.removeprefix(SESSION_PREFIX)
 
     def rows(self, issues: ImportIssues) -> Iterator[Row]:
-        """Give the rows, as every source does."""
-        return folder_rows(self, issues)
+        """Yield the rows, as ``SourceSession.rows`` does."""
+        return session_rows(self, issues)
 
-    def name(self, *path: str) -> str:
+    def full_name(self, *path: str) -> str:
         return str(self._path.joinpath(*path))
 
-    def names(self, *path: str) -> list[str]:
+    def list_names(self, *path: str) -> list[str]:
         try:
-            self._refuse_links(path)
-            return [child.name for child in self._path.joinpath(*path).iterdir()]
+            self._reject_symlinks(path)
+            return [entry.name for entry in self._path.joinpath(*path).iterdir()]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -81,10 +91,10 @@ class _SessionFolder:
     def read(self, *path: str) -> bytes:
         file = self._path.joinpath(*path)
         try:
-            self._refuse_links(path)
-            # A pipe would be waited for.
+            self._reject_symlinks(path)
+            # Reading a pipe would wait for a writer.
             if not stat.S_ISREG(file.lstat().st_mode):
-                raise UnreadableError("is no regular file")
+                raise UnreadableError("is not a regular file")
             return file.read_bytes()
         except FileNotFoundError:
             raise UnreadableError("is missing") from None
@@ -94,133 +104,136 @@ class _SessionFolder:
     def readers(self, *path: str, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
         return (partial(self.read, *path, name) for name in names)
 
-    def _refuse_links(self, path: tuple[str, ...]) -> None:
-        if path and path[:-1] not in self._plain:
-            self._refuse_links(path[:-1])
-            self._plain.add(path[:-1])
+    def _reject_symlinks(self, path: tuple[str, ...]) -> None:
+        if path and path[:-1] not in self._checked:
+            self._reject_symlinks(path[:-1])
+            self._checked.add(path[:-1])
         if (link := self._path.joinpath(*path)).is_symlink():
-            raise UnreadableError(f"is refused, since {link} is a symbolic link")
+            raise UnreadableError(f"is refused because {link} is a symbolic link")
 
 
 def export_files(
     repository: PostgresSessionRepository, session_id: str, directory: str | os.PathLike[str]
 ) -> TransferResult:
-    """Write a session as Strands' ``FileSessionManager`` does, so that it can go on with it.
+    """Write a session as files that Strands' ``FileSessionManager`` can continue with.
 
-    The session's folder appears in the directory when it is complete. Bytes in multi-agents' states, and dicts that
-    look like encoded bytes, are refused, since Strands would give them back as something else.
+    The session's directory appears in the target directory when it is complete. If it already exists with the same
+    content, the session counts as unchanged. Bytes in the state of a multi-agent, and dicts that look like encoded
+    bytes, are refused, because Strands would not read back the same value.
 
     Args:
-        repository: Where the session is.
+        repository: Where the session is stored.
         session_id: The session.
         directory: The manager's ``storage_dir``; created if it is missing.
 
     Raises:
         SessionNotFoundError: The session does not exist.
-        SessionExistsError: The directory has a folder for the session with other content; the very same counts as
-            already there.
-        TransferError: An id is no plain file name, or a file cannot be written, or the session changed meanwhile.
+        SessionExistsError: The session's directory already exists with other content.
+        TransferError: An id cannot be used as a file name, or a file cannot be written, or the session, an agent or
+            messages were deleted meanwhile.
     """
     stored = StoredSessions(repository).read(session_id)
-    name = _file_name("session", SESSION, session_id)
+    name = _file_name("session", SESSION_PREFIX, session_id)
     target = Path(directory, name)
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Beside the target, so that it can take its place at once.
+        # On the same file system as the target, so that renaming is atomic.
         with tempfile.TemporaryDirectory(prefix=".strands_psycopg_", dir=target.parent) as temporary:
             folder = Path(temporary, name)
-            counts = _write(stored, folder)
+            counts = _write_session(stored, folder)
             if not os.path.lexists(target):
                 folder.rename(target)
                 return counts
             if target.is_symlink() or not _is_same(folder, target):
                 raise SessionExistsError(
-                    f"exporting session {session_id!r}: {target} exists and is not the same; remove it first, or "
+                    f"exporting session {session_id!r}: {target} already exists with other content; remove it, or "
                     "export to another directory"
                 )
-            return TransferResult(already_there=1)
+            return TransferResult(unchanged=1)
     except OSError as error:
         raise TransferError(f"exporting session {session_id!r} to {directory}: {error.strerror}") from error
 
 
-def _write(stored: StoredSession, folder: Path) -> TransferResult:
-    """Write a session's folder; give what is in it."""
+def _write_session(stored: StoredSession, folder: Path) -> TransferResult:
+    """Write a session's directory and return the counts."""
     session_id = stored.session.session_id
     for path in (folder, folder / "agents", folder / "multi_agents"):
         path.mkdir(mode=0o700)
     session = stored.session.to_dict()
-    times = _times(session["created_at"], session["updated_at"])
+    times = _format_times(session["created_at"], session["updated_at"])
     _write_file(folder / "session.json", {**session, **times}, f"session {session_id!r}")
     messages = 0
     for agent in (each.agent for each in stored.agents.values()):
-        path = folder / "agents" / _file_name("agent", AGENT, agent.agent_id)
+        path = folder / "agents" / _file_name("agent", AGENT_PREFIX, agent.agent_id)
         (path / "messages").mkdir(mode=0o700, parents=True)
-        what = f"agent {agent.agent_id!r} of session {session_id!r}"
-        _refuse_lookalikes(what, *agent_row(agent))
+        label = f"agent {agent.agent_id!r} of session {session_id!r}"
+        _reject_encoded_bytes(label, *agent_row(agent))
         record = agent.to_dict()
-        _write_file(path / "agent.json", {**record, **_times(agent.created_at, agent.updated_at)}, what)
+        _write_file(path / "agent.json", {**record, **_format_times(agent.created_at, agent.updated_at)}, label)
         for row in stored.messages(agent.agent_id):
-            what = f"message {row.message_id} of agent {agent.agent_id!r} in session {session_id!r}"
-            _refuse_lookalikes(what, *row)
-            _write_file(path / "messages" / f"{MESSAGE}{row.message_id}{JSON}", _message(row), what)
+            label = f"message {row.message_id} of agent {agent.agent_id!r} in session {session_id!r}"
+            _reject_encoded_bytes(label, *row)
+            _write_file(
+                path / "messages" / f"{MESSAGE_PREFIX}{row.message_id}{JSON_SUFFIX}", _message_record(row), label
+            )
             messages += 1
     for multi_agent in stored.multi_agents.values():
-        path = folder / "multi_agents" / _file_name("multi-agent", MULTI_AGENT, multi_agent.multi_agent_id)
+        path = folder / "multi_agents" / _file_name("multi-agent", MULTI_AGENT_PREFIX, multi_agent.multi_agent_id)
         path.mkdir(mode=0o700)
-        what = f"multi-agent {multi_agent.multi_agent_id!r} of session {session_id!r}"
-        _write_file(path / "multi_agent.json", multi_agent.state, what)
-    stored.check()
+        label = f"multi-agent {multi_agent.multi_agent_id!r} of session {session_id!r}"
+        _write_file(path / "multi_agent.json", multi_agent.state, label)
+    stored.check_not_deleted()
     return TransferResult(
         sessions=1, agents=len(stored.agents), messages=messages, multi_agents=len(stored.multi_agents)
     )
 
 
-def _message(row: MessageRow) -> dict[str, Any]:
+def _message_record(row: MessageRow) -> dict[str, Any]:
     redaction = None if row.redact_message is None else decode(row.redact_message, row.redact_message_exact)
-    times = _times(row.created_at.isoformat(), row.updated_at.isoformat())
+    times = _format_times(row.created_at.isoformat(), row.updated_at.isoformat())
     return SessionMessage(decode(row.message, row.message_exact), row.message_id, redaction, **times).to_dict()
 
 
-def _times(created_at: str, updated_at: str) -> dict[str, str]:
-    """Give times in Strands' form, which has no fraction if that is 0."""
+def _format_times(created_at: str, updated_at: str) -> dict[str, str]:
+    """Return the times as Strands writes them, without a fraction if it is 0."""
     return {
         "created_at": datetime.fromisoformat(created_at).isoformat(),
         "updated_at": datetime.fromisoformat(updated_at).isoformat(),
     }
 
 
-def _refuse_lookalikes(what: str, *columns: object) -> None:
+def _reject_encoded_bytes(label: str, *columns: object) -> None:
     if any(isinstance(column, str) and column.startswith("bytes ") for column in columns):
         raise TransferError(
-            f"{what} has a dict that Strands' files would give back as bytes; export JSON lines instead"
+            f"{label} has a dict that Strands would read back from its files as bytes; export JSON lines instead"
         )
 
 
-def _write_file(path: Path, record: dict[str, Any], what: str) -> None:
+def _write_file(path: Path, record: dict[str, Any], label: str) -> None:
     try:
         data = json.dumps(record, indent=2, ensure_ascii=False).encode()
     except TypeError:
         raise TransferError(
-            f"{what} has bytes in its state, for which Strands' files have no place; export JSON lines instead"
+            f"{label} has bytes in its state, which Strands' files cannot hold; export JSON lines instead"
         ) from None
     except UnicodeEncodeError:
-        # Lone surrogates, which Strands reads but cannot write.
+        # There are lone surrogates, which Strands can read but not write.
         data = json.dumps(record, indent=2).encode()
     path.write_bytes(data)
 
 
 def _file_name(kind: str, prefix: str, name: str) -> str:
     file_name = prefix + name
-    if Path(file_name).name != file_name or len(os.fsencode(file_name)) > _LONGEST_NAME:
+    if Path(file_name).name != file_name or len(os.fsencode(file_name)) > _MAX_NAME_LENGTH:
         raise TransferError(
-            f"the {kind} id {name!r} is no plain file name, so it has no place in Strands' files; export JSON lines "
+            f"the {kind} id {name!r} cannot be used as a file name, as Strands' files require; export JSON lines "
             "instead"
         )
     return file_name
 
 
 def _is_same(folder: Path, other: Path) -> bool:
-    """Compare two folders to the byte."""
+    """Whether two directories have the same files with the same bytes."""
     comparison = filecmp.dircmp(folder, other, ignore=[], hide=[])
     if comparison.left_only or comparison.right_only or comparison.common_funny:
         return False

@@ -1,4 +1,4 @@
-"""Importing: each session in one transaction, so that it is there whole or not at all."""
+"""Import of sessions, each in one transaction, so that it is stored completely or not at all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.database import UNTIMED
+from strands_psycopg.database import NO_DEADLINE
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, StrandsPsycopgError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.fragments import check_lease, compose
@@ -26,7 +26,7 @@ from strands_psycopg.transfer.sources import ImportIssues, Source, SourceSession
 from strands_psycopg.transfer.stored import StoredSession, StoredSessions
 from strands_psycopg.watchdog import watchdog
 
-_CREATE = """
+_INSERT_SESSION = """
     WITH {lease}, t AS (
         INSERT INTO {sessions} (session_id, session_type, write_id, created_at, updated_at)
         SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, %(created_at)s::timestamptz,
@@ -38,37 +38,37 @@ _CREATE = """
     SELECT {allowed_at}, t.session_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
 """
 
-_WRITE_ID = "SELECT write_id::text FROM {sessions} WHERE session_id = %(session_id)s"
+_SELECT_WRITE_ID = "SELECT write_id::text FROM {sessions} WHERE session_id = %(session_id)s"
 
-_AGENTS = """
+_COPY_AGENTS = """
     COPY {agents} (
         session_id, write_id, agent_id, state, state_exact, conversation_manager_state,
         conversation_manager_state_exact, _internal_state, _internal_state_exact, created_at, updated_at
     ) FROM STDIN
 """
 
-_MESSAGES = """
+_COPY_MESSAGES = """
     COPY {messages} (
         session_id, write_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact,
         created_at, updated_at
     ) FROM STDIN
 """
 
-_MULTI_AGENTS = """
+_COPY_MULTI_AGENTS = """
     COPY {multi_agents} (
         session_id, write_id, multi_agent_id, state, state_exact, created_at, updated_at
     ) FROM STDIN
 """
 
-# A batch is so many rows, or about so many characters of JSON, whichever comes first.
-_MOST_ROWS = 1_000
-_MOST_CHARACTERS = 4 * 2**20
+# A batch ends after this many rows, or about this many characters of JSON, whichever comes first.
+_MAX_BATCH_ROWS = 1_000
+_MAX_BATCH_CHARACTERS = 4 * 2**20
 
-# A server that has not taken a batch after so many seconds counts as lost. The transaction as a whole takes as long as
-# its source does.
+# If the server has not accepted a batch after this many seconds, the connection counts as lost. The whole transaction
+# has no limit, since it takes as long as reading the source does.
 _BATCH_TIMEOUT = 120.0
 
-_NAMED_FAILURES = 3
+_MAX_NAMED_FAILURES = 3
 
 
 def import_sessions(
@@ -78,23 +78,24 @@ def import_sessions(
     skip_bad: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TransferResult:
-    """Store all sessions of a source, with its times.
+    """Store all sessions of a source, with their original times.
 
-    Each is stored in a transaction of its own, so an import that is interrupted leaves whole sessions behind, and can
-    simply be run again: a session that is there already, the very same, is counted and left alone. Agents must not run
-    on the source meanwhile. The gaps that interrupted writers leave in the indexes of messages are closed.
+    Each session is stored in its own transaction. After an interruption, only complete sessions are stored, and the
+    import can be run again: it counts sessions that already exist with the same content and does not change them.
+    Agents must not write to the source during the import. Gaps that interrupted writers left in message indexes are
+    closed.
 
     Args:
-        repository: Where to store them.
-        source: Where they come from.
-        skip_bad: Leave out what cannot be read, and name it in the result, instead of refusing its session.
-        progress: Called with each further number of messages.
+        repository: Where to store the sessions.
+        source: Where to read them.
+        skip_bad: Skip what cannot be read, and list it in the result, instead of failing for its session.
+        progress: Called with the number of messages stored since the previous call.
 
     Raises:
-        IncompleteTransferError: Some sessions were refused, since a session of that id with other content exists
-            (``SessionExistsError``) or since something in them cannot be read (``BadFileError``); all others are
+        IncompleteTransferError: Some sessions were not stored, because a session of that id exists with other content
+            (``SessionExistsError``) or because something in them cannot be read (``BadFileError``). All others are
             stored.
-        TransferError: The source cannot be read any further; sessions before that are stored.
+        TransferError: The source cannot be read any further. Sessions before that are stored.
     """
     importer = _Importer(repository, skip_bad=skip_bad, progress=progress)
     result = TransferResult()
@@ -107,8 +108,8 @@ def import_sessions(
                 failures[session.session_id] = error
     if failures:
         number = f"{len(failures)} session{' was' if len(failures) == 1 else 's were'}"
-        named = "; ".join(str(error) for error in list(failures.values())[:_NAMED_FAILURES])
-        further = f"; and {len(failures) - _NAMED_FAILURES} more" if len(failures) > _NAMED_FAILURES else ""
+        named = "; ".join(str(error) for error in list(failures.values())[:_MAX_NAMED_FAILURES])
+        further = f"; and {len(failures) - _MAX_NAMED_FAILURES} more" if len(failures) > _MAX_NAMED_FAILURES else ""
         raise IncompleteTransferError(f"{number} not imported: {named}{further}", result=result, failures=failures)
     return result
 
@@ -116,7 +117,7 @@ def import_sessions(
 def import_one(
     repository: PostgresSessionRepository, session: SourceSession, *, skip_bad: bool = False
 ) -> TransferResult:
-    """Store one session, as ``import_sessions`` does, but raise what is in its way."""
+    """Store one session as ``import_sessions`` does, and raise its own error if that fails."""
     return _Importer(repository, skip_bad=skip_bad, progress=None).store(session)
 
 
@@ -132,17 +133,17 @@ class _Importer:
         self._stored = StoredSessions(repository)
         self._skip_bad = skip_bad
         self._progress = progress
-        self._create = compose(self._database, _CREATE)
-        self._write_id = compose(self._database, _WRITE_ID)
-        self._agents = compose(self._database, _AGENTS)
-        self._messages = compose(self._database, _MESSAGES)
-        self._multi_agents = compose(self._database, _MULTI_AGENTS)
+        self._insert_session = compose(self._database, _INSERT_SESSION)
+        self._select_write_id = compose(self._database, _SELECT_WRITE_ID)
+        self._copy_agents = compose(self._database, _COPY_AGENTS)
+        self._copy_messages = compose(self._database, _COPY_MESSAGES)
+        self._copy_multi_agents = compose(self._database, _COPY_MULTI_AGENTS)
 
     def store(self, session: SourceSession) -> TransferResult:
-        """Store a session, or find that it is there.
+        """Store a session, unless it already exists with the same content.
 
         Raises:
-            SessionExistsError: Another session of this id exists.
+            SessionExistsError: A session of this id exists with other content.
             TransferError: The session cannot be read.
         """
         write_id = uuid4()
@@ -159,40 +160,40 @@ class _Importer:
                 stored = self._stored.read(session.session_id)
                 break
             except SessionNotFoundError:
-                # It has just been deleted, so there is room for this one.
+                # It has just been deleted, so this one can be stored.
                 continue
         issues = ImportIssues(skip_bad=self._skip_bad)
         if not _is_same(stored, session.rows(issues)):
             raise SessionExistsError(
-                f"{operation}: a session of this id exists and is not the same; delete it first, or keep it"
+                f"{operation}: a session of this id already exists with other content; delete it to import this one"
             )
-        return TransferResult(already_there=1, skipped=tuple(issues.skipped))
+        return TransferResult(unchanged=1, skipped=tuple(issues.skipped))
 
     def _write(
         self, cursor: Cursor[TupleRow], operation: str, session: SourceSession, write_id: UUID
     ) -> TransferResult | None:
-        """Write a session; None if it exists."""
+        """Write a session and return the counts, or None if it exists."""
         issues = ImportIssues(skip_bad=self._skip_bad)
         rows = session.rows(issues)
         first = next(rows, None)
         if not isinstance(first, SessionRow):
             return TransferResult(skipped=tuple(issues.skipped))
         batches = _Batches(rows)
-        if self._begin(cursor, operation, first, write_id):
+        if self._insert(cursor, operation, first, write_id):
             for agents, messages, multi_agents in batches:
                 with watchdog.watch(cursor.connection, _BATCH_TIMEOUT):
                     for statement, batch in (
-                        (self._agents, agents),
-                        (self._messages, messages),
-                        (self._multi_agents, multi_agents),
+                        (self._copy_agents, agents),
+                        (self._copy_messages, messages),
+                        (self._copy_multi_agents, multi_agents),
                     ):
                         _copy(cursor, statement, first.session_id, write_id, batch)
                 if self._progress is not None:
                     self._progress(len(messages))
-        elif cursor.execute(self._write_id, {"session_id": first.session_id}).fetchall() != [(str(write_id),)]:
+        elif cursor.execute(self._select_write_id, {"session_id": first.session_id}).fetchall() != [(str(write_id),)]:
             return None
         else:
-            # An earlier attempt was carried out, but its answer was lost.
+            # An earlier attempt was committed, but the server's response was lost. Reading the rows counts them.
             for _ in batches:
                 pass
         return TransferResult(
@@ -204,20 +205,22 @@ class _Importer:
             skipped=tuple(issues.skipped),
         )
 
-    def _begin(self, cursor: Cursor[TupleRow], operation: str, row: SessionRow, write_id: UUID) -> bool:
-        """Write a session's own row, unless there is one."""
+    def _insert(self, cursor: Cursor[TupleRow], operation: str, row: SessionRow, write_id: UUID) -> bool:
+        """Insert a session's own row and return True, or return False if it exists."""
         term = self._tables.leases.term(row.session_id)
-        cursor.execute(self._create, {**row._asdict(), "write_id": write_id, "term": term, **UNTIMED})
+        cursor.execute(self._insert_session, {**row._asdict(), "write_id": write_id, "term": term, **NO_DEADLINE})
         allowed_at, created = cursor.fetchall()[0]
         check_lease(allowed_at, operation, row.session_id)
         return bool(created)
 
 
 class _Batches:
-    """Rows in batches, each with what its rows refer to before them.
+    """Groups rows into batches; in each, rows come after the rows that their foreign keys refer to.
 
     Attributes:
-        agents: How many agents' rows there have been so far, as ``messages`` and ``multi_agents`` count theirs.
+        agents: Number of agents in the batches so far.
+        messages: Number of messages in them.
+        multi_agents: Number of multi-agents in them.
     """
 
     def __init__(self, rows: Iterator[Row]) -> None:
@@ -243,7 +246,7 @@ class _Batches:
                     multi_agents.append(row)
                     self.multi_agents += 1
                     size += len(row.state)
-            if len(agents) + len(messages) + len(multi_agents) >= _MOST_ROWS or size >= _MOST_CHARACTERS:
+            if len(agents) + len(messages) + len(multi_agents) >= _MAX_BATCH_ROWS or size >= _MAX_BATCH_CHARACTERS:
                 yield agents, messages, multi_agents
                 agents, messages, multi_agents, size = [], [], [], 0
         yield agents, messages, multi_agents
@@ -263,7 +266,7 @@ def _copy(
 
 
 def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
-    """Tell whether a stored session is that of the rows, times included."""
+    """Whether a stored session equals the rows, times included."""
     messages: Iterator[MessageRow] = iter(())
     missing = {("agent", agent_id) for agent_id in stored.agents}
     missing |= {("multi-agent", multi_agent_id) for multi_agent_id in stored.multi_agents}

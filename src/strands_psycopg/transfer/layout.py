@@ -1,12 +1,12 @@
-"""The layout in which Strands' file and S3 session managers keep a session: a JSON file for each thing in it.
+"""The directory layout of Strands' file and S3 session managers: one JSON file for each object of a session.
 
     session_<id>/session.json
     session_<id>/agents/agent_<id>/agent.json
     session_<id>/agents/agent_<id>/messages/message_<index>.json
     session_<id>/multi_agents/multi_agent_<id>/multi_agent.json
 
-What a folder is called counts, not the id in its file, and messages are ordered by the numbers in their names: so it is
-for Strands.
+Ids are taken from directory names, not from the files, and messages are sorted by the numbers in their file names, as
+Strands does.
 """
 
 import json
@@ -19,116 +19,116 @@ from strands.types.session import Session, SessionAgent
 from strands_psycopg.transfer.rows import Row, SessionRow, multi_agent_row, session_row
 from strands_psycopg.transfer.sources import ImportIssues, SourceMessage, UnreadableError, agent_rows, with_times
 
-SESSION = "session_"
-AGENT = "agent_"
-MESSAGE = "message_"
-MULTI_AGENT = "multi_agent_"
-JSON = ".json"
+SESSION_PREFIX = "session_"
+AGENT_PREFIX = "agent_"
+MESSAGE_PREFIX = "message_"
+MULTI_AGENT_PREFIX = "multi_agent_"
+JSON_SUFFIX = ".json"
 
 
-class Folder(Protocol):
-    """The folder of one session, wherever it is. A path in it is a sequence of names."""
+class SessionDirectory(Protocol):
+    """The directory of one session, on a disk or in S3. A path in it is a sequence of names."""
 
     @property
     def session_id(self) -> str:
-        """The session's id, from the folder's name."""
+        """The session's id, from the directory's name."""
 
-    def name(self, *path: str) -> str:
-        """Give a file or folder's full name, for users."""
+    def full_name(self, *path: str) -> str:
+        """Return the full name of a file or directory, for messages to users."""
 
-    def names(self, *path: str) -> list[str]:
-        """Give the names of what is in a folder, in any order; nothing if there is no such folder.
+    def list_names(self, *path: str) -> list[str]:
+        """Return the names of the entries of a directory in any order; an empty list if it does not exist.
 
         Raises:
-            UnreadableError: It cannot be read.
+            UnreadableError: The directory cannot be read.
         """
 
     def read(self, *path: str) -> bytes:
-        """Give what is in a file.
+        """Return the content of a file.
 
         Raises:
-            UnreadableError: It cannot be read.
+            UnreadableError: The file cannot be read.
         """
 
     def readers(self, *path: str, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
-        """For each of many files in a folder, give a function that gives what is in it.
+        """Yield, for each of many files in a directory, a function that returns its content.
 
-        They are to be called in order, and raise what ``read`` does.
+        The functions must be called in order; they raise what ``read`` raises.
         """
 
 
-def folder_rows(folder: Folder, issues: ImportIssues) -> Iterator[Row]:
-    """Give the rows of a session, as every source does."""
-    session = issues.parsed(folder.name("session.json"), lambda: _session(folder))
+def session_rows(directory: SessionDirectory, issues: ImportIssues) -> Iterator[Row]:
+    """Yield the rows of a session, as ``SourceSession.rows`` does."""
+    session = issues.parse_or_skip(directory.full_name("session.json"), lambda: _read_session(directory))
     if session is None:
         return
     yield session
-    for name in _listed(folder, issues, AGENT, "agents"):
+    for name in _list_names(directory, issues, AGENT_PREFIX, "agents"):
         yield from agent_rows(
             issues,
             session,
-            folder.name("agents", name, "agent.json"),
-            partial(_agent, folder, session, name),
-            partial(_messages, folder, issues, name),
+            directory.full_name("agents", name, "agent.json"),
+            partial(_read_agent, directory, session, name),
+            partial(_source_messages, directory, issues, name),
         )
-    for name in _listed(folder, issues, MULTI_AGENT, "multi_agents"):
+    for name in _list_names(directory, issues, MULTI_AGENT_PREFIX, "multi_agents"):
         path = ("multi_agents", name, "multi_agent.json")
-        row = issues.parsed(folder.name(*path), partial(_multi_agent, folder, session, path))
+        row = issues.parse_or_skip(directory.full_name(*path), partial(_read_multi_agent, directory, session, path))
         if row is not None:
             yield row
 
 
-def _listed(folder: Folder, issues: ImportIssues, prefix: str, *path: str) -> list[str]:
-    """Give the names in a folder that begin so, sorted."""
-    names = issues.parsed(folder.name(*path), lambda: folder.names(*path))
+def _list_names(directory: SessionDirectory, issues: ImportIssues, prefix: str, *path: str) -> list[str]:
+    """Return the sorted names in a directory that start with a prefix."""
+    names = issues.parse_or_skip(directory.full_name(*path), lambda: directory.list_names(*path))
     return sorted(name for name in names or () if name.startswith(prefix))
 
 
-def _session(folder: Folder) -> SessionRow:
-    record = _record(folder.read("session.json"))
+def _read_session(directory: SessionDirectory) -> SessionRow:
+    record = _parse_record(directory.read("session.json"))
     updated_at = record.get("updated_at") or record["created_at"]
-    return session_row(Session.from_dict({**record, "session_id": folder.session_id, "updated_at": updated_at}))
+    return session_row(Session.from_dict({**record, "session_id": directory.session_id, "updated_at": updated_at}))
 
 
-def _agent(folder: Folder, session: SessionRow, name: str) -> SessionAgent:
-    record = with_times(session, _record(folder.read("agents", name, "agent.json")))
-    return SessionAgent.from_dict({**record, "agent_id": name.removeprefix(AGENT)})
+def _read_agent(directory: SessionDirectory, session: SessionRow, name: str) -> SessionAgent:
+    record = with_times(session, _parse_record(directory.read("agents", name, "agent.json")))
+    return SessionAgent.from_dict({**record, "agent_id": name.removeprefix(AGENT_PREFIX)})
 
 
-def _messages(folder: Folder, issues: ImportIssues, agent: str) -> Iterator[SourceMessage]:
-    path = ("agents", agent, "messages")
+def _source_messages(directory: SessionDirectory, issues: ImportIssues, agent_name: str) -> Iterator[SourceMessage]:
+    path = ("agents", agent_name, "messages")
     found = []
-    for name in _listed(folder, issues, MESSAGE, *path):
-        if name.endswith(JSON):
-            digits = name[len(MESSAGE) : -len(JSON)]
+    for name in _list_names(directory, issues, MESSAGE_PREFIX, *path):
+        if name.endswith(JSON_SUFFIX):
+            digits = name[len(MESSAGE_PREFIX) : -len(JSON_SUFFIX)]
             if digits.isascii() and digits.isdigit():
                 found.append((int(digits), name))
             else:
-                issues.bad(folder.name(*path, name), "has no index in its name")
+                issues.skip(directory.full_name(*path, name), "has no index in its name")
     found.sort()
-    readers = folder.readers(*path, names=[name for _, name in found])
+    readers = directory.readers(*path, names=[name for _, name in found])
     for (index, name), read in zip(found, readers, strict=True):
-        yield SourceMessage(index, folder.name(*path, name), partial(_read_record, read))
+        yield SourceMessage(index, directory.full_name(*path, name), partial(_read_record, read))
 
 
-def _multi_agent(folder: Folder, session: SessionRow, path: tuple[str, str, str]) -> Row:
-    # Strands gives the state back as it is in the file, without looking for bytes.
-    state = _record(folder.read(*path))
+def _read_multi_agent(directory: SessionDirectory, session: SessionRow, path: tuple[str, str, str]) -> Row:
+    # Strands returns the state as it is in the file, without decoding bytes.
+    state = _parse_record(directory.read(*path))
     times = with_times(session, {})
-    return multi_agent_row(path[1].removeprefix(MULTI_AGENT), state, times["created_at"], times["updated_at"])
+    return multi_agent_row(path[1].removeprefix(MULTI_AGENT_PREFIX), state, times["created_at"], times["updated_at"])
 
 
 def _read_record(read: Callable[[], bytes]) -> dict[str, Any]:
-    return _record(read())
+    return _parse_record(read())
 
 
-def _record(data: bytes) -> dict[str, Any]:
+def _parse_record(data: bytes) -> dict[str, Any]:
     try:
         record = json.loads(data.decode())
     except UnicodeDecodeError:
         raise UnreadableError("is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UnreadableError(f"is no JSON: {error}") from None
+        raise UnreadableError(f"is not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise UnreadableError("holds no JSON object")
+        raise UnreadableError("is not a JSON object")
     return record

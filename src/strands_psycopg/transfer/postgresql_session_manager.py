@@ -1,7 +1,7 @@
 """The tables of the package strands-postgresql-session-manager, 0.1 and 0.2.
 
-``sessions``, ``agents`` and ``messages``, and since 0.2 ``multi_agents``. Documents are JSON in 0.1 and JSONB in 0.2,
-encoded as in Strands' files; times have no zone and are UTC.
+They are ``sessions``, ``agents`` and ``messages``, and since 0.2 ``multi_agents``. Documents are JSON in 0.1 and JSONB
+in 0.2, encoded as in Strands' files. Times are UTC, without a time zone.
 """
 
 import json
@@ -30,7 +30,7 @@ _IDS = """
 
 _SESSION = "SELECT session_type, created_at, updated_at FROM {sessions} WHERE session_id = %(session_id)s"
 
-# Also those that have messages and no row, which 0.1 does not prevent.
+# Includes agents that have messages but no row, which 0.1 does not prevent.
 _AGENT_IDS = """
     SELECT agent_id FROM {agents} WHERE session_id = %(session_id)s
     UNION SELECT agent_id FROM {messages} WHERE session_id = %(session_id)s
@@ -58,13 +58,13 @@ _MESSAGES_PAGE = 200
 
 
 class PostgresqlSessionManagerTables:
-    """The sessions in another package's tables, as a source for ``import_sessions``; a context manager.
+    """The tables of strands-postgresql-session-manager as a source for ``import_sessions``; a context manager.
 
     Args:
-        conninfo: Their database, as for ``PostgresSessionRepository``. A pool that the importing repository uses too
-            needs a second connection.
-        schema: Their schema; ``public`` if None.
-        retry_timeout: For how many seconds a statement is tried again while the database is away.
+        conninfo: The tables' database, as for ``PostgresSessionRepository``. If it is a pool that the importing
+            repository uses too, it needs a second connection.
+        schema: The tables' schema; ``public`` if None.
+        retry_timeout: For how many seconds a statement is retried while the database is unreachable.
 
     Raises:
         TypeError: ``conninfo`` is of a wrong type.
@@ -81,7 +81,7 @@ class PostgresqlSessionManagerTables:
         self._database = Database(
             conninfo,
             schema=schema,
-            # Their tables have none.
+            # These tables have no prefix.
             table_prefix="_",
             retry_timeout=retry_timeout,
             response_timeout=30.0,
@@ -94,6 +94,9 @@ class PostgresqlSessionManagerTables:
     def _statement(self, template: LiteralString) -> bytes:
         tables = {table: sql.Identifier(self._database.schema, table) for table in _TABLES}
         return sql.SQL(template).format(**tables).as_bytes(None)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._database.address} schema={self._database.schema}>"
 
     def __enter__(self) -> Self:
         return self
@@ -108,17 +111,17 @@ class PostgresqlSessionManagerTables:
         self._database.close()
 
     def sessions(self) -> Generator["_TablesSession", None, None]:
-        """Give the sessions, sorted as their table sorts them.
+        """Yield the sessions, ordered by id in the collation of their table.
 
         Raises:
-            TransferError: The tables are not there.
+            TransferError: The tables are missing.
         """
-        # Asked for by name in the schema's own quotes, since the schema may not be in the search path.
+        # A quoted name with its schema, because the schema may not be in the search path.
         table = self._statement("{multi_agents}").decode()
-        has_multi_agents: bool = self._rows("looking at the tables", _HAS_MULTI_AGENTS.encode(), table=table)[0][0]
+        has_multi_agents: bool = self._fetch("inspecting the tables", _HAS_MULTI_AGENTS.encode(), table=table)[0][0]
         after = None
         while True:
-            rows = self._rows("listing sessions", self._ids, after=after, limit=_IDS_PAGE)
+            rows = self._fetch("listing sessions", self._ids, after=after, limit=_IDS_PAGE)
             for (session_id,) in rows:
                 yield _TablesSession(self, session_id, has_multi_agents=has_multi_agents)
             if len(rows) < _IDS_PAGE:
@@ -126,40 +129,40 @@ class PostgresqlSessionManagerTables:
             after = rows[-1][0]
 
     def read_session(self, session_id: str) -> SessionRow:
-        """Read a session's own row. For its ``_TablesSession``, as are the following."""
-        rows = self._rows("reading a session", self._session, session_id=session_id)
+        """Return a session's own row. This method and the following ones are for ``_TablesSession``."""
+        rows = self._fetch("reading a session", self._session, session_id=session_id)
         if not rows:
             raise UnreadableError("is missing")
         session_type, created_at, updated_at = rows[0]
-        record = {"session_id": session_id, "session_type": session_type, **_times(created_at, updated_at)}
+        record = {"session_id": session_id, "session_type": session_type, **_format_times(created_at, updated_at)}
         return session_row(Session.from_dict(record))
 
     def read_agent_ids(self, session_id: str) -> list[str]:
-        """Read which agents there are."""
-        rows = self._rows("listing agents", self._agent_ids, session_id=session_id)
+        """Return the sorted ids of a session's agents."""
+        rows = self._fetch("listing agents", self._agent_ids, session_id=session_id)
         return sorted(agent_id for (agent_id,) in rows)
 
     def read_agent(self, session_id: str, agent_id: str) -> SessionAgent:
-        """Read an agent."""
-        rows = self._rows("reading an agent", self._agent, session_id=session_id, agent_id=agent_id)
+        """Return an agent."""
+        rows = self._fetch("reading an agent", self._agent, session_id=session_id, agent_id=agent_id)
         if not rows:
-            raise UnreadableError("is missing, though it has messages")
+            raise UnreadableError("is missing, although it has messages")
         state, manager_state, internal_state, created_at, updated_at = rows[0]
         return SessionAgent.from_dict(
             {
                 "agent_id": agent_id,
-                "state": _document(state) or {},
-                "conversation_manager_state": _document(manager_state) or {},
-                "_internal_state": _document(internal_state) or {},
-                **_times(created_at, updated_at),
+                "state": _parse_document(state) or {},
+                "conversation_manager_state": _parse_document(manager_state) or {},
+                "_internal_state": _parse_document(internal_state) or {},
+                **_format_times(created_at, updated_at),
             }
         )
 
     def read_messages(self, session_id: str, agent_id: str) -> Iterator[SourceMessage]:
-        """Read an agent's messages, page by page."""
+        """Yield an agent's messages, fetched page by page."""
         after = -1
         while True:
-            rows = self._rows(
+            rows = self._fetch(
                 "reading messages",
                 self._messages,
                 session_id=session_id,
@@ -168,28 +171,28 @@ class PostgresqlSessionManagerTables:
                 limit=_MESSAGES_PAGE,
             )
             for index, message, redaction, created_at, updated_at in rows:
-                name = self.name("messages", session_id, agent_id, index)
-                yield SourceMessage(index, name, partial(_message, message, redaction, created_at, updated_at))
+                name = self.row_name("messages", session_id, agent_id, index)
+                yield SourceMessage(index, name, partial(_message_record, message, redaction, created_at, updated_at))
             if len(rows) < _MESSAGES_PAGE:
                 return
             after = rows[-1][0]
 
     def read_multi_agents(self, session_id: str) -> list[tuple[Any, ...]]:
-        """Read the rows of multi-agents."""
-        return self._rows("reading multi-agents", self._multi_agents, session_id=session_id)
+        """Return the rows of a session's multi-agents."""
+        return self._fetch("reading multi-agents", self._multi_agents, session_id=session_id)
 
-    def name(self, table: str, *key: object) -> str:
-        """Give a name to a row."""
+    def row_name(self, table: str, *key: object) -> str:
+        """Return a row's name for error messages."""
         return f"row {', '.join(map(repr, key))} of the table {self._database.schema}.{table}"
 
-    def _rows(self, operation: str, statement: bytes, **parameters: object) -> list[tuple[Any, ...]]:
+    def _fetch(self, operation: str, statement: bytes, **parameters: object) -> list[tuple[Any, ...]]:
         schema = self._database.schema
         try:
             return self._database.fetch(f"{operation} in schema {schema!r}", statement, parameters).rows
         except SchemaError as error:
             raise TransferError(
-                f"the schema {schema!r} has no tables sessions, agents and messages such as "
-                "strands-postgresql-session-manager makes; name the schema that has"
+                f"the schema {schema!r} has no tables sessions, agents and messages as created by "
+                "strands-postgresql-session-manager; specify the schema that has them"
             ) from error
 
 
@@ -200,9 +203,9 @@ class _TablesSession:
         self._has_multi_agents = has_multi_agents
 
     def rows(self, issues: ImportIssues) -> Iterator[Row]:
-        """Give the rows, as every source does."""
+        """Yield the rows, as ``SourceSession.rows`` does."""
         tables, session_id = self._tables, self.session_id
-        session = issues.parsed(tables.name("sessions", session_id), lambda: tables.read_session(session_id))
+        session = issues.parse_or_skip(tables.row_name("sessions", session_id), lambda: tables.read_session(session_id))
         if session is None:
             return
         yield session
@@ -210,37 +213,43 @@ class _TablesSession:
             yield from agent_rows(
                 issues,
                 session,
-                tables.name("agents", session_id, agent_id),
+                tables.row_name("agents", session_id, agent_id),
                 partial(tables.read_agent, session_id, agent_id),
                 partial(tables.read_messages, session_id, agent_id),
             )
         for multi_agent_id, state, created_at, updated_at in (
             tables.read_multi_agents(session_id) if self._has_multi_agents else ()
         ):
-            row = issues.parsed(
-                tables.name("multi_agents", session_id, multi_agent_id),
-                partial(_multi_agent, multi_agent_id, state, created_at, updated_at),
+            row = issues.parse_or_skip(
+                tables.row_name("multi_agents", session_id, multi_agent_id),
+                partial(_encode_multi_agent, multi_agent_id, state, created_at, updated_at),
             )
             if row is not None:
                 yield row
 
 
-def _multi_agent(multi_agent_id: str, state: str | None, created_at: datetime, updated_at: datetime) -> Row:
-    return multi_agent_row(multi_agent_id, _document(state) or {}, **_times(created_at, updated_at))
+def _encode_multi_agent(multi_agent_id: str, state: str | None, created_at: datetime, updated_at: datetime) -> Row:
+    return multi_agent_row(multi_agent_id, _parse_document(state) or {}, **_format_times(created_at, updated_at))
 
 
-def _message(message: str | None, redaction: str | None, created_at: datetime, updated_at: datetime) -> dict[str, Any]:
-    return {"message": _document(message), "redact_message": _document(redaction), **_times(created_at, updated_at)}
+def _message_record(
+    message: str | None, redaction: str | None, created_at: datetime, updated_at: datetime
+) -> dict[str, Any]:
+    return {
+        "message": _parse_document(message),
+        "redact_message": _parse_document(redaction),
+        **_format_times(created_at, updated_at),
+    }
 
 
-def _document(text: str | None) -> Any:
-    # Their NULL is SQL's or JSON's.
+def _parse_document(text: str | None) -> Any:
+    # A missing document is SQL's NULL or JSON's null.
     return None if text is None else json.loads(text)
 
 
-def _times(created_at: datetime, updated_at: datetime) -> dict[str, str]:
-    moments = {"created_at": created_at, "updated_at": updated_at}
+def _format_times(created_at: datetime, updated_at: datetime) -> dict[str, str]:
+    times = {"created_at": created_at, "updated_at": updated_at}
     return {
-        name: (moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment).isoformat()
-        for name, moment in moments.items()
+        name: (time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time).isoformat()
+        for name, time in times.items()
     }

@@ -1,4 +1,4 @@
-"""What an export or import has done."""
+"""The result of an export or import."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ from strands_psycopg.errors import StrandsPsycopgError, TransferError
 
 @dataclass(frozen=True)
 class TransferResult:
-    """Counts of what was moved; results of several sessions can be added.
+    """Counts of what was exported or imported; results can be added.
 
     Attributes:
-        sessions: How many sessions were written.
-        agents: How many agents in them, as ``messages`` and ``multi_agents`` count theirs.
-        messages: How many messages.
-        multi_agents: How many multi-agents.
-        already_there: How many sessions were found to be there already, the very same; they are not in ``sessions``.
-        gaps_closed: How many gaps in the indexes of messages were closed.
-        skipped: What was left out since it could not be read, each with its name and the reason.
+        sessions: Number of sessions that were written.
+        agents: Number of agents in these sessions.
+        messages: Number of messages in them.
+        multi_agents: Number of multi-agents in them.
+        unchanged: Number of sessions that already existed with the same content; ``sessions`` does not include them.
+        gaps_closed: Number of gaps in message indexes that were closed.
+        skipped: What was left out because it could not be read: its name and the reason.
     """
 
     sessions: int = 0
     agents: int = 0
     messages: int = 0
     multi_agents: int = 0
-    already_there: int = 0
+    unchanged: int = 0
     gaps_closed: int = 0
     skipped: tuple[str, ...] = ()
 
@@ -36,11 +36,11 @@ class TransferResult:
 
 
 class IncompleteTransferError(TransferError):
-    """Some of the sessions of an import were refused; all others are stored.
+    """Some sessions of an import could not be stored; all others are stored.
 
     Attributes:
-        result: What was done.
-        failures: For each refused session the error that says why.
+        result: The counts of what was stored.
+        failures: The errors by session id.
     """
 
     def __init__(self, message: str, *, result: TransferResult, failures: dict[str, StrandsPsycopgError]) -> None:

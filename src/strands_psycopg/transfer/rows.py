@@ -1,4 +1,4 @@
-"""Rows as they travel: Strands' objects, encoded for the columns, with the times of where they come from."""
+"""Rows for export and import: Strands' objects encoded for the columns, with the times of their source."""
 
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, TypeAlias
@@ -10,7 +10,7 @@ from strands_psycopg.repository.identifiers import check_id, check_index
 
 
 class SessionRow(NamedTuple):
-    """A session; its fields are the columns of these names, as in the other rows."""
+    """A session. Field names are column names, as in the other rows."""
 
     session_id: str
     session_type: str
@@ -62,7 +62,7 @@ def session_row(session: Session) -> SessionRow:
     """Encode a session.
 
     Raises:
-        ValueError: A value of it cannot be stored, as in the other functions.
+        ValueError: A value cannot be stored. The other functions raise it too.
     """
     return SessionRow(
         check_id("session_id", session.session_id), SessionType(session.session_type).value, *_times(session)
@@ -73,9 +73,9 @@ def agent_row(agent: SessionAgent) -> AgentRow:
     """Encode an agent."""
     return AgentRow(
         check_id("agent_id", agent.agent_id),
-        *_encoded("state", agent.state),
-        *_encoded("conversation_manager_state", agent.conversation_manager_state),
-        *_encoded("_internal_state", agent._internal_state),
+        *_encode_object("state", agent.state),
+        *_encode_object("conversation_manager_state", agent.conversation_manager_state),
+        *_encode_object("_internal_state", agent._internal_state),
         *_times(agent),
     )
 
@@ -84,11 +84,11 @@ def message_row(agent_id: str, message: SessionMessage) -> MessageRow:
     """Encode a message of an agent."""
     redaction: tuple[str | None, str | None] = (None, None)
     if message.redact_message is not None:
-        redaction = _encoded("redact_message", message.redact_message)
+        redaction = _encode_object("redact_message", message.redact_message)
     return MessageRow(
         check_id("agent_id", agent_id),
         check_index("message_id", message.message_id),
-        *_encoded("message", message.message),
+        *_encode_object("message", message.message),
         *redaction,
         *_times(message),
     )
@@ -98,29 +98,29 @@ def multi_agent_row(multi_agent_id: str, state: Any, created_at: str, updated_at
     """Encode a multi-agent's state."""
     return MultiAgentRow(
         check_id("multi_agent_id", multi_agent_id),
-        *_encoded("state", state),
-        _moment("created_at", created_at),
-        _moment("updated_at", updated_at),
+        *_encode_object("state", state),
+        _parse_time("created_at", created_at),
+        _parse_time("updated_at", updated_at),
     )
 
 
-def _encoded(field: str, document: Any) -> tuple[str, str | None]:
+def _encode_object(field: str, document: Any) -> tuple[str, str | None]:
     if not isinstance(document, dict):
         raise ValueError(f"{field} must be a JSON object, not {type(document).__name__}")
     return encode(document)
 
 
 def _times(record: Session | SessionAgent | SessionMessage) -> tuple[datetime, datetime]:
-    return _moment("created_at", record.created_at), _moment("updated_at", record.updated_at)
+    return _parse_time("created_at", record.created_at), _parse_time("updated_at", record.updated_at)
 
 
-def _moment(field: str, value: object) -> datetime:
-    """Read a time as Strands writes it; one without an offset is UTC."""
+def _parse_time(field: str, value: object) -> datetime:
+    """Parse a time as Strands writes it; one without an offset is UTC."""
     if not isinstance(value, str):
         raise ValueError(f"{field} must be a time in ISO 8601, not {type(value).__name__}")
     try:
-        # Before 3.11, Python did not read the Z that other programs write.
-        moment = datetime.fromisoformat(value[:-1] + "+00:00" if value.endswith("Z") else value)
-        return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+        # Python parses the Z that other programs write only since 3.11.
+        time = datetime.fromisoformat(value[:-1] + "+00:00" if value.endswith("Z") else value)
+        return time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise ValueError(f"{field} is no time in ISO 8601") from None
+        raise ValueError(f"{field} is not a time in ISO 8601") from None

@@ -1,4 +1,4 @@
-"""Where an import takes sessions from, and what all such places have in common."""
+"""Sources of an import, and what all of them have in common."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -10,101 +10,100 @@ from strands_psycopg.transfer.rows import MessageRow, Row, SessionRow, agent_row
 
 _T = TypeVar("_T")
 
-# Where Strands' conversation managers keep how many messages are no longer in the window: a position in the list.
-_REMOVED = "removed_message_count"
+# The key under which Strands' conversation managers store how many messages, counted from the first one, are no longer
+# in the window.
+_REMOVED_COUNT = "removed_message_count"
 
 
 class UnreadableError(Exception):
-    """A file cannot be read; the text says why, without its name."""
+    """A file cannot be read. The text gives the reason without the file's name."""
 
 
 class ImportIssues:
-    """What is noticed while a session is read.
+    """The problems found while one session is read.
 
     Args:
-        skip_bad: Leave out what cannot be read, instead of failing.
-        advice: What to do about it if not.
+        skip_bad: Skip what cannot be read instead of failing.
+        hint: What the error advises to do if nothing may be skipped.
 
     Attributes:
-        skipped: What was left out.
-        gaps_closed: How many gaps in the indexes of messages were closed.
+        skipped: The name of each skipped item and the reason.
+        gaps_closed: Number of gaps in message indexes that were closed.
     """
 
-    def __init__(
-        self, *, skip_bad: bool, advice: str = "mend or remove it, or have bad files skipped (--skip-bad)"
-    ) -> None:
+    def __init__(self, *, skip_bad: bool, hint: str = "repair or remove it, or skip bad files (--skip-bad)") -> None:
         self.skip_bad = skip_bad
-        self._advice = advice
+        self._hint = hint
         self.skipped: list[str] = []
         self.gaps_closed = 0
 
-    def bad(self, file: str, reason: str) -> None:
-        """Leave a file out.
+    def skip(self, file: str, reason: str) -> None:
+        """Skip a file.
 
         Raises:
-            BadFileError: Nothing may be left out.
+            BadFileError: Nothing may be skipped.
         """
         if not self.skip_bad:
-            raise BadFileError(f"{file} {reason}; {self._advice}", file=file)
+            raise BadFileError(f"{file} {reason}; {self._hint}", file=file)
         self.skipped.append(f"{file} {reason}")
 
-    def parsed(self, file: str, read: Callable[[], _T]) -> _T | None:
-        """Give what is read, or None if it is left out.
+    def parse_or_skip(self, file: str, parse: Callable[[], _T]) -> _T | None:
+        """Return what ``parse`` returns, or None if the file is skipped.
 
         Raises:
-            BadFileError: It cannot be read and nothing may be left out.
+            BadFileError: The file cannot be parsed and nothing may be skipped.
         """
         try:
-            return read()
+            return parse()
         except UnreadableError as error:
-            self.bad(file, str(error))
+            self.skip(file, str(error))
         except RecursionError:
-            self.bad(file, "is nested too deeply")
+            self.skip(file, "is nested too deeply")
         except KeyError as error:
-            self.bad(file, f"lacks {error}")
+            self.skip(file, f"lacks {error}")
         except (ValueError, TypeError) as error:
-            self.bad(file, f"cannot be read: {error}")
+            self.skip(file, f"cannot be read: {error}")
         return None
 
 
 class SourceSession(Protocol):
-    """A session in its source; it can be read several times."""
+    """A session in a source. It can be read several times."""
 
     @property
     def session_id(self) -> str:
-        """Its id."""
+        """The session's id."""
 
     def rows(self, issues: ImportIssues) -> Iterator[Row]:
-        """Give its own row, then each agent's before those of its messages, and those of multi-agents.
+        """Yield the session's own row, then each agent's row followed by its messages, then those of multi-agents.
 
-        No row at all means that the session is left out.
+        If there is no row at all, the session is skipped.
 
         Raises:
-            TransferError: It cannot be read.
+            TransferError: The session cannot be read.
         """
 
 
 class Source(Protocol):
-    """A place with sessions."""
+    """A place that holds sessions."""
 
     def sessions(self) -> Generator[SourceSession, None, None]:
-        """Give them one after another; each is to be read before the next one is taken.
+        """Yield the sessions. Each must be read before the next one is requested.
 
         Raises:
-            TransferError: The place cannot be read.
+            TransferError: The source cannot be read.
         """
 
 
 class SourceMessage(NamedTuple):
-    """A message that is still to be read.
+    """A message that has not been read yet.
 
     Attributes:
-        number: Its index in its source.
-        file: What to call it if it cannot be read.
-        read: Gives what ``SessionMessage.to_dict`` gave.
+        source_index: Its index in the source.
+        file: Its name in error messages.
+        read: Returns the message as ``SessionMessage.to_dict`` does.
     """
 
-    number: int
+    source_index: int
     file: str
     read: Callable[[], Mapping[str, Any]]
 
@@ -113,65 +112,70 @@ SourceMessages: TypeAlias = Callable[[], Iterator[SourceMessage]]
 
 
 def agent_rows(
-    issues: ImportIssues, session: SessionRow, file: str, agent: Callable[[], SessionAgent], messages: SourceMessages
+    issues: ImportIssues,
+    session: SessionRow,
+    file: str,
+    read_agent: Callable[[], SessionAgent],
+    messages: SourceMessages,
 ) -> Iterator[Row]:
-    """Give the rows of an agent and its messages, which are numbered anew, without gaps.
+    """Yield the rows of an agent and its messages, which are renumbered without gaps.
 
     Args:
-        issues: Takes what is noticed.
-        session: The agent's session; its time of creation stands for missing ones.
-        file: What to call the agent if it cannot be read.
-        agent: Reads it.
-        messages: Gives its messages in order, and gives them again if asked again.
+        issues: Records what is skipped and which gaps are closed.
+        session: The agent's session; its creation time replaces missing times.
+        file: The agent's name in error messages.
+        read_agent: Returns the agent.
+        messages: Returns an iterator over the agent's messages in order; it may be called twice.
     """
-    found = issues.parsed(file, agent)
-    if found is None:
+    agent = issues.parse_or_skip(file, read_agent)
+    if agent is None:
         return
     if issues.skip_bad:
-        _count_skipped(session, found, messages)
-    row = issues.parsed(file, lambda: agent_row(found))
+        _adjust_window(session, agent, messages)
+    row = issues.parse_or_skip(file, lambda: agent_row(agent))
     if row is None:
         return
     yield row
-    position = 0
-    expected = 0
+    message_id = 0
+    expected_index = 0
     for message in messages():
-        issues.gaps_closed += message.number > expected
-        expected = message.number + 1
-        read = _reader(session, found.agent_id, message, position)
-        message_found = issues.parsed(message.file, read)
-        if message_found is not None:
-            yield message_found
-            position += 1
+        issues.gaps_closed += message.source_index > expected_index
+        expected_index = message.source_index + 1
+        found = issues.parse_or_skip(message.file, _message_parser(session, agent.agent_id, message, message_id))
+        if found is not None:
+            yield found
+            message_id += 1
 
 
 def with_times(session: SessionRow, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a record in which the session's time of creation stands where there is none."""
+    """Return a copy of a record in which the session's creation time replaces missing times."""
     created_at = record.get("created_at") or session.created_at.isoformat()
     return {**record, "created_at": created_at, "updated_at": record.get("updated_at") or created_at}
 
 
-def _reader(session: SessionRow, agent_id: str, message: SourceMessage, position: int) -> Callable[[], MessageRow]:
-    def read() -> MessageRow:
+def _message_parser(
+    session: SessionRow, agent_id: str, message: SourceMessage, message_id: int
+) -> Callable[[], MessageRow]:
+    def parse() -> MessageRow:
         record = with_times(session, message.read())
-        # As SessionMessage.from_dict does, but that takes longer than all the rest together.
+        # Does what SessionMessage.from_dict does, which takes longer than everything else together.
         documents = (
             decode_bytes_values(record["message"]),
-            position,
+            message_id,
             decode_bytes_values(record.get("redact_message")),
         )
         return message_row(agent_id, SessionMessage(*documents, record["created_at"], record["updated_at"]))
 
-    return read
+    return parse
 
 
-def _count_skipped(session: SessionRow, agent: SessionAgent, messages: SourceMessages) -> None:
-    """Have the agent's window begin with the same message when some before it are left out."""
+def _adjust_window(session: SessionRow, agent: SessionAgent, messages: SourceMessages) -> None:
+    """Reduce the agent's count of removed messages by those that are skipped, so that its window starts as before."""
     state = agent.conversation_manager_state
-    removed = state.get(_REMOVED) if isinstance(state, dict) else None
+    removed = state.get(_REMOVED_COUNT) if isinstance(state, dict) else None
     if not isinstance(removed, int) or removed <= 0:
         return
     issues = ImportIssues(skip_bad=True)
-    for position, message in zip(range(removed), messages(), strict=False):
-        issues.parsed(message.file, _reader(session, agent.agent_id, message, position))
-    agent.conversation_manager_state = {**state, _REMOVED: removed - len(issues.skipped)}
+    for message_id, message in zip(range(removed), messages(), strict=False):
+        issues.parse_or_skip(message.file, _message_parser(session, agent.agent_id, message, message_id))
+    agent.conversation_manager_state = {**state, _REMOVED_COUNT: removed - len(issues.skipped)}

@@ -1,4 +1,4 @@
-"""Sessions as they are stored, for reading them whole without holding a transaction or all their messages."""
+"""Complete reads of stored sessions, without holding a transaction or all messages in memory."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.transfer.rows import MessageRow, message_row
 
-# For this transaction only: its statements see one moment.
-_ONE_MOMENT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+# For this transaction only: its statements see one snapshot.
+_REPEATABLE_READ = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 _SESSION = """
     SELECT t.write_id::text, t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.session_id = %(session_id)s
@@ -38,7 +38,8 @@ _MULTI_AGENTS = """
     FROM {multi_agents} AS t WHERE t.session_id = %(session_id)s ORDER BY t.multi_agent_id
 """
 
-_BIRTHS = """
+# The write id of a session and the creation times of its agents change if they are deleted and created again.
+_AGENT_IDENTITIES = """
     SELECT s.write_id::text, t.agent_id, {times_of_t}
     FROM {sessions} AS s LEFT JOIN {agents} AS t ON t.session_id = %(session_id)s
     WHERE s.session_id = %(session_id)s
@@ -52,10 +53,10 @@ _IDS = """
 
 _IDS_PAGE = 1_000
 
-# A page of messages is about so many characters of JSON, so that memory stays flat with long messages too.
-_PAGE = 2**20
+# A page of messages has about this many characters of JSON, so that memory use does not grow with long messages.
+_PAGE_CHARACTERS = 2**20
 _FIRST_PAGE_MESSAGES = 16
-_MOST_PAGE_MESSAGES = 1_000
+_MAX_PAGE_MESSAGES = 1_000
 
 
 class StoredMultiAgent(NamedTuple):
@@ -68,22 +69,22 @@ class StoredMultiAgent(NamedTuple):
 
 
 class StoredAgent(NamedTuple):
-    """An agent and how many messages it has."""
+    """An agent and the number of its messages."""
 
     agent: SessionAgent
     messages: int
 
 
 class StoredSession:
-    """A session as it was at one moment.
+    """A session as of one snapshot.
 
-    Its messages are read when they are asked for, up to the last one of that moment. What has been redacted or
-    replaced in the meantime is given as it is then.
+    Messages are read on demand, up to the last one of the snapshot. Those that have been redacted or replaced since
+    are returned as they are now.
 
     Attributes:
         session: The session.
-        agents: Its agents by their ids.
-        multi_agents: Its multi-agents by their ids.
+        agents: Its agents by id.
+        multi_agents: Its multi-agents by id.
     """
 
     def __init__(
@@ -101,33 +102,33 @@ class StoredSession:
         self._write_id = write_id
 
     def messages(self, agent_id: str) -> Iterator[MessageRow]:
-        """Give an agent's messages in order.
+        """Yield an agent's messages in order.
 
         Raises:
-            TransferError: Some were deleted in the meantime.
+            TransferError: Some were deleted after the snapshot.
         """
         session_id, end = self.session.session_id, self.agents[agent_id].messages
         offset, limit = 0, _FIRST_PAGE_MESSAGES
         while offset < end:
-            page = self._sessions.page(session_id, agent_id, offset, min(limit, end - offset))
+            page = self._sessions.message_page(session_id, agent_id, offset, min(limit, end - offset))
             if [message.message_id for message in page] != list(range(offset, offset + min(limit, end - offset))):
-                raise _changed(session_id)
+                raise _deleted_error(session_id)
             rows = [message_row(agent_id, message) for message in page]
             yield from rows
             offset += len(page)
             characters = sum(len(row.message) for row in rows)
-            limit = max(1, min(_MOST_PAGE_MESSAGES, _PAGE * len(page) // characters))
+            limit = max(1, min(_MAX_PAGE_MESSAGES, _PAGE_CHARACTERS * len(page) // characters))
 
-    def check(self) -> None:
-        """Make sure that what was read was of one session.
+    def check_not_deleted(self) -> None:
+        """Check that all messages read belong to the session and agents of the snapshot.
 
         Raises:
-            TransferError: The session, or an agent of it, was deleted in the meantime, and perhaps made anew.
+            TransferError: The session or an agent was deleted after the snapshot, even if it was created again.
         """
-        births = self._sessions.births(self.session.session_id)
-        mine = {(self._write_id, agent_id, stored.agent.created_at) for agent_id, stored in self.agents.items()}
-        if not births or births[0][0] != self._write_id or not mine <= set(births):
-            raise _changed(self.session.session_id)
+        current = self._sessions.agent_identities(self.session.session_id)
+        expected = {(self._write_id, agent_id, stored.agent.created_at) for agent_id, stored in self.agents.items()}
+        if not current or current[0][0] != self._write_id or not expected <= set(current):
+            raise _deleted_error(self.session.session_id)
 
 
 class StoredSessions:
@@ -140,24 +141,24 @@ class StoredSessions:
         self._session = compose(self._database, _SESSION)
         self._agents = compose(self._database, _AGENTS)
         self._multi_agents = compose(self._database, _MULTI_AGENTS)
-        self._births = compose(self._database, _BIRTHS)
+        self._agent_identities = compose(self._database, _AGENT_IDENTITIES)
         self._ids = compose(self._database, _IDS)
 
     def read(self, session_id: str) -> StoredSession:
-        """Look at a session.
+        """Return a session as of now.
 
         Raises:
-            SessionNotFoundError: There is none.
+            SessionNotFoundError: The session does not exist.
         """
         key = {"session_id": check_id("session_id", session_id)}
         operation = f"reading session {session_id!r}"
 
-        def look(cursor: Cursor[TupleRow]) -> list[list[TupleRow]]:
-            cursor.execute(_ONE_MOMENT)
+        def read_snapshot(cursor: Cursor[TupleRow]) -> list[list[TupleRow]]:
+            cursor.execute(_REPEATABLE_READ)
             statements = (self._session, self._agents, self._multi_agents)
             return [cursor.execute(statement, key).fetchall() for statement in statements]
 
-        sessions, agents, multi_agents = self._database.transact(operation, look)
+        sessions, agents, multi_agents = self._database.transact(operation, read_snapshot)
         if not sessions:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
         write_id, session_type, created_at, updated_at = sessions[0]
@@ -165,16 +166,16 @@ class StoredSessions:
             self,
             write_id,
             Session(session_id, SessionType(session_type), created_at, updated_at or created_at),
-            {row[0]: _agent(row) for row in agents},
-            {row[0]: _multi_agent(row) for row in multi_agents},
+            {row[0]: _parse_agent(row) for row in agents},
+            {row[0]: _parse_multi_agent(row) for row in multi_agents},
         )
 
     def ids(self, prefix: str = "") -> Iterator[str]:
-        """Give the ids of all sessions that begin so, in the order of Python's strings."""
+        """Yield the ids of all sessions whose id starts with a prefix, ordered as Python orders strings."""
         after = None
         while True:
-            window = {"first": prefix, "after": after, "limit": _IDS_PAGE}
-            rows = self._database.fetch("listing sessions", self._ids, window).rows
+            parameters = {"first": prefix, "after": after, "limit": _IDS_PAGE}
+            rows = self._database.fetch("listing sessions", self._ids, parameters).rows
             for (session_id,) in rows:
                 if not session_id.startswith(prefix):
                     return
@@ -183,40 +184,43 @@ class StoredSessions:
                 return
             after = rows[-1][0]
 
-    def page(self, session_id: str, agent_id: str, offset: int, limit: int) -> list[SessionMessage]:
-        """Give some messages of an agent in order.
+    def message_page(self, session_id: str, agent_id: str, offset: int, limit: int) -> list[SessionMessage]:
+        """Return a page of an agent's messages in order.
 
         Raises:
-            TransferError: The agent does not exist any more.
+            TransferError: The agent does not exist anymore.
         """
         try:
             return self._tables.messages.list(session_id, agent_id, limit=limit, offset=offset)
         except SessionNotFoundError as error:
-            raise _changed(session_id) from error
+            raise _deleted_error(session_id) from error
 
-    def births(self, session_id: str) -> list[tuple[str, str, str]]:
-        """Tell when each agent of a session was created, with the write that created the session."""
+    def agent_identities(self, session_id: str) -> list[tuple[str, str, str]]:
+        """Return, for each agent of a session, the session's write id, the agent's id and its creation time."""
         operation = f"reading session {session_id!r}"
-        rows = self._database.fetch(operation, self._births, {"session_id": session_id}).rows
+        rows = self._database.fetch(operation, self._agent_identities, {"session_id": session_id}).rows
         return [(write_id, agent_id, created_at) for write_id, agent_id, created_at, _ in rows]
 
 
-def _changed(session_id: str) -> TransferError:
+def _deleted_error(session_id: str) -> TransferError:
     return TransferError(
-        f"session {session_id!r} has lost messages or agents while it was being read, or was deleted; read it again"
+        f"session {session_id!r}, or an agent or messages of it, was deleted while it was being read; read it again"
     )
 
 
-def _agent(row: TupleRow) -> StoredAgent:
+def _parse_agent(row: TupleRow) -> StoredAgent:
     agent_id, *documents, messages, created_at, updated_at = row
     return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), messages)
 
 
-def _multi_agent(row: TupleRow) -> StoredMultiAgent:
+def _parse_multi_agent(row: TupleRow) -> StoredMultiAgent:
     multi_agent_id, state, state_exact, created, updated = row
     return StoredMultiAgent(multi_agent_id, decode(state, state_exact), created, updated or created)
 
 
 def session_ids(repository: PostgresSessionRepository, prefix: str = "") -> Iterator[str]:
-    """Give the ids of all sessions that begin so, page by page, in the order of Python's strings."""
+    """Yield the ids of all sessions whose id starts with ``prefix``, ordered as Python orders strings.
+
+    They are fetched page by page.
+    """
     return StoredSessions(repository).ids(prefix)

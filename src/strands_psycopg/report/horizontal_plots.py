@@ -1,21 +1,21 @@
-"""The plots with a row for each tool or session."""
+"""The plots with a horizontal bar for each tool or session."""
 
 from collections.abc import Iterable
 
 from strands_psycopg.printable import printable
 from strands_psycopg.report import formatting
-from strands_psycopg.report.drawing import Json, Plot, draw, told_over
+from strands_psycopg.report.drawing import Json, Plot, draw, tooltip_layer
 from strands_psycopg.report.statistics import Statistics
 
-# The tables have all.
-_MOST = 10
+# The tables list all of them.
+_MAX_ROWS = 10
 
-# Above its bar a row has its name, and its figures at the right, so the bar gets the whole width.
+# Name and figures of a row are above its bar, so that the bar can use the whole width.
 _HEIGHT = {"step": 34}
 _Y = {"field": "row", "type": "ordinal", "axis": None}
-_UP, _DOWN = -9, 6
+_TEXT_OFFSET, _BAR_OFFSET = -9, 6
 
-_TEXT = {"type": "text", "aria": False, "fontSize": 12, "yOffset": _UP, "baseline": "middle"}
+_TEXT = {"type": "text", "aria": False, "fontSize": 12, "yOffset": _TEXT_OFFSET, "baseline": "middle"}
 
 _LABELS: list[Json] = [
     {
@@ -26,10 +26,10 @@ _LABELS: list[Json] = [
         "mark": {**_TEXT, "align": "right", "color": "var(--muted)"},
         "encoding": {"x": {"value": "width"}, "y": _Y, "text": {"field": "label"}},
     },
-    told_over({"x": {"value": 0}, "x2": {"value": "width"}, "y": _Y}),
+    tooltip_layer({"x": {"value": 0}, "x2": {"value": "width"}, "y": _Y}),
 ]
 
-# The axis of times is logarithmic, and has no zero.
+# The time axis is logarithmic and has no zero.
 _SHORTEST = 0.001
 _TICKS = (0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 86400)
 _TICK_LABEL = """
@@ -41,7 +41,7 @@ _TICK_LABEL = """
 
 
 def plots(statistics: Statistics) -> Iterable[Plot]:
-    """Draw them."""
+    """Yield the plots."""
     yield _tool_use(statistics)
     yield _latency(statistics)
     yield _longest(statistics)
@@ -50,18 +50,18 @@ def plots(statistics: Statistics) -> Iterable[Plot]:
 def _tool_use(statistics: Statistics) -> Plot:
     values = [
         {
-            "name": _name(tool.name),
+            "name": _display_name(tool.name),
             "calls": tool.calls,
             "failed": tool.failures,
-            "failed_or_unanswered": tool.failures + tool.unanswered,
-            "label": f"{formatting.short(tool.calls)}, {formatting.share(tool.failures, tool.calls)} failed",
-            "told": f"{_name(tool.name)}: {formatting.count(tool.calls)} calls, "
-            f"{formatting.count(tool.failures)} failed ({formatting.share(tool.failures, tool.calls)}), "
-            f"{formatting.count(tool.unanswered)} without a result",
+            "failed_or_without_result": tool.failures + tool.without_result,
+            "label": f"{formatting.compact(tool.calls)}, {formatting.percentage(tool.failures, tool.calls)} failed",
+            "tooltip": f"{_display_name(tool.name)}: {formatting.integer(tool.calls)} calls, "
+            f"{formatting.integer(tool.failures)} failed ({formatting.percentage(tool.failures, tool.calls)}), "
+            f"{formatting.integer(tool.without_result)} without a result",
         }
-        for tool in statistics.tools[:_MOST]
+        for tool in statistics.tools[:_MAX_ROWS]
     ]
-    bars = [_bar("calls", "var(--blue)"), _bar("failed_or_unanswered", "var(--grey)"), _bar("failed", "var(--red)")]
+    bars = [_bar("calls", "var(--blue)"), _bar("failed_or_without_result", "var(--grey)"), _bar("failed", "var(--red)")]
     legend = (("succeeded", "var(--blue)"), ("without result", "var(--grey)"), ("failed", "var(--red)"))
     return _plot("Most called tools", "No tool was called", legend, values, bars)
 
@@ -69,27 +69,27 @@ def _tool_use(statistics: Statistics) -> Plot:
 def _longest(statistics: Statistics) -> Plot:
     values = [
         {
-            "name": _name(session.session_id),
+            "name": _display_name(session.session_id),
             "messages": session.messages,
             "turns": session.turns,
-            "label": formatting.count(session.messages),
-            "told": f"{_name(session.session_id)}: {formatting.count(session.messages)} messages, "
-            f"{formatting.count(session.turns)} beginning a turn, "
-            f"over {formatting.duration((session.last_active_at - session.first_active_at).total_seconds())}",
+            "label": formatting.integer(session.messages),
+            "tooltip": f"{_display_name(session.session_id)}: {formatting.integer(session.messages)} messages, "
+            f"{formatting.integer(session.turns)} starting a turn, "
+            f"within {formatting.duration((session.last_active_at - session.first_active_at).total_seconds())}",
         }
-        for session in statistics.longest[:_MOST]
+        for session in statistics.longest[:_MAX_ROWS]
         if session.messages
     ]
     bars = [_bar("messages", "var(--pale)"), _bar("turns", "var(--blue)")]
-    legend = (("messages", "var(--pale)"), ("beginning a turn", "var(--blue)"))
-    return _plot("Longest sessions, by messages", "No session has a message", legend, values, bars)
+    legend = (("messages", "var(--pale)"), ("starting a turn", "var(--blue)"))
+    return _plot("Longest sessions, by messages", "No session has messages", legend, values, bars)
 
 
 def _latency(statistics: Statistics) -> Plot:
     named = [
         ("model, first byte", statistics.first_byte),
-        ("model, whole answer", statistics.model_latency),
-        *((_name(tool.name), tool.latency) for tool in statistics.tools[: _MOST - 2]),
+        ("model, full response", statistics.model_latency),
+        *((_display_name(tool.name), tool.latency) for tool in statistics.tools[: _MAX_ROWS - 2]),
     ]
     values = [
         {
@@ -97,15 +97,15 @@ def _latency(statistics: Statistics) -> Plot:
             "median": max(latency.median, _SHORTEST),
             "p95": max(latency.p95, _SHORTEST),
             "label": f"{formatting.duration(latency.median)}, {formatting.duration(latency.p95)}",
-            "told": f"{name}: half within {formatting.duration(latency.median)}, 95 % within "
-            f"{formatting.duration(latency.p95)}, the longest took {formatting.duration(latency.longest)}",
+            "tooltip": f"{name}: median {formatting.duration(latency.median)}, 95th percentile "
+            f"{formatting.duration(latency.p95)}, longest {formatting.duration(latency.longest)}",
         }
         for name, latency in named
         if latency is not None
     ]
     low = min((latency.median for _, latency in named if latency is not None), default=_SHORTEST)
     high = max((latency.p95 for _, latency in named if latency is not None), default=_SHORTEST)
-    # From a tick to a tick, and never nothing.
+    # The axis starts at a tick and is never empty.
     low = max((tick for tick in _TICKS if tick <= low), default=_SHORTEST)
     high = max(high, low * 10)
     x = {
@@ -115,12 +115,12 @@ def _latency(statistics: Statistics) -> Plot:
             "values": [tick for tick in _TICKS if low <= tick <= high],
             "labelExpr": " ".join(_TICK_LABEL.split()),
             "labelFlush": True,
-            # The names begin where the first line would be.
+            # The first grid line would cross the names.
             "gridOpacity": {"condition": {"test": "datum.index === 0", "value": 0}, "value": 1},
         },
     }
-    rule = {"type": "rule", "aria": False, "strokeWidth": 6, "strokeCap": "round", "yOffset": _DOWN}
-    point = {"type": "point", "aria": False, "filled": True, "size": 70, "opacity": 1, "yOffset": _DOWN}
+    rule = {"type": "rule", "aria": False, "strokeWidth": 6, "strokeCap": "round", "yOffset": _BAR_OFFSET}
+    point = {"type": "point", "aria": False, "filled": True, "size": 70, "opacity": 1, "yOffset": _BAR_OFFSET}
     marks: list[Json] = [
         {
             "mark": {**rule, "color": "var(--pale)"},
@@ -129,22 +129,24 @@ def _latency(statistics: Statistics) -> Plot:
         {"mark": {**point, "color": "var(--violet)"}, "encoding": {"x": {**x, "field": "p95"}, "y": _Y}},
         {"mark": {**point, "color": "var(--blue)"}, "encoding": {"x": {**x, "field": "median"}, "y": _Y}},
     ]
-    legend = (("half are faster", "var(--blue)"), ("95 % are faster", "var(--violet)"))
-    return _plot("Time until the answer", "Nothing was measured", legend, values, marks)
+    legend = (("median", "var(--blue)"), ("95th percentile", "var(--violet)"))
+    return _plot("Latency", "No latency was measured", legend, values, marks)
 
 
-def _plot(title: str, nothing: str, legend: tuple[tuple[str, str], ...], values: list[Json], marks: list[Json]) -> Plot:
-    summary = "; ".join(value["told"] for value in values) or nothing
+def _plot(
+    title: str, summary_if_empty: str, legend: tuple[tuple[str, str], ...], values: list[Json], marks: list[Json]
+) -> Plot:
+    summary = "; ".join(value["tooltip"] for value in values) or summary_if_empty
     values = [{**value, "row": row} for row, value in enumerate(values)]
     return Plot(title, f"{summary}.", legend, draw(("narrow",), _HEIGHT, values, lambda _: [*marks, *_LABELS]))
 
 
-def _name(name: str | None) -> str:
+def _display_name(name: str | None) -> str:
     return printable(name) if name else "(no name)"
 
 
 def _bar(field: str, colour: str) -> Json:
     return {
-        "mark": {"type": "bar", "aria": False, "color": colour, "height": 10, "yOffset": _DOWN},
+        "mark": {"type": "bar", "aria": False, "color": colour, "height": 10, "yOffset": _BAR_OFFSET},
         "encoding": {"x": {"field": field, "type": "quantitative", "scale": {"nice": False}, "axis": None}, "y": _Y},
     }

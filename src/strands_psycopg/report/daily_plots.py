@@ -4,42 +4,42 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 from strands_psycopg.report import formatting
-from strands_psycopg.report.drawing import Json, Plot, draw, told_over
+from strands_psycopg.report.drawing import Json, Plot, draw, tooltip_layer
 from strands_psycopg.report.statistics import DayFigures, Statistics
 
 _HEIGHT = 190
 
-# However few days there are, bars do not become slabs.
-_FEWEST_BARS = 14
+# With fewer days, the bars would be too wide.
+_MIN_BARS = 14
 
-# Where there are more days, a bar stands for some weeks.
-_MOST_BARS = 366
+# With more days, each bar shows the mean of several weeks.
+_MAX_BARS = 366
 
 Count = Callable[[DayFigures], int]
 
 
 def plots(statistics: Statistics) -> Iterable[Plot]:
-    """Draw them, the widest first."""
+    """Yield the plots, the widest one first."""
     total = statistics.total
     yield _plot(
         "Messages per day",
-        f"{formatting.count(total.messages)} messages, of which {formatting.count(total.turns)} begin a turn.",
+        f"{formatting.integer(total.messages)} messages, {formatting.integer(total.turns)} of which start a turn.",
         statistics,
         [
             ("messages", "var(--pale)", lambda day: day.messages),
-            ("beginning a turn", "var(--blue)", lambda day: day.turns),
+            ("starting a turn", "var(--blue)", lambda day: day.turns),
         ],
         widths=("narrow", "wide", "full"),
     )
     yield _plot(
         "Active sessions per day",
-        f"{formatting.count(statistics.sessions)} sessions in all.",
+        f"{formatting.integer(statistics.sessions)} sessions in total.",
         statistics,
         [("sessions", "var(--blue)", lambda day: day.sessions)],
     )
     yield _plot(
         "Tokens per day",
-        f"{formatting.short(total.input_tokens)} tokens in, {formatting.short(total.output_tokens)} out.",
+        f"{formatting.compact(total.input_tokens)} tokens in, {formatting.compact(total.output_tokens)} out.",
         statistics,
         [
             ("in and out", "var(--pale)", lambda day: day.input_tokens + day.output_tokens),
@@ -48,7 +48,7 @@ def plots(statistics: Statistics) -> Iterable[Plot]:
     )
     yield _plot(
         "Tool calls per day",
-        f"{formatting.count(total.tool_calls)} calls, {formatting.count(total.tool_failures)} failures.",
+        f"{formatting.integer(total.tool_calls)} calls, {formatting.integer(total.tool_failures)} failures.",
         statistics,
         [
             ("calls", "var(--pale)", lambda day: day.tool_calls),
@@ -65,7 +65,7 @@ def _plot(
     *,
     widths: tuple[str, ...] = ("narrow",),
 ) -> Plot:
-    """Draw the series over one another: each is a part of the one before it."""
+    """Draw the series on top of each other; each must be a part of the previous one."""
     values = _values(statistics, [(name, count) for name, _, count in series]) if statistics.days else []
     date_format = "%-d %b" if not values or _span(statistics)[2] == 1 else "%b %Y"
 
@@ -76,29 +76,29 @@ def _plot(
             "labelFlush": True,
             "labelOverlap": "greedy",
         }
-        x = {"field": "from", "type": "temporal", "scale": {"type": "utc"}, "axis": axis}
-        # Where bars are thin, gaps between them would flicker.
-        end = "until" if len(values) * 5 < width else "to"
+        x = {"field": "start", "type": "temporal", "scale": {"type": "utc"}, "axis": axis}
+        # Gaps between thin bars would flicker.
+        end = "end" if len(values) * 5 < width else "next"
         bars = [
             {
                 "mark": {"type": "bar", "orient": "vertical", "aria": False, "color": colour},
-                "encoding": {"x": x, "x2": {"field": end}, "y": _height(f"count{number}")},
+                "encoding": {"x": x, "x2": {"field": end}, "y": _y_encoding(f"count{number}")},
             }
             for number, (_, colour, _) in enumerate(series)
         ]
-        return [*bars, told_over({"x": x, "x2": {"field": "to"}})]
+        return [*bars, tooltip_layer({"x": x, "x2": {"field": "next"}})]
 
     legend = tuple((name, colour) for name, colour, _ in series) if len(series) > 1 else ()
     return Plot(title, summary, legend, draw(widths, _HEIGHT, values, layers))
 
 
-def _height(field: str) -> Json:
+def _y_encoding(field: str) -> Json:
     axis = {"tickCount": 4, "tickMinStep": 1, "labelExpr": "format(datum.value, '~s')"}
     return {"field": field, "type": "quantitative", "axis": axis}
 
 
 def _values(statistics: Statistics, counts: Sequence[tuple[str, Count]]) -> list[Json]:
-    """Give a value for each bar; one of several days is their mean, since sessions of days cannot be added up."""
+    """Return a value for each bar. Bars of several days show the mean, as active sessions of days cannot be added."""
     by_day = {each.day.toordinal(): each for each in statistics.days}
     first, until, step = _span(statistics)
     start = statistics.until - timedelta(days=statistics.until.toordinal() - first)
@@ -108,17 +108,17 @@ def _values(statistics: Statistics, counts: Sequence[tuple[str, Count]]) -> list
         means = [sum(map(count, days)) / step for _, count in counts]
         begin = start + timedelta(days=number - first)
         parts = ", ".join(
-            f"{formatting.count(round(mean))} {name}" for mean, (name, _) in zip(means, counts, strict=True)
+            f"{formatting.integer(round(mean))} {name}" for mean, (name, _) in zip(means, counts, strict=True)
         )
         when = formatting.day(begin)
         if step > 1:
             when = f"{when} to {formatting.day(begin + timedelta(days=step - 1))}, per day"
         values.append(
             {
-                "from": begin.isoformat(),
-                "until": f"{begin + timedelta(days=step - 1)}T20:00Z",
-                "to": (begin + timedelta(days=step)).isoformat(),
-                "told": f"{when}: {parts}",
+                "start": begin.isoformat(),
+                "end": f"{begin + timedelta(days=step - 1)}T20:00Z",
+                "next": (begin + timedelta(days=step)).isoformat(),
+                "tooltip": f"{when}: {parts}",
                 **{f"count{index}": mean for index, mean in enumerate(means)},
             }
         )
@@ -126,11 +126,11 @@ def _values(statistics: Statistics, counts: Sequence[tuple[str, Count]]) -> list
 
 
 def _span(statistics: Statistics) -> tuple[int, int, int]:
-    """Give the ordinals of the first and the last day, and the days per bar; there must be a day."""
+    """Return the ordinals of the first and last day, and the days per bar; ``statistics.days`` must not be empty."""
     until = max(statistics.until, statistics.days[-1].day).toordinal()
     first = statistics.days[0].day.toordinal()
-    if statistics.since is not None and until - statistics.since.toordinal() < _MOST_BARS:
+    if statistics.since is not None and until - statistics.since.toordinal() < _MAX_BARS:
         first = statistics.since.toordinal()
-    first = max(min(first, until - _FEWEST_BARS + 1), 1)
+    first = max(min(first, until - _MIN_BARS + 1), 1)
     days = until - first + 1
-    return first, until, 1 if days <= _MOST_BARS else 7 * -(-days // (7 * _MOST_BARS // 2))
+    return first, until, 1 if days <= _MAX_BARS else 7 * -(-days // (7 * _MAX_BARS // 2))
