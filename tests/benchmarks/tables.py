@@ -1,4 +1,4 @@
-"""The results as the tables of the README: ``python -m benchmarks.tables FILE`` prints them."""
+"""The results as tables of ``README.md`` here and at the top: ``python -m benchmarks.tables FILE`` prints them."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,14 @@ _SESSIONS = [
     *((f"append at {messages} messages", f"append at {messages}", None) for messages in ("10", "1,000", "100,000")),
     ("append at 1,000,000 messages in the table", "append at 1,000,000", None),
 ]
+# Those of them that the README at the top has too.
+_IN_SHORT = {
+    "a turn",
+    "with a tool call",
+    "with 1 ms of network",
+    "a request: 40 messages restored, a turn",
+    "restore of 1,000 messages",
+}
 _VALUES = [
     *(
         (f"{verb} of {size}", f"value of {size}: {verb}", None)
@@ -54,8 +62,13 @@ _CROWD = [
 ]
 
 
+def summary(results: Results) -> str:
+    """Return the table of the README at the top, as Markdown."""
+    return _milliseconds(results, [row for row in _SESSIONS if row[0] in _IN_SHORT], _STORED)
+
+
 def tables(results: Results) -> Iterator[str]:
-    """Give the tables, as Markdown."""
+    """Yield the tables of the README of the benchmarks, as Markdown."""
     yield _milliseconds(results, _SESSIONS, _STORED)
     yield _counts(results)
     yield _crowd(results)
@@ -119,4 +132,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print("\n\n".join(tables(Results.read(Path(sys.argv[1])))))
+    results = Results.read(Path(sys.argv[1]))
+    print("\n\n".join([summary(results), *tables(results)]))

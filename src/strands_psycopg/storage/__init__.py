@@ -60,11 +60,12 @@ class PostgresStorage(Storage):
         table_prefix: What the name of every table begins with.
         prefix: Prepended to every key, with a ``/``. Storages with different prefixes share nothing.
         text_search_config: The text search configuration of PostgreSQL by which ``search`` compares words, such as
-            ``english``. Values written with another one are found by the words of that one.
+            ``english``; ``simple`` compares words as they are. Values written with another one are found by the words
+            of that one.
         search_limit: The maximum number of values that ``search`` returns.
         retry_timeout: For how many seconds a statement is retried while the database is unavailable.
-        response_timeout: After how many seconds without a response a connection counts as lost. Values of hundreds of
-            megabytes need larger timeouts than the defaults.
+        response_timeout: After how many seconds without a response a connection counts as lost. Values above some
+            50 MB need a longer one than the default, and those of hundreds of megabytes a longer ``retry_timeout`` too.
         **pool_options: As of ``PostgresSessionRepository``.
 
     Raises:
