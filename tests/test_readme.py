@@ -18,7 +18,9 @@ from psycopg.conninfo import conninfo_to_dict
 from benchmarks.results import Results
 from benchmarks.tables import summary, tables
 from strands_psycopg.cli import _build_parser
+from support import catalog
 from support.crew import Crew
+from support.tables import Connection
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -134,6 +136,18 @@ def test_the_quick_start_runs_in_a_fresh_interpreter(dsn: str, tmp_path: Path) -
 @pytest.mark.parametrize("page", [README, RECIPES], ids=name)
 def test_there_are_blocks_to_run(page: Path) -> None:
     assert [each for each in blocks(page) if each.reason is None]
+
+
+def test_the_queries_of_the_recipes_run(connection: Connection) -> None:
+    queries = re.findall(r"^```sql\n(.*?)^```$", RECIPES.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(queries) == 2
+    for query in queries:
+        assert connection.execute(query.encode()).fetchall() == []
+
+
+def test_the_recipes_list_every_table(direct_dsn: str) -> None:
+    listed = re.findall(r"^    (strands_\w+)", RECIPES.read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(catalog.tables(direct_dsn))
 
 
 def prose(page: Path) -> str:
