@@ -35,7 +35,7 @@ _PERMANENT = re.compile(
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 
-# What an address shows of the settings of a connection.
+# The settings of a connection that an address shows.
 _ADDRESS = ("host", "port", "dbname", "user")
 
 # How long to wait for a connection before requesting it again: a pool whose connect failed reconnects only at the next

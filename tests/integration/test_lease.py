@@ -605,7 +605,7 @@ def test_nothing_of_a_write_is_stored_after_a_takeover(
         with other.lease(session_id, wait=0):
             before = contents(connection)
 
-            with pytest.raises(LeaseLostError, match=r"nothing was stored\. Stop, and take a new lease") as lost:
+            with pytest.raises(LeaseLostError, match=r"nothing was stored\. Stop writing, and take a new") as lost:
                 (CREATE_SESSION | WRITES)[write](repository)
 
             assert lost.value.session_id == session_id
@@ -736,7 +736,7 @@ def test_write_whose_lease_was_removed_is_refused(
         connection.execute("DELETE FROM strands_leases")
         before = contents(connection)
 
-        with pytest.raises(LeaseLostError, match="or its lease was removed"):
+        with pytest.raises(LeaseLostError, match="or its lease was deleted"):
             WRITES["create_message"](repository)
 
         assert contents(connection) == before
