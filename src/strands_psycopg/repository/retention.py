@@ -56,13 +56,13 @@ _LIST_IDLE = f"""
     ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
 """
 
-# A purge that held the lock before may have deleted some of them.
+# Another purge may have deleted some of them while this one waited for its lock.
 _STILL_IDLE = f"SELECT session_id FROM {{sessions}} WHERE session_id = ANY(%(session_ids)s) AND {_IDLE}"
 
 _DELETE_MESSAGES = "DELETE FROM {messages} WHERE session_id = ANY(%(session_ids)s)"
 
-# Agents are locked before sessions, in the order of writers. An UPDATE that leaves the key unchanged does not block a
-# writer that appends a message: it locks the session first, and then the agent's key for the foreign key.
+# Agents are locked before sessions, the order in which writers lock both. A writer that appends a message locks the
+# session first, but then only the agent's key, for the foreign key, which an UPDATE of other columns does not block.
 _LOCK_AGENTS = "UPDATE {agents} SET updated_at = updated_at WHERE session_id = ANY(%(session_ids)s)"
 _LOCK_MULTI_AGENTS = "UPDATE {multi_agents} SET updated_at = updated_at WHERE session_id = ANY(%(session_ids)s)"
 
