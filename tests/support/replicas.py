@@ -78,5 +78,5 @@ def _copy(primary: Server, path: Path) -> None:
     data.mkdir(mode=0o700)
     os.chown(data, owner.st_uid, owner.st_gid)
     arguments = ["-D", str(data), "--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-d", primary.dsn]
-    status, output = primary._tool(None, "pg_basebackup", *arguments)
+    status, output = primary._run_tool(None, "pg_basebackup", *arguments)
     assert status == 0, output

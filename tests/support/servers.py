@@ -12,5 +12,5 @@ class InstalledServer(Server):
         super().__init__()
         self._programs = pg_ctl.absolute().parent
 
-    def _installation(self) -> tuple[Path, Path]:
+    def _find_binaries(self) -> tuple[Path, Path]:
         return self._programs.parent, self._programs
