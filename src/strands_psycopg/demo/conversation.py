@@ -1,6 +1,6 @@
 """The conversation of the demo, in a process that can be killed.
 
-The process runs ``main``. It takes its task as a line of JSON on standard input, and reports its agent's messages as
+The process runs ``main``. It reads its task as a line of JSON from standard input, and reports its agent's messages as
 lines of JSON on standard output.
 """
 
@@ -24,14 +24,14 @@ from strands_psycopg.scripted_model import ScriptedModel
 
 # Cheap devices pad what they send with NUL bytes.
 _THERMOMETERS = {"greenhouse": "31.50\0\0"}
-HALF_REPLY = "Yes, at 31.5 C it bolts. Open the ro"
+PARTIAL_REPLY = "Yes, at 31.5 C it bolts. Open the ro"
 _QUESTIONS = ("How warm is it in the greenhouse?", "Is that too warm for lettuce?")
-_FIRST_REPLIES: list[list[str | dict[str, Any]]] = [
+_REPLIES: list[list[str | dict[str, Any]]] = [
     ["Let me look.", {"name": "read_thermometer", "input": {"place": "greenhouse"}}],
     ["It is 31.5 C in the greenhouse."],
-    [HALF_REPLY],
+    [PARTIAL_REPLY],
 ]
-_LAST_REPLIES = [["Yes, at 31.5 C it bolts. Open the roof."]]
+_REPLIES_AFTER_RESUME = [["Yes, at 31.5 C it bolts. Open the roof."]]
 
 
 @tool
@@ -46,32 +46,32 @@ def read_thermometer(place: str) -> dict[str, Any]:
     return {"status": "success", "content": [{"json": reading}]}
 
 
-class _CutOffModel(ScriptedModel):
-    """Stops in the middle of its last reply.
+class _InterruptedModel(ScriptedModel):
+    """Calls a function in the middle of its last reply.
 
     Args:
         replies: As for ``ScriptedModel``.
-        cut_off: Called there, and not expected to return.
+        interrupt: The function, which should not return.
     """
 
-    def __init__(self, replies: Sequence[Sequence[str | dict[str, Any]]], cut_off: Callable[[], object]) -> None:
+    def __init__(self, replies: Sequence[Sequence[str | dict[str, Any]]], interrupt: Callable[[], object]) -> None:
         super().__init__(replies)
-        self._cut_off = cut_off
+        self._interrupt = interrupt
 
     async def stream(self, messages: Messages, *args: Any, **kwargs: Any) -> AsyncIterable[StreamEvent]:
-        """Stream the script's next reply, the last one up to its text."""
+        """Stream the next reply of the script, the last one only as far as its text."""
         is_last = len(self.calls) == len(self.replies) - 1
         async for event in super().stream(messages, *args, **kwargs):
             yield event
             if is_last and "contentBlockDelta" in event:
-                self._cut_off()
+                self._interrupt()
 
 
 def main() -> None:
-    """Be one of the two processes: begin the conversation and never end it, or restore it and go on."""
+    """Run one of the two processes: start the conversation until killed, or resume it."""
     line = sys.stdin.readline()
     if not line:
-        # The parent was interrupted before it could say more.
+        # The parent was interrupted before it sent the task.
         return
     task = json.loads(line)
     with PostgresSessionRepository(task["dsn"], schema=task["schema"]) as repository:
@@ -82,49 +82,49 @@ def main() -> None:
 
         def wait_to_be_killed() -> None:
             _report(agent)
-            # Ends if the parent is gone.
+            # Returns if the parent has ended.
             sys.stdin.read()
             os._exit(1)
 
-        if task["restores"]:
-            agent = build(ScriptedModel(_LAST_REPLIES))
+        if task["resume"]:
+            agent = build(ScriptedModel(_REPLIES_AFTER_RESUME))
             _report(agent)
             agent()
             _report(agent)
         else:
-            agent = build(_CutOffModel(_FIRST_REPLIES, wait_to_be_killed))
+            agent = build(_InterruptedModel(_REPLIES, wait_to_be_killed))
             for question in _QUESTIONS:
                 agent(question)
 
 
 def _report(agent: Agent) -> None:
-    # The text of the messages travels as one JSON string, so that not a byte of it can change on the way.
+    # The text of the messages is sent as one JSON string, so that no byte of it changes.
     print(json.dumps(json.dumps(agent.messages)), flush=True)
 
 
 class AgentProcess:
-    """A process in which an agent lives, at the latest until the end of the block.
+    """A process that runs an agent; a context manager that kills it at the end of the block.
 
     Args:
-        dsn: The database; not on the command line, where others could read its password.
-        schema: Of the tables.
+        dsn: The database. It is not passed on the command line, where others could read its password.
+        schema: The schema of the tables.
         session_id: The session.
-        restores: It goes on with the session, instead of beginning it.
+        resume: Whether the agent resumes the session instead of starting it.
     """
 
-    def __init__(self, dsn: str, schema: str | None, session_id: str, *, restores: bool) -> None:
+    def __init__(self, dsn: str, schema: str | None, session_id: str, *, resume: bool) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"import {__name__} as conversation; conversation.main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
-            # Ctrl-C is the parent's to handle.
+            # Only the parent handles Ctrl-C.
             start_new_session=True,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._reports = self._process.stdout
-        task = {"dsn": dsn, "schema": schema, "session_id": session_id, "restores": restores}
+        task = {"dsn": dsn, "schema": schema, "session_id": session_id, "resume": resume}
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
@@ -138,18 +138,22 @@ class AgentProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def messages(self) -> str:
-        """Wait until it reports its agent's messages, and give their JSON text as it was there."""
+        """Wait for the process to report its agent's messages; return their JSON text unchanged.
+
+        Raises:
+            StrandsPsycopgError: The process has ended.
+        """
         line = self._reports.readline()
         if not line:
-            raise StrandsPsycopgError("a process of the demo ended too early; what it printed above says why")
+            raise StrandsPsycopgError("a process of the demo ended too early; see its output above")
         text: str = json.loads(line)
         return text
 
     def kill(self) -> None:
-        """Kill it, without a chance to tidy up."""
+        """Kill the process, without any cleanup."""
         self._process.kill()
         self._process.wait()
