@@ -85,7 +85,7 @@ SIZES = [3, 9000, 300_000]
 
 @pytest.mark.parametrize("before", SIZES)
 @pytest.mark.parametrize("after", SIZES)
-def test_the_last_write_wins_whatever_the_sizes(storage: Any, before: int, after: int) -> None:
+def test_the_last_write_wins_for_all_combinations_of_sizes(storage: Any, before: int, after: int) -> None:
     run(storage.write("k", bytes(before)))
     run(storage.write("k", b"\1" * after))
     assert run(storage.read("k")) == b"\1" * after

@@ -112,7 +112,7 @@ def test_storage_from_a_callable(dsn: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("isolation", list(psycopg.IsolationLevel), ids=lambda level: level.name)
-def test_storage_on_a_callers_pool_works_whatever_its_settings(
+def test_storage_on_a_callers_pool_works_with_any_settings(
     dsn: str, options: dict[str, Any], isolation: psycopg.IsolationLevel
 ) -> None:
     def configure(connection: psycopg.Connection[Any]) -> None:
