@@ -35,6 +35,7 @@ CREATE TABLE strands_agents (
     conversation_manager_state_exact text,
     _internal_state                  jsonb NOT NULL,   -- interrupts, model state
     _internal_state_exact            text,
+    memory_window                    jsonb,            -- which messages it holds in memory; NULL: the end of its log
     write_id                         uuid NOT NULL,    -- the version that an update expects
     created_at                       timestamptz NOT NULL,
     updated_at                       timestamptz NOT NULL,
@@ -53,6 +54,36 @@ CREATE TABLE strands_messages (
     created_at           timestamptz NOT NULL,
     updated_at           timestamptz NOT NULL,
     PRIMARY KEY (session_id, agent_id, message_id),
+    FOREIGN KEY (session_id, agent_id) REFERENCES strands_agents ON DELETE CASCADE
+);
+
+-- Messages in a form that the log does not have: summaries, truncated or offloaded tool results, edited messages. One is
+-- stored as long as an agent's window or a checkpoint refers to it.
+CREATE TABLE strands_message_variants (
+    session_id    text COLLATE "C" NOT NULL,
+    agent_id      text COLLATE "C" NOT NULL,
+    variant_id    bigint NOT NULL,               -- from 1 up
+    message_id    bigint,                        -- the message of the log that it is a form of, if there is one
+    message       jsonb NOT NULL,
+    message_exact text,
+    created_at    timestamptz NOT NULL,
+    PRIMARY KEY (session_id, agent_id, variant_id),
+    FOREIGN KEY (session_id, agent_id) REFERENCES strands_agents ON DELETE CASCADE
+);
+
+-- An agent at an earlier time: what it held in memory, by reference, and its documents as they were.
+CREATE TABLE strands_checkpoints (
+    session_id    text COLLATE "C" NOT NULL,
+    agent_id      text COLLATE "C" NOT NULL,
+    snapshot_id   uuid NOT NULL,                 -- of version 7: in the order of time
+    message_count bigint NOT NULL,               -- how many messages the log had then
+    memory_window jsonb NOT NULL,
+    variant_ids   bigint[] NOT NULL,             -- those to which the window refers
+    data          jsonb NOT NULL,                -- of Strands' Snapshot, without messages
+    data_exact    text,
+    write_id      uuid NOT NULL,
+    created_at    timestamptz NOT NULL,
+    PRIMARY KEY (session_id, agent_id, snapshot_id),
     FOREIGN KEY (session_id, agent_id) REFERENCES strands_agents ON DELETE CASCADE
 );
 

@@ -2,33 +2,52 @@
 
 import asyncio
 import inspect
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 from strands.hooks import events
 from strands.hooks.registry import BaseHookEvent, HookCallback, HookRegistry
-from strands.session.repository_session_manager import RepositorySessionManager
-from strands.session.session_repository import SessionRepository
+from strands.session.session_manager import SessionManager
 from strands.types.content import Message
+from strands.types.exceptions import SessionException
+from strands.types.session import Session, SessionType
 from typing_extensions import Self
 
 from strands_psycopg import worker
-from strands_psycopg.repository import PostgresSessionRepository
-from strands_psycopg.view import SessionView
-from strands_psycopg.view.threads import LeaveLoopError
+from strands_psycopg.agent_sync.agent_writer import AgentWriter
+from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
+from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
+from strands_psycopg.agent_sync.snapshot_ids import parse_snapshot_id
+from strands_psycopg.agent_sync.write_guard import WriteGuard
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
+from strands_psycopg.repository import PostgresSessionRepository, session_tables
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
     from strands.types.agent import LocalAgent
 
+logger = logging.getLogger(__name__)
+
 # Strands calls the hooks of these while an agent is being built, where nothing can be awaited.
 _SYNCHRONOUS = {"AgentInitializedEvent", "BidiAgentInitializedEvent"}
 
+# What these read must be there when the callback returns.
+_INITIALIZING = {events.MultiAgentInitializedEvent}
 
-class PostgresSessionManager(RepositorySessionManager):
+
+class SnapshotTrigger(Protocol):
+    """Decides after each invocation of an agent whether a checkpoint of it is saved."""
+
+    def __call__(self, *, agent_data: "LocalAgent", **kwargs: Any) -> bool:
+        """Return whether to save a checkpoint of ``agent_data``."""
+
+
+class PostgresSessionManager(SessionManager):
     """A Strands session manager that stores the agents of a session in PostgreSQL, message by message.
 
     It differs from Strands' ``RepositorySessionManager`` in three ways. While an agent runs, its hooks wait for the
@@ -49,11 +68,39 @@ class PostgresSessionManager(RepositorySessionManager):
         DatabaseUnavailableError: The database could not be reached in time.
     """
 
-    def __init__(self, session_id: str, repository: PostgresSessionRepository, **kwargs: Any) -> None:
-        self._view = SessionView(session_id, repository)
-        self._repository = repository
+    def __init__(
+        self,
+        session_id: str,
+        repository: PostgresSessionRepository,
+        *,
+        snapshot_trigger: SnapshotTrigger | None = None,
+        keep_snapshots: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if keep_snapshots is not None and (type(keep_snapshots) is not int or keep_snapshots < 1):
+            raise ValueError(f"keep_snapshots must be an integer from 1 up or None, not {keep_snapshots!r}")
+        self.session_id = session_id
+        self.session_repository = repository
+        self._tables = session_tables(repository)
+        self._guard = WriteGuard(session_id, self._tables.leases)
+        self._agents: dict[str, AgentWriter] = {}
+        self._multi_agents: dict[str, MultiAgentWriter] = {}
+        self._snapshot_trigger = snapshot_trigger
+        self._keep_snapshots = keep_snapshots
         self._own_repository: PostgresSessionRepository | None = None
-        super().__init__(session_id, self._view, **kwargs)
+        self.session = self._read_or_create_session()
+
+    def _read_or_create_session(self) -> Session:
+        session = self.session_repository.read_session(self.session_id)
+        if session is not None:
+            return session
+        try:
+            return self.session_repository.create_session(Session(self.session_id, SessionType.AGENT))
+        except SessionExistsError:
+            session = self.session_repository.read_session(self.session_id)
+            if session is None:  # another process has created it, and a third one has deleted it
+                raise
+            return session
 
     @classmethod
     def from_dsn(cls, session_id: str, dsn: str, **options: Any) -> Self:
@@ -85,7 +132,7 @@ class PostgresSessionManager(RepositorySessionManager):
             self._own_repository.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} session_id={self.session_id!r} repository={self._repository!r}>"
+        return f"<{type(self).__name__} session_id={self.session_id!r} repository={self.session_repository!r}>"
 
     def __enter__(self) -> Self:
         return self
@@ -95,34 +142,31 @@ class PostgresSessionManager(RepositorySessionManager):
     ) -> None:
         self.close()
 
-    @property
-    def session_repository(self) -> SessionRepository:
-        """The repository that Strands' manager accesses; it reads this property before each read or write."""
-        self._view.leave_loop()
-        return self._view
-
-    @session_repository.setter
-    def session_repository(self, view: SessionRepository) -> None:
-        """Ignore the assignment in the constructor of Strands' manager."""
-
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
-        """Register the hooks of Strands' manager as coroutines that wait for the database in worker threads."""
+        """Register the hooks of Strands' session managers, as coroutines that write in worker threads."""
         by_event = _CallbacksByEvent(registry)
         super().register_hooks(by_event, **kwargs)
+        by_event.add_callback(events.AfterInvocationEvent, self._evaluate_trigger)
         message_updated = getattr(events, "MessageUpdatedEvent", None)
         if message_updated is not None:
             by_event.add_callback(message_updated, lambda event: self.replace_message(event.message, event.agent))
-        agent_stopped = _event_of_bidi_agents("BidiAgentStopEvent")
-        if agent_stopped is not None:
+        for agent_stopped in _events_of_bidi_agents("BidiAgentStopEvent", "BidiBeforeConnectionRestartEvent"):
             by_event.add_callback(agent_stopped, lambda event: self.sync_agent(event.agent))
+            by_event.add_callback(agent_stopped, self._evaluate_trigger)
         for event_type, callbacks in by_event.callbacks.items():
-            registry.add_callback(event_type, self._off_loop(callbacks))
+            dispatch = _in_worker if event_type in _INITIALIZING else self._off_loop
+            registry.add_callback(event_type, dispatch(callbacks))
 
     def _off_loop(self, callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
         async def dispatch(event: BaseHookEvent) -> None:
             ending = sys.exc_info()[1]
             try:
-                await self._dispatch(callbacks, event)
+                writer = self._writer_of(event)
+                with writer.collecting():
+                    for callback in callbacks:
+                        callback(event)
+                if writer.is_write_due():
+                    await worker.run(writer.write)
             except Exception as failure:
                 # A cancelled turn still ends with a sync. If that fails, the turn must end as cancelled all the same.
                 if isinstance(ending, asyncio.CancelledError):
@@ -131,64 +175,213 @@ class PostgresSessionManager(RepositorySessionManager):
 
         return dispatch
 
-    async def _dispatch(self, callbacks: Sequence[HookCallback[Any]], event: BaseHookEvent) -> None:
-        """Call the callbacks on the loop; if one needs the database, call all of them in a worker thread."""
-        try:
-            with self._view.on_loop() as deferred:
-                for callback in callbacks:
-                    callback(event)
-        except LeaveLoopError:
-            await worker.run(partial(self._call_all, callbacks, event))
-        else:
-            for write in deferred:
-                await worker.run(write)
+    def _writer_of(self, event: Any) -> AgentWriter | MultiAgentWriter:
+        agent = getattr(event, "agent", None)
+        return self._multi_agents[event.source.id] if agent is None else self._agent(agent)
 
-    def _call_all(self, callbacks: Sequence[HookCallback[Any]], event: BaseHookEvent) -> None:
-        with self._view.one_event():
-            for callback in callbacks:
-                callback(event)
+    def _agent(self, agent: "LocalAgent") -> AgentWriter:
+        writer = self._agents.get(agent.agent_id)
+        if writer is None:
+            raise SessionNotFoundError(
+                f"agent {agent.agent_id!r} is not one of this session manager's; build the agent with "
+                "session_manager=..."
+            )
+        return writer
+
+    def _evaluate_trigger(self, event: Any) -> None:
+        if self._snapshot_trigger is None:
+            return
+        try:
+            if self._snapshot_trigger(agent_data=event.agent):
+                self._agent(event.agent).request_checkpoint()
+        except Exception:
+            # What the turn has said is stored all the same.
+            logger.exception(
+                "session_id=<%s>, agent_id=<%s> | snapshot_trigger raised, no checkpoint is saved",
+                self.session_id,
+                event.agent.agent_id,
+            )
 
     def initialize(self, agent: "LocalAgent", **kwargs: Any) -> None:
-        """Restore an agent from the session; if it is new, store it with its messages, in one transaction."""
-        with self._view.initializing_agent(agent):
-            super().initialize(agent, **kwargs)
-
-    def append_message(self, message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
-        """Store an agent's next message, or replace the last one if the message continues it."""
-        # Strands' manager counts the message before it reads ``session_repository``.
-        self._view.leave_loop()
-        if not self._view.continue_latest(agent, message):
-            super().append_message(message, agent, **kwargs)
-            self._view.look_ahead(agent)
-
-    def sync_agent(self, agent: "LocalAgent", **kwargs: Any) -> None:
-        """Store an agent's state if it has changed."""
-        with self._view.comparing(agent):
-            super().sync_agent(agent, **kwargs)
-        self._view.catch_up(agent)
-
-    def replace_message(self, message: Message, agent: "LocalAgent") -> None:
-        """Replace the stored message with the same tracking id, such as the placeholder of a transcript.
+        """Restore an agent as it was left; if it is new, store it with its messages, in one transaction.
 
         Raises:
-            SessionNotFoundError: No message with its tracking id is stored.
+            SessionException: The manager has an agent of this id already.
+            StrandsPsycopgError: The agent could not be read or stored.
         """
-        self._view.leave_loop()
-        self._view.replace_message(agent.agent_id, message)
+        if agent.agent_id in self._agents:
+            raise SessionException("The `agent_id` of an agent must be unique in a session.")
+        conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
+        if conversation is None:
+            stored, messages, window = new_agent(agent)
+            write_id = uuid4()
+            with self._guard.writing():
+                try:
+                    self._tables.agents.create(
+                        self.session_id, stored, messages, window=window, write_id=write_id, term=self._guard.term
+                    )
+                except SessionExistsError:
+                    # The loser of a race restores what the winner has stored, as if it had come later.
+                    conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
+                    if conversation is None:
+                        raise
+        record = new_record(agent, stored, window, write_id) if conversation is None else restore(agent, conversation)
+        self._agents[agent.agent_id] = AgentWriter(
+            self._tables, self.session_id, agent, record, self._guard, keep_snapshots=self._keep_snapshots
+        )
+
+    def append_message(self, message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
+        """Append a message to an agent's log; one that continues the last message takes its place.
+
+        Outside of an event it is stored when this returns.
+
+        Raises:
+            StrandsPsycopgError: It could not be stored.
+        """
+        self._agent(agent).append(message)
+
+    def sync_agent(self, agent: "LocalAgent", **kwargs: Any) -> None:
+        """Store an agent as it is in memory, if it has changed.
+
+        Outside of an event it is stored when this returns.
+
+        Raises:
+            StrandsPsycopgError: It could not be stored.
+        """
+        self._agent(agent).sync()
+
+    def replace_message(self, message: Message, agent: "LocalAgent") -> None:
+        """Replace the message of an agent's log with the same tracking id, such as the placeholder of a transcript.
+
+        Outside of an event it is stored when this returns.
+
+        Raises:
+            SessionNotFoundError: The agent has no message with its tracking id.
+            StrandsPsycopgError: It could not be stored.
+        """
+        self._agent(agent).replace(message)
+
+    def redact_latest_message(self, redact_message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
+        """Replace a message, wherever it is stored, with what it is redacted to.
+
+        It is the message with the tracking id of ``redact_message``, or the one that this is or has replaced in the
+        agent's messages, or else the last one of its role. Its text is then in no row of the session any more, except
+        in what others have made of it: the agent's state, summaries, answers.
+
+        Raises:
+            SessionException: The agent has no message to redact.
+            StrandsPsycopgError: The redaction could not be stored.
+        """
+        self._agent(agent).redact(redact_message)
+
+    async def save_snapshot(self, agent: "LocalAgent", *, is_latest: bool = False) -> str | None:
+        """Save a checkpoint of an agent as it is now.
+
+        Args:
+            agent: The agent.
+            is_latest: Store the agent only, as every event does, without a checkpoint.
+
+        Returns:
+            The id of the checkpoint, for ``restore_snapshot`` and ``fork_session``; None if ``is_latest``.
+
+        Raises:
+            StrandsPsycopgError: It could not be stored.
+        """
+        writer = self._agent(agent)
+        if is_latest:
+            await worker.run(writer.sync)
+            return None
+        return str(await worker.run(writer.save_checkpoint))
+
+    async def list_snapshot_ids(
+        self, agent: "LocalAgent", *, limit: int | None = None, start_after: str | None = None
+    ) -> list[str]:
+        """Return the ids of an agent's checkpoints, oldest first.
+
+        Args:
+            agent: The agent.
+            limit: How many to return at most; None returns all.
+            start_after: Only those after this id.
+
+        Raises:
+            ValueError: ``start_after`` is not a snapshot id.
+            StrandsPsycopgError: They could not be read.
+        """
+        after = None if start_after is None else parse_snapshot_id(start_after)
+        if limit is not None and limit <= 0:
+            return []
+        read = partial(self._tables.checkpoints.list, self.session_id, agent.agent_id, limit=limit, start_after=after)
+        return await worker.run(read)
+
+    async def restore_snapshot(self, agent: "LocalAgent", *, snapshot_id: str | None = None) -> bool:
+        """Set an agent to a checkpoint, or to what is stored of it last.
+
+        The conversation goes on from there. The log keeps what was said after the checkpoint.
+
+        Args:
+            agent: The agent, of this manager. A bidirectional agent must be stopped.
+            snapshot_id: The checkpoint; None is the agent as it is stored.
+
+        Returns:
+            Whether there is such a checkpoint.
+
+        Raises:
+            ValueError: ``snapshot_id`` is not a snapshot id.
+            RuntimeError: A bidirectional agent is running, or background tasks are.
+            StrandsPsycopgError: It could not be read.
+        """
+        writer = self._agent(agent)
+        if snapshot_id is None:
+            return await worker.run(writer.reload)
+        return await worker.run(partial(writer.load_checkpoint, parse_snapshot_id(snapshot_id)))
 
     def initialize_multi_agent(self, source: "MultiAgentBase", **kwargs: Any) -> None:
-        """Restore a multi-agent from the session, or store it if it is new."""
-        with self._view.initializing_multi_agent(source):
-            super().initialize_multi_agent(source, **kwargs)
+        """Restore a multi-agent from the session, or store it if it is new.
+
+        Raises:
+            StrandsPsycopgError: It could not be read or stored.
+        """
+        writer = MultiAgentWriter(self._tables.multi_agents, self.session_id, source, self._guard)
+        writer.initialize()
+        self._multi_agents[source.id] = writer
 
     def sync_multi_agent(self, source: "MultiAgentBase", **kwargs: Any) -> None:
-        """Store the current state of a multi-agent."""
-        self._view.update_multi_agent(self.session_id, source)
+        """Store the current state of a multi-agent.
+
+        Outside of an event it is stored when this returns.
+
+        Raises:
+            StrandsPsycopgError: It could not be stored.
+        """
+        self._multi_agents[source.id].sync()
+
+    # Before strands-agents 1.57 bidirectional agents had methods of their own.
+
+    def initialize_bidi_agent(self, agent: Any, **kwargs: Any) -> None:
+        """Do what ``initialize`` does, for a bidirectional agent."""
+        self.initialize(agent)
+
+    def append_bidi_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
+        """Do what ``append_message`` does, for a bidirectional agent."""
+        self.append_message(message, agent)
+
+    def sync_bidi_agent(self, agent: Any, **kwargs: Any) -> None:
+        """Do what ``sync_agent`` does, for a bidirectional agent."""
+        self.sync_agent(agent)
 
 
-def _event_of_bidi_agents(name: str) -> type[BaseHookEvent] | None:
-    """Return an event class of bidirectional agents, or None if their module is not imported, so that none exist."""
-    return getattr(sys.modules.get("strands.bidi.hooks"), name, None)
+def _in_worker(callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
+    async def dispatch(event: BaseHookEvent) -> None:
+        for callback in callbacks:
+            await worker.run(partial(callback, event))
+
+    return dispatch
+
+
+def _events_of_bidi_agents(*names: str) -> list[type[BaseHookEvent]]:
+    """Return event classes of bidirectional agents; none if their module is not imported, so that no agent exists."""
+    module = sys.modules.get("strands.bidi.hooks")
+    return [getattr(module, name) for name in names if hasattr(module, name)]
 
 
 class _CallbacksByEvent(HookRegistry):

@@ -37,6 +37,16 @@ FILL = """
     ), l AS (
         INSERT INTO strands_leases (session_id, term, acquired_at, expires_at)
         SELECT session_id, gen_random_uuid(), active, active + interval '1 minute' FROM sizes
+    ), v AS (
+        INSERT INTO strands_message_variants (session_id, agent_id, variant_id, message, created_at)
+        SELECT session_id, 'a', n, '{"role": "user", "content": [{"text": "Hello"}]}', active
+        FROM sizes, generate_series(1, %(each)s) AS n
+    ), c AS (
+        INSERT INTO strands_checkpoints (session_id, agent_id, snapshot_id, message_count, memory_window, variant_ids,
+            data, write_id, created_at)
+        SELECT session_id, 'a', gen_random_uuid(), size, '{"items": [1], "next": null}', '{1}', '{}',
+            gen_random_uuid(), active
+        FROM sizes
     )
     INSERT INTO strands_messages (session_id, agent_id, message_id, message, write_id, created_at, updated_at)
     SELECT session_id, 'a', n, '{"role": "user", "content": [{"text": "Hello"}]}', gen_random_uuid(), active, active

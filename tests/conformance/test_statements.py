@@ -192,7 +192,7 @@ def test_restore_is_two_statements(repository: PostgresSessionRepository, wire: 
 def test_first_turn_is_two_statements(repository: PostgresSessionRepository, wire: Wire) -> None:
     agent = build(repository)
     exchange = wire.during(lambda: agent("hello"))
-    assert exchange.changes == [["INSERT messages", "UPDATE agents"], ["INSERT messages"]]
+    assert exchange.changes == [["INSERT messages"], ["INSERT messages"]]
     assert exchange[1:] == (2, ["I"] * 2)
 
 

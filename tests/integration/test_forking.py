@@ -31,6 +31,7 @@ from support.multi_agents import Team
 from support.pausing import pause_before
 from support.tables import blocked, one, texts
 from support.waiting import wait_until
+from support.writes import store_with_message
 
 Connection = psycopg.Connection[Any]
 
@@ -200,11 +201,8 @@ def test_fork_is_of_one_moment_though_its_session_goes_on(
     with ThreadPoolExecutor() as threads, PostgresSessionRepository(dsn, **pool_options) as other:
         fork = threads.submit(repository.fork_session, "s", "fork")
         assert reached.wait(30)
-        other._tables.agents.update_and_append(
-            "s",
-            SessionAgent("a", {"later": True}, {}),
-            SessionMessage({"role": "user", "content": []}, 4),
-            write_id=uuid4(),
+        store_with_message(
+            other, "s", SessionAgent("a", {"later": True}, {}), SessionMessage({"role": "user", "content": []}, 4)
         )
         other.delete_agent("s", "a")
         go.set()

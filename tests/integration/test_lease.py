@@ -30,6 +30,7 @@ from support.multi_agents import Team
 from support.proxy import Proxy
 from support.tables import Connection, blocked, contents, one, texts
 from support.waiting import until, wait_until
+from support.writes import store_with_message
 
 Write = Callable[[PostgresSessionRepository], object]
 
@@ -546,8 +547,8 @@ def create_agent_with_messages(repository: PostgresSessionRepository) -> None:
 
 
 def append_with_state(repository: PostgresSessionRepository) -> None:
-    repository._tables.agents.update_and_append(
-        "s", agent_named("a", "second"), message(1), write_id=uuid4(), term=repository._tables.leases.term("s")
+    store_with_message(
+        repository, "s", agent_named("a", "second"), message(1), term=repository._tables.leases.term("s")
     )
 
 

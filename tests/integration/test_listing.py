@@ -20,7 +20,7 @@ from strands_psycopg import (
 )
 from strands_psycopg.repository.listing import Listing
 from support.tables import one
-from support.writes import agent, message
+from support.writes import agent, message, store_with_message
 
 Connection = psycopg.Connection[Any]
 
@@ -227,9 +227,7 @@ WRITES: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "delete_agent": lambda repository: repository.delete_agent("s", "a"),
     "create_message": lambda repository: repository.create_message("s", "a", message(1, "now")),
     "update_message": lambda repository: repository.update_message("s", "a", message(0, "now")),
-    "update_and_append": lambda repository: repository._tables.agents.update_and_append(
-        "s", agent("now"), message(1, "now"), write_id=uuid4()
-    ),
+    "update_and_append": lambda repository: store_with_message(repository, "s", agent("now"), message(1, "now")),
     "create_multi_agent": lambda repository: repository._tables.multi_agents.create("s", "new", {}, write_id=uuid4()),
     "update_multi_agent": lambda repository: repository._tables.multi_agents.update("s", "m", {}, write_id=uuid4()),
 }

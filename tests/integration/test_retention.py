@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -20,7 +19,7 @@ from support.pausing import pause_before
 from support.retries import Retries
 from support.tables import blocked, contents, one, texts
 from support.waiting import wait_until
-from support.writes import message
+from support.writes import message, store_with_message
 
 Connection = psycopg.Connection[Any]
 
@@ -169,8 +168,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WAKERS: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "create_message": lambda repository: repository.create_message("s", "a", message(3, "awake")),
-    "update_and_append": lambda repository: repository._tables.agents.update_and_append(
-        "s", SessionAgent("a", {}, {}), message(3, "awake"), write_id=uuid4()
+    "update_and_append": lambda repository: store_with_message(
+        repository, "s", SessionAgent("a", {}, {}), message(3, "awake")
     ),
     "update_agent": lambda repository: repository.update_agent("s", SessionAgent("a", {"awake": True}, {})),
     "create_agent": lambda repository: repository.create_agent("s", SessionAgent("new", {}, {})),
@@ -385,7 +384,7 @@ def test_purges_and_writers_at_once_agree_on_what_is_left(
         mine.create_message(name, "a", message(3, "awake"))
 
     def append_with_state(mine: PostgresSessionRepository, name: str) -> None:
-        mine._tables.agents.update_and_append(name, SessionAgent("b", {}, {}), message(3, "awake"), write_id=uuid4())
+        store_with_message(mine, name, SessionAgent("b", {}, {}), message(3, "awake"))
 
     def hold(mine: PostgresSessionRepository, name: str) -> None:
         with mine.lease(name):

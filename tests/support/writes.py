@@ -9,6 +9,9 @@ from psycopg import sql
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.agent_sync.snapshot_ids import new_snapshot_id
+from strands_psycopg.repository.agents import AgentChange, EncodedAgent
+from strands_psycopg.repository.window import Variant, Window
 from support.tables import TABLES
 
 _Step = Callable[[PostgresSessionRepository, str], object]
@@ -66,12 +69,52 @@ def _create_multi_agent(repository: PostgresSessionRepository, session_id: str) 
     repository._tables.multi_agents.create(session_id, "m", {"step": 0}, write_id=uuid4())
 
 
+def store_with_message(
+    repository: PostgresSessionRepository,
+    session_id: str,
+    stored: SessionAgent,
+    message: SessionMessage,
+    **options: Any,
+) -> None:
+    """Store an agent's documents and its next message in one statement, as a session manager does."""
+    change = AgentChange(stored.agent_id, EncodedAgent.of(stored), None, drops_variants=False)
+    repository._tables.agents.store(session_id, change, message, write_id=uuid4(), **options)
+
+
+def _store_variant(repository: PostgresSessionRepository, session_id: str, index: int, mood: str) -> None:
+    seen = repository._tables.agents.read(session_id, "a")
+    assert seen is not None
+    variant = Variant(index, None, message(0, mood).message)
+    change = AgentChange("a", None, Window((index,), index + 1), {0: message(0, mood).message}, [variant])
+    repository._tables.agents.store(session_id, change, message(index, mood), write_id=uuid4(), expected=seen.write_id)
+
+
+def _redact(repository: PostgresSessionRepository, session_id: str, text: str) -> None:
+    repository._tables.messages.redact(
+        session_id, "a", message(0, text).message, message_ids=[0], variant_ids=[], write_id=uuid4()
+    )
+
+
+def _save_checkpoint(repository: PostgresSessionRepository, session_id: str) -> None:
+    seen = repository._tables.agents.read(session_id, "a")
+    assert seen is not None
+    repository._tables.checkpoints.save(
+        session_id,
+        "a",
+        new_snapshot_id(),
+        {"state": {}},
+        Window.of([0]),
+        message_count=1,
+        keep=1,
+        window_variant_ids=[],
+        expected=seen.write_id,
+    )
+
+
 def _update_and_append(repository: PostgresSessionRepository, session_id: str, index: int, mood: str) -> None:
     seen = repository._tables.agents.read(session_id, "a")
     assert seen is not None
-    repository._tables.agents.update_and_append(
-        session_id, agent(mood), message(index, mood), write_id=uuid4(), expected=seen.write_id
-    )
+    store_with_message(repository, session_id, agent(mood), message(index, mood), expected=seen.write_id)
 
 
 def _update_multi_agent(repository: PostgresSessionRepository, session_id: str, step: int) -> None:
@@ -113,6 +156,19 @@ WRITES = [
         lambda repository, session_id: _update_and_append(repository, session_id, 1, "now"),
         lambda repository, session_id: _update_and_append(repository, session_id, 2, "next"),
     ),
+    Write(
+        "store_variant",
+        _create_message,
+        lambda repository, session_id: _store_variant(repository, session_id, 1, "now"),
+        lambda repository, session_id: _store_variant(repository, session_id, 2, "next"),
+    ),
+    Write(
+        "redact",
+        _create_message,
+        lambda repository, session_id: _redact(repository, session_id, "now"),
+        lambda repository, session_id: _redact(repository, session_id, "next"),
+    ),
+    Write("save_checkpoint", _create_message, _save_checkpoint, _save_checkpoint),
     Write(
         "update_agent",
         _create_agent,
@@ -160,7 +216,7 @@ WRITES = [
     ),
 ]
 
-_IGNORED = ["session_id", "write_id", "term", "created_at", "updated_at", "acquired_at", "expires_at"]
+_IGNORED = ["session_id", "snapshot_id", "write_id", "term", "created_at", "updated_at", "acquired_at", "expires_at"]
 
 
 def rows(connection: psycopg.Connection[Any], session_id: str) -> dict[str, list[Any]]:

@@ -1,29 +1,33 @@
 """The table of agents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
+from strands.types.content import Message
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import NO_DEADLINE, Database
-from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.repository.messages import Messages, append_conflict, message_row
+from strands_psycopg.repository.messages import Messages, append_conflict, message_row, update_conflict
+from strands_psycopg.repository.window import Variant, Window
 
 _CREATE = """
     WITH {lease}, {touch_session}, t AS (
         INSERT INTO {agents} AS a (
             session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
-            _internal_state, _internal_state_exact, write_id, created_at, updated_at
+            _internal_state, _internal_state_exact, memory_window, write_id, created_at, updated_at
         )
         SELECT %(session_id)s::text, %(agent_id)s::text, %(state)s::jsonb, %(state_exact)s::text,
             %(conversation_manager_state)s::jsonb, %(conversation_manager_state_exact)s::text,
-            %(_internal_state)s::jsonb, %(_internal_state_exact)s::text, %(write_id)s::uuid, now(), now()
+            %(_internal_state)s::jsonb, %(_internal_state_exact)s::text, %(memory_window)s::jsonb, %(write_id)s::uuid,
+            now(), now()
         WHERE {fenced}
         ON CONFLICT (session_id, agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
@@ -36,15 +40,6 @@ _READ = """
     SELECT {agent_columns}
     FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
 """
-
-_UPDATE = """
-    WITH {lease}, {touch_session}, t AS (
-        {update_agent} AND {unchanged} AND {fenced} RETURNING created_at, updated_at
-    )
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # times are NULL: another writer has updated the agent
 
 _UPDATE_AND_APPEND = """
     WITH {lease}, {touch_session}, locked_agent AS (
@@ -60,6 +55,48 @@ _UPDATE_AND_APPEND = """
     FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # both are stored or neither; times are NULL: another writer has updated the agent or stored a message
+
+# The message is optional. Everything but it depends on the update of the agent, and that on the message.
+_STORE = """
+    WITH {lease}, {touch_session}, locked_agent AS (
+        SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+        FOR NO KEY UPDATE
+    ), t AS (
+        {insert_message} FROM locked_agent
+        WHERE %(message_id)s::bigint IS NOT NULL AND {fenced} AND {unchanged} AND {is_next} {on_message_conflict}
+    ), u AS (
+        {update_agent_in_part} AND {unchanged} AND {fenced}
+            AND (%(message_id)s::bigint IS NULL OR EXISTS (SELECT FROM t))
+        RETURNING created_at, updated_at
+    ), replaced AS (
+        UPDATE {messages} AS m SET
+            message = r.message::jsonb, message_exact = r.message_exact,
+            redact_message = CASE WHEN m.redact_message IS NOT NULL THEN r.message::jsonb END,
+            redact_message_exact = CASE WHEN m.redact_message IS NOT NULL THEN r.message_exact END,
+            write_id = %(write_id)s, updated_at = now()
+        FROM unnest(%(replaced_ids)s::bigint[], %(replaced)s::text[], %(replaced_exact)s::text[])
+            AS r (message_id, message, message_exact)
+        WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s AND m.message_id = r.message_id
+            AND EXISTS (SELECT FROM u)
+    ), added AS (
+        INSERT INTO {message_variants} (
+            session_id, agent_id, variant_id, message_id, message, message_exact, created_at
+        )
+        SELECT %(session_id)s::text, %(agent_id)s::text, r.variant_id, r.message_id, r.message::jsonb, r.message_exact,
+            now()
+        FROM unnest(
+            %(variant_ids)s::bigint[], %(originals)s::bigint[], %(variants)s::text[], %(variants_exact)s::text[]
+        ) AS r (variant_id, message_id, message, message_exact)
+        WHERE EXISTS (SELECT FROM u)
+        ON CONFLICT DO NOTHING
+    ), unused AS (
+        {delete_unused_variants} AND EXISTS (SELECT FROM u)
+    )
+    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
+        CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END
+    FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
+    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+"""  # as _UPDATE_AND_APPEND
 
 _DELETE = """
     WITH {lease}, {touch_session}, t AS (
@@ -82,11 +119,6 @@ class EncodedAgent(NamedTuple):
         """Encode the documents of an agent, in a form that can be compared for equality."""
         return cls(encode(agent.state), encode(agent.conversation_manager_state), encode(agent._internal_state))
 
-    @property
-    def length(self) -> int:
-        """The length of all documents together, in characters."""
-        return sum(len(text) for document in self for text in document if text is not None)
-
 
 class StoredAgent(NamedTuple):
     """An agent with what is needed to write to it without a conflict.
@@ -95,11 +127,45 @@ class StoredAgent(NamedTuple):
         agent: The agent.
         write_id: The write id of the last write to its row.
         next_message_id: The index of its next message.
+        window: Which messages it holds in memory; None if they are the end of its log (see ``plain_start``).
     """
 
     agent: SessionAgent
     write_id: UUID
     next_message_id: int
+    window: Window | None
+
+
+class AgentChange(NamedTuple):
+    """What changes of an agent at once.
+
+    Attributes:
+        agent_id: The agent.
+        documents: Its documents; None if they stay as they are.
+        window: Which messages it holds in memory from now on; None if they are the end of its log.
+        replaced: Messages that take the place of others in its log, by their indexes.
+        variants: Messages for its window that are not in its log in this form.
+        drops_variants: Whether it may have variants that the window does not refer to.
+    """
+
+    agent_id: str
+    documents: EncodedAgent | None
+    window: Window | None
+    replaced: Mapping[int, Message] = MappingProxyType({})
+    variants: Sequence[Variant] = ()
+    drops_variants: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether only documents and window change."""
+        return not (self.replaced or self.variants or self.drops_variants or self.documents is None)
+
+
+# Parameters of documents that stay as they are, and of a message that there is none of.
+_UNCHANGED: EncodedAgent = EncodedAgent(*[(None, None)] * 3)  # type: ignore[arg-type]
+_NO_MESSAGE: dict[str, object] = dict.fromkeys(
+    ("message_id", "message", "message_exact", "redact_message", "redact_message_exact")
+)
 
 
 class Agents:
@@ -110,8 +176,8 @@ class Agents:
         self._messages = Messages(database)
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
-        self._update = compose(database, _UPDATE)
         self._update_and_append = compose(database, _UPDATE_AND_APPEND)
+        self._store = compose(database, _STORE)
         self._delete = compose(database, _DELETE)
 
     def create(
@@ -120,6 +186,7 @@ class Agents:
         agent: SessionAgent,
         messages: Sequence[SessionMessage] = (),
         *,
+        window: Window | None = None,
         write_id: UUID,
         term: UUID | None = None,
     ) -> None:
@@ -129,6 +196,7 @@ class Agents:
             session_id: The session.
             agent: The agent.
             messages: Its first messages, numbered from 0.
+            window: Which of them it holds in memory; None if they are the end of its log.
             write_id: The write id of this call.
             term: The term of the lease on the session, if this process holds one.
 
@@ -137,7 +205,7 @@ class Agents:
             SessionExistsError: Another call created the agent.
             SessionNotFoundError: The session does not exist.
         """
-        row = _agent_row(session_id, agent, write_id, term)
+        row = _agent_row(session_id, agent.agent_id, EncodedAgent.of(agent), window, write_id, term)
         operation = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
             message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
@@ -166,62 +234,46 @@ class Agents:
         rows = self._database.fetch(f"reading agent {agent_id!r} of session {session_id!r}", self._read, key).rows
         return stored_agent(agent_id, rows[0]) if rows else None
 
-    def update(
-        self,
-        session_id: str,
-        agent: SessionAgent,
-        documents: EncodedAgent | None = None,
-        *,
-        write_id: UUID,
-        expected: UUID | None = None,
-        term: UUID | None = None,
-    ) -> None:
-        """Replace the stored state of an agent and set its times.
+    def update(self, session_id: str, agent: SessionAgent, *, write_id: UUID, term: UUID | None = None) -> None:
+        """Replace the stored state of an agent, whatever it was, and set its times.
+
+        The agent is restored plainly then, as Strands does it: from the end of its log.
 
         Args:
             session_id: The session.
             agent: The agent.
-            documents: Its documents, if they are already encoded.
             write_id: The write id of this call.
-            expected: The write id that the row must have; None if it may have any.
             term: The term of the lease on the session, if this process holds one.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.
-            SessionConflictError: The row has another write id than the expected one.
             SessionNotFoundError: The agent does not exist.
         """
-        operation = f"updating agent {agent.agent_id!r} of session {session_id!r}"
-        row = {**_agent_row(session_id, agent, write_id, term, documents), "expected": expected}
-        allowed_at, exists, created_at, updated_at = self._database.write(operation, self._update, row).rows[0]
-        check_lease(allowed_at, operation, session_id)
-        if not exists:
-            raise SessionNotFoundError(f"{operation}: the agent does not exist")
-        if created_at is None:
-            raise _update_conflict(operation, session_id, agent.agent_id)
-        agent.created_at, agent.updated_at = created_at, updated_at or created_at
+        change = AgentChange(agent.agent_id, EncodedAgent.of(agent), None)
+        agent.created_at, agent.updated_at = self.store(session_id, change, write_id=write_id, term=term)
 
-    def update_and_append(
+    def store(
         self,
         session_id: str,
-        agent: SessionAgent,
-        message: SessionMessage,
-        documents: EncodedAgent | None = None,
+        change: AgentChange,
+        message: SessionMessage | None = None,
         *,
         write_id: UUID,
         expected: UUID | None = None,
         term: UUID | None = None,
-    ) -> None:
-        """Replace the stored state of an agent and append a message, both or neither, and set their times.
+    ) -> tuple[str, str]:
+        """Change an agent and append a message, if there is one, both or neither; set the message's times.
 
         Args:
             session_id: The session.
-            agent: The agent.
-            message: Its next message.
-            documents: The agent's documents, if they are already encoded.
+            change: What changes.
+            message: The agent's next message.
             write_id: The write id of this call.
             expected: The write id that the agent's row must have; None if it may have any.
             term: The term of the lease on the session, if this process holds one.
+
+        Returns:
+            When the agent was created and updated.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.
@@ -229,25 +281,31 @@ class Agents:
                 index already exists, or the index is not the next one.
             SessionNotFoundError: The agent does not exist.
         """
-        operation = (
-            f"storing message {message.message_id} and state of agent {agent.agent_id!r} in session {session_id!r}"
-        )
-        row = {
-            **_agent_row(session_id, agent, write_id, term, documents),
-            **message_row(session_id, agent.agent_id, message, write_id, term),
-            "expected": expected,
-        }
-        result = self._database.write(operation, self._update_and_append, row)
+        agent_id = change.agent_id
+        row = _agent_row(session_id, agent_id, change.documents, change.window, write_id, term) | {"expected": expected}
+        if message is None:
+            operation = f"updating agent {agent_id!r} of session {session_id!r}"
+            row |= _NO_MESSAGE
+        else:
+            operation = (
+                f"storing message {message.message_id} and state of agent {agent_id!r} in session {session_id!r}"
+            )
+            row |= message_row(session_id, agent_id, message, write_id, term)
+        if change.is_plain and message is not None:
+            result = self._database.write(operation, self._update_and_append, row)
+        else:
+            result = self._database.write(operation, self._store, row | _variant_rows(change))
         allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
-        if created_at is None and next_index == message.message_id:
-            raise _update_conflict(operation, session_id, agent.agent_id, message.message_id)
-        if created_at is None:
-            raise append_conflict(operation, session_id, agent.agent_id, message, next_index)
-        message.created_at, message.updated_at = created_at, updated_at or created_at
-        agent.created_at, agent.updated_at = agent_created_at, agent_updated_at or agent_created_at
+        if message is not None and created_at is None and next_index != message.message_id:
+            raise append_conflict(operation, session_id, agent_id, message, next_index)
+        if agent_created_at is None:
+            raise update_conflict(operation, session_id, agent_id, None if message is None else message.message_id)
+        if message is not None:
+            message.created_at, message.updated_at = created_at, updated_at or created_at
+        return agent_created_at, agent_updated_at or agent_created_at
 
     def delete(self, session_id: str, agent_id: str, *, term: UUID | None = None) -> None:
         """Delete an agent and its messages.
@@ -267,8 +325,9 @@ class Agents:
 
 def stored_agent(agent_id: str, row: Sequence[Any]) -> StoredAgent:
     """Decode the columns that ``{agent_columns}`` selects."""
-    *documents, write_id, index, created_at, updated_at = row
-    return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), UUID(write_id), index)
+    *documents, write_id, index, window, created_at, updated_at = row
+    agent = session_agent(agent_id, documents, created_at, updated_at)
+    return StoredAgent(agent, UUID(write_id), index, Window.loads(window))
 
 
 def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, updated_at: str | None) -> SessionAgent:
@@ -284,32 +343,42 @@ def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, upda
     )
 
 
-def _update_conflict(
-    operation: str, session_id: str, agent_id: str, message_id: int | None = None
-) -> SessionConflictError:
-    return SessionConflictError(
-        f"{operation}: another writer has updated the agent since it was read; nothing was stored. Build a new session "
-        "manager and agent to continue from the stored session, or hold a lease while you write",
-        session_id=session_id,
-        agent_id=agent_id,
-        message_id=message_id,
-    )
-
-
 def _agent_row(
-    session_id: str, agent: SessionAgent, write_id: UUID, term: UUID | None, documents: EncodedAgent | None = None
+    session_id: str,
+    agent_id: str,
+    documents: EncodedAgent | None,
+    window: Window | None,
+    write_id: UUID,
+    term: UUID | None,
 ) -> dict[str, object]:
     """Return the parameters with which a statement stores an agent."""
-    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or EncodedAgent.of(agent)
+    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or _UNCHANGED
     return {
         "session_id": check_id("session_id", session_id),
-        "agent_id": check_id("agent_id", agent.agent_id),
+        "agent_id": check_id("agent_id", agent_id),
         "state": state,
         "state_exact": state_exact,
         "conversation_manager_state": manager,
         "conversation_manager_state_exact": manager_exact,
         "_internal_state": internal,
         "_internal_state_exact": internal_exact,
+        "memory_window": None if window is None else window.dumps(),
         "write_id": write_id,
         "term": term,
+    }
+
+
+def _variant_rows(change: AgentChange) -> dict[str, object]:
+    """Return the parameters with which a statement replaces messages and stores variants."""
+    replaced = [encode(message) for message in change.replaced.values()]
+    variants = [encode(each.message) for each in change.variants]
+    return {
+        "replaced_ids": list(change.replaced),
+        "replaced": [content for content, _ in replaced],
+        "replaced_exact": [exact for _, exact in replaced],
+        "variant_ids": [each.variant_id for each in change.variants],
+        "originals": [each.original for each in change.variants],
+        "variants": [content for content, _ in variants],
+        "variants_exact": [exact for _, exact in variants],
+        "window_variant_ids": [] if change.window is None else change.window.variant_ids,
     }

@@ -1,49 +1,91 @@
-"""Agents with the messages that are restored with them, read in one round trip."""
+"""Agents and checkpoints with the messages that are restored with them, read in one round trip."""
 
-from operator import itemgetter
-from typing import NamedTuple
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from strands.types.session import SessionMessage
+from psycopg.rows import TupleRow
+from strands.types.content import Message
 
+from strands_psycopg.codec import decode
 from strands_psycopg.database import Database
 from strands_psycopg.repository.agents import StoredAgent, stored_agent
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.repository.messages import gc_paused, stored_message
+from strands_psycopg.repository.messages import gc_paused
+from strands_psycopg.repository.window import stored_places
 
-# Strands restores the messages starting at the index that equals the conversation manager's count of removed messages.
-# If that count is not a plain number, which Strands never writes, all messages are read.
+# The messages of the log, and the variants, to which the window of the row w refers: ranges and what follows the last
+# item, and single variants.
+MESSAGES_OF_WINDOW = """
+    SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact,
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+    FROM {source} AS w CROSS JOIN LATERAL (
+        SELECT (item->>0)::bigint AS first, (item->>1)::bigint AS stop
+        FROM jsonb_array_elements(w.memory_window->'items') AS item WHERE jsonb_typeof(item) = 'array'
+        UNION ALL
+        SELECT {next}, 9223372036854775807
+    ) AS r
+    JOIN {messages} AS t ON t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
+        AND t.message_id >= r.first AND t.message_id < r.stop
+    WHERE w.session_id = %(session_id)s AND w.agent_id = %(agent_id)s
+    UNION ALL
+    SELECT -t.variant_id, t.message::text, t.message_exact, NULL, NULL, t.message_id::text, NULL, NULL, NULL, NULL,
+        NULL, NULL, NULL
+    FROM {source} AS w
+    CROSS JOIN LATERAL jsonb_array_elements(w.memory_window->'items') AS item
+    JOIN {message_variants} AS t ON t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
+        AND t.variant_id = CASE WHEN jsonb_typeof(item) = 'number' THEN (item #>> '{{}}')::bigint END
+    WHERE w.session_id = %(session_id)s AND w.agent_id = %(agent_id)s
+"""
+
+# Without a window, Strands restores the messages starting at the index that equals the conversation manager's count of
+# removed messages. If that count is not a plain number, which Strands never writes, all messages are read.
+_NEXT = """
+    CASE
+        WHEN w.memory_window IS NOT NULL THEN (w.memory_window->>'next')::bigint
+        WHEN w.conversation_manager_state->>'removed_message_count' ~ '^[0-9]{{1,18}}$'
+        THEN (w.conversation_manager_state->>'removed_message_count')::bigint
+        ELSE 0
+    END
+"""
+
 _READ = """
-    SELECT NULL::bigint, {agent_columns}
+    SELECT NULL::bigint, {agent_columns}, coalesce((
+        SELECT v.variant_id + 1 FROM {message_variants} AS v
+        WHERE v.session_id = %(session_id)s AND v.agent_id = %(agent_id)s ORDER BY v.variant_id DESC LIMIT 1
+    ), 1)
     FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
     UNION ALL
-    SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact,
-        NULL, NULL, NULL, NULL, {times_of_t}
-    FROM {agents} AS a JOIN {messages} AS t ON t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
-        AND t.message_id >= CASE
-            WHEN a.conversation_manager_state->>'removed_message_count' ~ '^[0-9]{{1,18}}$'
-            THEN (a.conversation_manager_state->>'removed_message_count')::bigint ELSE 0
-        END
-    WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""
+    """ + MESSAGES_OF_WINDOW.replace("{source}", "{agents}").replace("{next}", _NEXT)
+
+
+class StoredMessage(NamedTuple):
+    """A message to be restored.
+
+    Attributes:
+        place: Where it is stored (see ``Window``).
+        original: The index in the log of the message that it is, or that it is a variant of; None if there is none.
+        message: The message, as redacted.
+    """
+
+    place: int
+    original: int | None
+    message: Message
 
 
 class Conversation(NamedTuple):
-    """An agent and its messages, read in one snapshot.
+    """An agent and the messages that it held in memory, read in one snapshot.
 
     Attributes:
         stored: The agent.
-        messages: The messages that its conversation manager has not removed, oldest first.
+        messages: The messages, in order.
+        next_variant_id: The id of its next variant.
     """
 
     stored: StoredAgent
-    messages: list[SessionMessage]
-
-    @property
-    def offset(self) -> int | None:
-        """The index of the first message; None if the count of removed messages is not a plain number."""
-        count = self.stored.agent.conversation_manager_state.get("removed_message_count", 0)
-        return count if isinstance(count, int) and count >= 0 else None
+    messages: list[StoredMessage]
+    next_variant_id: int
 
 
 class Conversations:
@@ -61,9 +103,30 @@ class Conversations:
         agents = [row for row in rows if row[0] is None]
         if not agents:
             return None
-        messages = sorted((row for row in rows if row[0] is not None), key=itemgetter(0))
-        with gc_paused():
-            return Conversation(
-                stored_agent(agent_id, agents[0][1:]),
-                [stored_message(*row[:5], *row[9:]) for row in messages],
-            )
+        *columns, next_variant_id = agents[0][1:]
+        stored = stored_agent(agent_id, columns)
+        places = stored_places(stored.window, stored.agent.conversation_manager_state, stored.next_message_id)
+        return Conversation(stored, in_places(places, rows), next_variant_id)
+
+
+def in_places(places: Sequence[int], rows: Sequence[TupleRow]) -> list[StoredMessage]:
+    """Decode the rows of messages and variants and put them in order; a place without a row is left out."""
+    by_place: dict[int, TupleRow] = {row[0]: row for row in rows if row[0] is not None}
+    decoded: dict[int, StoredMessage] = {}
+    messages = []
+    with gc_paused():
+        for place in places:
+            if place in decoded:
+                messages.append(copy.deepcopy(decoded[place]))
+            elif place in by_place:
+                decoded[place] = _decoded(by_place[place])
+                messages.append(decoded[place])
+    return messages
+
+
+def _decoded(row: Sequence[Any]) -> StoredMessage:
+    place, content, content_exact, redaction, redaction_exact, original = row[:6]
+    message = decode(content, content_exact) if redaction is None else decode(redaction, redaction_exact)
+    if place < 0:
+        return StoredMessage(place, None if original is None else int(original), message)
+    return StoredMessage(place, place, message)

@@ -14,7 +14,8 @@ _TIMES = """
 _FRAGMENTS = {
     "agent_columns": """
         t.state::text, t.state_exact, t.conversation_manager_state::text, t.conversation_manager_state_exact,
-        t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0), {times_of_t}
+        t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0),
+        t.memory_window::text, {times_of_t}
     """,
     # Locking the row until the statement commits prevents a takeover between this check and the write; without the lock
     # one could commit in between. If the writer holds no lease, its term is NULL and no row is found.
@@ -54,18 +55,36 @@ _FRAGMENTS = {
     """,
     # Whether the row still has the write id that the writer expects, or already this write's own if it is a retry.
     "unchanged": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
+    # Variants that neither the agent's window nor a checkpoint refers to.
+    "delete_unused_variants": """
+        DELETE FROM {message_variants} AS v
+        WHERE v.session_id = %(session_id)s AND v.agent_id = %(agent_id)s
+            AND v.variant_id <> ALL(%(window_variant_ids)s::bigint[])
+            AND NOT EXISTS (
+                SELECT true FROM {checkpoints} AS c
+                WHERE c.session_id = %(session_id)s AND c.agent_id = %(agent_id)s AND v.variant_id = ANY(c.variant_ids)
+            )
+    """,
+    # The same, for a statement that does not lock the row: a concurrent update is found by the writer's next one.
+    "agent_unchanged": """
+        (%(expected)s::uuid IS NULL OR EXISTS (
+            SELECT true FROM {agents}
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND write_id = %(expected)s
+        ))
+    """,
     "insert_message": """
         INSERT INTO {messages} AS m (
             session_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact, write_id,
             created_at, updated_at
         )
-        SELECT %(session_id)s::text, %(agent_id)s::text, %(message_id)s, %(message)s::jsonb, %(message_exact)s::text,
-            %(redact_message)s::jsonb, %(redact_message_exact)s::text, %(write_id)s::uuid, now(), now()
+        SELECT %(session_id)s::text, %(agent_id)s::text, %(message_id)s::bigint, %(message)s::jsonb,
+            %(message_exact)s::text, %(redact_message)s::jsonb, %(redact_message_exact)s::text, %(write_id)s::uuid,
+            now(), now()
     """,
     "is_next": """
-        (%(message_id)s = 0 OR EXISTS (
+        (%(message_id)s::bigint = 0 OR EXISTS (
             SELECT FROM {messages}
-            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s - 1
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s::bigint - 1
         ))
     """,
     "on_message_conflict": """
@@ -86,7 +105,24 @@ _FRAGMENTS = {
             conversation_manager_state = %(conversation_manager_state)s,
             conversation_manager_state_exact = %(conversation_manager_state_exact)s,
             _internal_state = %(_internal_state)s, _internal_state_exact = %(_internal_state_exact)s,
-            write_id = %(write_id)s, updated_at = now()
+            memory_window = %(memory_window)s, write_id = %(write_id)s, updated_at = now()
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+    """,
+    # The same, but documents that are NULL stay as they are.
+    "update_agent_in_part": """
+        UPDATE {agents} SET
+            state = coalesce(%(state)s::jsonb, state),
+            state_exact = CASE WHEN %(state)s::jsonb IS NULL THEN state_exact ELSE %(state_exact)s END,
+            conversation_manager_state = coalesce(%(conversation_manager_state)s::jsonb, conversation_manager_state),
+            conversation_manager_state_exact = CASE
+                WHEN %(conversation_manager_state)s::jsonb IS NULL THEN conversation_manager_state_exact
+                ELSE %(conversation_manager_state_exact)s
+            END,
+            _internal_state = coalesce(%(_internal_state)s::jsonb, _internal_state),
+            _internal_state_exact = CASE
+                WHEN %(_internal_state)s::jsonb IS NULL THEN _internal_state_exact ELSE %(_internal_state_exact)s
+            END,
+            memory_window = %(memory_window)s, write_id = %(write_id)s, updated_at = now()
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
     """,
 }

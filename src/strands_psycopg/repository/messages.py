@@ -19,12 +19,14 @@ from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.repository.identifiers import check_id, check_index
 
 _APPEND = """
-    WITH {lease}, {touch_session}, t AS ({insert_message} WHERE {fenced} AND {is_next} {on_message_conflict})
+    WITH {lease}, {touch_session}, t AS (
+        {insert_message} WHERE {fenced} AND {is_next} AND {agent_unchanged} {on_message_conflict}
+    )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END
     FROM (SELECT 1) AS one LEFT JOIN t ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # times are NULL: the index is taken or not the next one, which is then selected for the error
+"""  # times are NULL: another writer has stored a message or updated the agent; the next index tells which
 
 _READ = """
     SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact, {times_of_t}
@@ -55,21 +57,40 @@ _UPDATE = """
     SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # times are NULL: no such message
 
-# The search goes backwards, since it is mostly one of the last messages that is replaced.
+# A redaction stays one: what continues a redacted message holds nothing that was redacted.
 _REPLACE = """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
-            message = %(message)s, message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = now()
-        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = (
-            SELECT m.message_id FROM {messages} AS m
-            WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s
-                AND m.message->>'tracking_id' = %(tracking_id)s
-            ORDER BY m.message_id DESC LIMIT 1
-        ) AND {fenced}
-        RETURNING message_id
+            message = %(message)s, message_exact = %(message_exact)s,
+            redact_message = CASE WHEN redact_message IS NOT NULL THEN %(message)s::jsonb END,
+            redact_message_exact = CASE WHEN redact_message IS NOT NULL THEN %(message_exact)s END,
+            write_id = %(write_id)s, updated_at = now()
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
+        RETURNING created_at, updated_at
     )
-    SELECT {allowed_at}, t.message_id FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # the index is NULL: no such message
+    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""  # times are NULL: no such message
+
+# Also the same message where other agents of the session hold it, or where a retried turn has stored it again.
+_REDACT = """
+    WITH {lease}, {touch_session}, t AS (
+        UPDATE {messages} SET
+            message = %(message)s, message_exact = %(message_exact)s, redact_message = %(message)s,
+            redact_message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = now()
+        WHERE session_id = %(session_id)s AND {fenced} AND (
+            agent_id = %(agent_id)s AND message_id = ANY(%(message_ids)s::bigint[])
+            OR message->>'tracking_id' = %(tracking_id)s
+        )
+    ), v AS (
+        UPDATE {message_variants} SET message = %(message)s, message_exact = %(message_exact)s
+        WHERE session_id = %(session_id)s AND {fenced} AND (
+            agent_id = %(agent_id)s
+            AND (message_id = ANY(%(message_ids)s::bigint[]) OR variant_id = ANY(%(variant_ids)s::bigint[]))
+            OR message->>'tracking_id' = %(tracking_id)s
+        )
+    )
+    SELECT {allowed_at}
+"""
 
 
 class Messages:
@@ -82,6 +103,7 @@ class Messages:
         self._list = compose(database, _LIST)
         self._update = compose(database, _UPDATE)
         self._replace = compose(database, _REPLACE)
+        self._redact = compose(database, _REDACT)
 
     def append(
         self,
@@ -90,6 +112,7 @@ class Messages:
         message: SessionMessage,
         *,
         write_id: UUID,
+        expected: UUID | None = None,
         term: UUID | None = None,
     ) -> None:
         """Append a message to an agent's conversation and set its times.
@@ -99,27 +122,31 @@ class Messages:
             agent_id: The agent.
             message: The message.
             write_id: The write id of this call.
+            expected: The write id that the agent's row must have; None if it may have any.
             term: The term of the lease on the session, if this process holds one.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.
-            SessionConflictError: A message with this index already exists, or the index is not the next one.
+            SessionConflictError: A message with this index already exists, or the index is not the next one, or the
+                agent's row has another write id than the expected one.
             SessionNotFoundError: The agent does not exist.
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        row = message_row(session_id, agent_id, message, write_id, term)
+        row = {**message_row(session_id, agent_id, message, write_id, term), "expected": expected}
         result = self._database.write(operation, self._append, row)
         allowed_at, exists, created_at, updated_at, next_index = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
+        if created_at is None and next_index == message.message_id:
+            raise update_conflict(operation, session_id, agent_id, message.message_id)
         if created_at is None:
             raise append_conflict(operation, session_id, agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]]) -> None:
         """Store the first messages of an agent, in the transaction that creates it."""
-        cursor.executemany(self._append, [{**row, **NO_DEADLINE} for row in rows])
+        cursor.executemany(self._append, [{**row, **NO_DEADLINE, "expected": None} for row in rows])
 
     def read(self, session_id: str, agent_id: str, message_id: int) -> SessionMessage | None:
         """Return a message, or None if it does not exist."""
@@ -179,46 +206,83 @@ class Messages:
             LeaseLostError: The lease of ``term`` is no longer held.
             SessionNotFoundError: The message does not exist.
         """
+        self._update_one(self._update, session_id, agent_id, message, write_id, term)
+
+    def replace(
+        self,
+        session_id: str,
+        agent_id: str,
+        message: SessionMessage,
+        *,
+        write_id: UUID,
+        term: UUID | None = None,
+    ) -> None:
+        """Replace the stored content of a message, and what it is redacted to if it is, and set its times.
+
+        Raises:
+            LeaseLostError: The lease of ``term`` is no longer held.
+            SessionNotFoundError: The message does not exist.
+        """
+        self._update_one(self._replace, session_id, agent_id, message, write_id, term)
+
+    def _update_one(
+        self,
+        statement: bytes,
+        session_id: str,
+        agent_id: str,
+        message: SessionMessage,
+        write_id: UUID,
+        term: UUID | None,
+    ) -> None:
         operation = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = message_row(session_id, agent_id, message, write_id, term)
-        allowed_at, created_at, updated_at = self._database.write(operation, self._update, row).rows[0]
+        allowed_at, created_at, updated_at = self._database.write(operation, statement, row).rows[0]
         check_lease(allowed_at, operation, session_id)
         if created_at is None:
             raise SessionNotFoundError(f"{operation}: the message does not exist")
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
-    def replace(
-        self, session_id: str, agent_id: str, message: Message, *, write_id: UUID, term: UUID | None = None
+    def redact(
+        self,
+        session_id: str,
+        agent_id: str,
+        message: Message,
+        *,
+        message_ids: Sequence[int],
+        variant_ids: Sequence[int],
+        write_id: UUID,
+        term: UUID | None = None,
     ) -> None:
-        """Replace the content of the last stored message with the same tracking id; its redaction remains.
+        """Replace messages, and all their variants, with what they are redacted to.
+
+        The same message of other agents of the session, by its tracking id, is redacted too.
 
         Args:
             session_id: The session.
             agent_id: The agent.
-            message: The message, with a ``tracking_id``.
+            message: The redacted message.
+            message_ids: The indexes of the messages in the agent's log.
+            variant_ids: Variants of messages that are not in the log.
             write_id: The write id of this call.
             term: The term of the lease on the session, if this process holds one.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.
-            SessionNotFoundError: No stored message has this tracking id.
         """
-        tracking_id = message["tracking_id"]
-        operation = f"replacing message {tracking_id!r} of agent {agent_id!r} in session {session_id!r}"
+        operation = f"redacting messages {list(message_ids)} of agent {agent_id!r} in session {session_id!r}"
         content, content_exact = encode(message)
         row = {
             "session_id": check_id("session_id", session_id),
             "agent_id": check_id("agent_id", agent_id),
-            "tracking_id": tracking_id,
             "message": content,
             "message_exact": content_exact,
+            "message_ids": list(message_ids),
+            "variant_ids": list(variant_ids),
+            "tracking_id": message.get("tracking_id"),
             "write_id": write_id,
             "term": term,
         }
-        allowed_at, message_id = self._database.write(operation, self._replace, row).rows[0]
-        check_lease(allowed_at, operation, session_id)
-        if message_id is None:
-            raise SessionNotFoundError(f"{operation}: no stored message has this tracking id")
+        check_lease(self._database.write(operation, self._redact, row).rows[0][0], operation, session_id)
 
 
 def message_row(
@@ -255,6 +319,19 @@ def append_conflict(
         session_id=session_id,
         agent_id=agent_id,
         message_id=message.message_id,
+    )
+
+
+def update_conflict(
+    operation: str, session_id: str, agent_id: str, message_id: int | None = None
+) -> SessionConflictError:
+    """Return the error that says that another writer has updated the agent."""
+    return SessionConflictError(
+        f"{operation}: another writer has updated the agent since it was read; nothing was stored. Build a new session "
+        "manager and agent to continue from the stored session, or hold a lease while you write",
+        session_id=session_id,
+        agent_id=agent_id,
+        message_id=message_id,
     )
 
 

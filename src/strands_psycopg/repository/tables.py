@@ -3,6 +3,7 @@
 from strands_psycopg.database import Database
 from strands_psycopg.lease import Leases
 from strands_psycopg.repository.agents import Agents
+from strands_psycopg.repository.checkpoints import Checkpoints
 from strands_psycopg.repository.conversations import Conversations
 from strands_psycopg.repository.forking import SessionForker
 from strands_psycopg.repository.listing import Listing
@@ -21,7 +22,8 @@ class SessionTables:
         sessions: The table of sessions.
         agents: The table of agents.
         messages: The table of messages.
-        conversations: Agents together with their messages.
+        conversations: Agents together with the messages that they hold in memory.
+        checkpoints: The table of checkpoints.
         multi_agents: The table of graphs and swarms.
         listing: Lists of sessions and agents with counts.
         forker: Forking of sessions.
@@ -35,6 +37,7 @@ class SessionTables:
         self.agents = Agents(database)
         self.messages = Messages(database)
         self.conversations = Conversations(database)
+        self.checkpoints = Checkpoints(database)
         self.multi_agents = MultiAgents(database)
         self.listing = Listing(database)
         self.forker = SessionForker(database, self.sessions, self.listing)

@@ -1,4 +1,4 @@
-"""What all writes of a manager have in common."""
+"""What all writes of a manager have in common: the lease's term, and the end of writing after a failure."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from uuid import UUID
 from strands_psycopg.lease import Leases
 
 
-class Guard:
+class WriteGuard:
     """Lets a manager write for as long as it is in step with the stored session.
 
     Args:
         session_id: The session.
-        leases: Those of its repository.
+        leases: The leases of its repository.
     """
 
     def __init__(self, session_id: str, leases: Leases) -> None:

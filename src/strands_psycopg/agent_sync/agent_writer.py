@@ -1,0 +1,238 @@
+"""Carrying out what the comparison of an agent with its record yields."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from strands.types.content import Message
+from strands.types.session import SessionMessage
+
+from strands_psycopg.agent_sync.collector import Collector
+from strands_psycopg.agent_sync.comparison import Announced, Write, compare, is_stored, log_write, memory_of
+from strands_psycopg.agent_sync.documents import snapshot_data
+from strands_psycopg.agent_sync.record import AgentRecord, tracking_id
+from strands_psycopg.agent_sync.redaction import find_redaction
+from strands_psycopg.agent_sync.restore import load_checkpoint, restore
+from strands_psycopg.agent_sync.snapshot_ids import new_snapshot_id
+from strands_psycopg.agent_sync.turn_end import memory_after_turn
+from strands_psycopg.agent_sync.write_guard import WriteGuard
+from strands_psycopg.errors import SessionNotFoundError
+from strands_psycopg.repository.agents import AgentChange
+from strands_psycopg.repository.tables import SessionTables
+from strands_psycopg.repository.window import Window
+
+if TYPE_CHECKING:
+    from strands.types.agent import LocalAgent
+
+
+class AgentWriter(Collector):
+    """Stores one agent as it is in memory.
+
+    Args:
+        tables: Where it is stored.
+        session_id: Its session.
+        agent: The agent.
+        record: What is stored of it.
+        guard: The guard of its manager's writes.
+        keep_snapshots: How many checkpoints are kept; None keeps all.
+    """
+
+    def __init__(
+        self,
+        tables: SessionTables,
+        session_id: str,
+        agent: "LocalAgent",
+        record: AgentRecord,
+        guard: WriteGuard,
+        *,
+        keep_snapshots: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._tables = tables
+        self._session_id = session_id
+        self._agent = agent
+        self._record = record
+        self._guard = guard
+        self._keep_snapshots = keep_snapshots
+        self._announced: list[Announced] = []
+        self._is_sync_due = False
+        self._is_checkpoint_due = False
+        # Held during a write, so that writes keep their order.
+        self._lock = threading.Lock()
+
+    def append(self, message: Message) -> None:
+        """Bring an announced message into the log; together with the event's other writes, if this is an event."""
+        self._announced.append(Announced(message))
+        self._write_unless_collecting()
+
+    def replace(self, message: Message) -> None:
+        """Replace the message of the log with the same tracking id; together with the event's other writes.
+
+        Raises:
+            SessionNotFoundError: The agent has no message with this tracking id.
+        """
+        key = tracking_id(message)
+        stored = (each.message for each in self._record.held if each.original is not None)
+        announced = (each.message for each in self._announced)
+        if key is None or key not in map(tracking_id, (*stored, *announced)):
+            raise SessionNotFoundError(
+                f"replacing message {key!r} of agent {self._agent.agent_id!r} in session {self._session_id!r}: no "
+                "stored message has this tracking id"
+            )
+        self._announced.append(Announced(message, replaces=True))
+        self._write_unless_collecting()
+
+    def sync(self) -> None:
+        """Store the agent as it is; together with the event's other writes, if this is an event."""
+        self._is_sync_due = True
+        self._write_unless_collecting()
+
+    def redact(self, message: Message) -> None:
+        """Redact the stored messages for which a redacted message stands, wherever they are, before returning.
+
+        Raises:
+            SessionException: The agent has no message to redact.
+        """
+        with self._lock:
+            self._write_due()
+            redaction = find_redaction(message, self._agent.messages, self._record)
+            with self._guard.writing():
+                self._tables.messages.redact(
+                    self._session_id,
+                    self._agent.agent_id,
+                    message,
+                    message_ids=redaction.message_ids,
+                    variant_ids=redaction.variant_ids,
+                    write_id=uuid4(),
+                    term=self._guard.term,
+                )
+                self._record = redaction.after
+                self._carry_out(compare(memory_of(self._agent), (), self._record))
+
+    def request_checkpoint(self) -> None:
+        """Save a checkpoint with the event's writes."""
+        self._is_checkpoint_due = True
+
+    def save_checkpoint(self) -> UUID:
+        """Store the agent as it is, and a checkpoint of it; return the checkpoint's id.
+
+        Raises:
+            SessionConflictError: Another writer was first.
+            StrandsPsycopgError: The write failed, or an earlier one of the manager has failed.
+        """
+        with self._lock:
+            self._is_sync_due = True
+            self._write_due()
+            return self._save_checkpoint()
+
+    def load_checkpoint(self, snapshot_id: UUID) -> bool:
+        """Set the agent to a checkpoint, with its system prompt; return whether the checkpoint exists.
+
+        What the database holds of the agent changes with its next write.
+
+        Raises:
+            RuntimeError: The agent is running in a way in which it cannot be set.
+        """
+        with self._lock:
+            checkpoint = self._tables.checkpoints.read(self._session_id, self._agent.agent_id, snapshot_id)
+            if checkpoint is None:
+                return False
+            held = load_checkpoint(self._agent, checkpoint)
+            self._record = replace(self._record, held=held)
+            return True
+
+    def reload(self) -> bool:
+        """Set the agent to what is stored of it; return whether it is stored."""
+        with self._lock:
+            conversation = self._tables.conversations.read(self._session_id, self._agent.agent_id)
+            if conversation is None:
+                return False
+            self._record = restore(self._agent, conversation)
+            return True
+
+    def is_write_due(self) -> bool:
+        """Whether something that was asked for must be written; it does not wait for the database."""
+        if not self._announced and self._is_sync_due and is_stored(memory_of(self._agent), self._record):
+            self._is_sync_due = False
+        return bool(self._announced) or self._is_sync_due or self._is_checkpoint_due
+
+    def write(self) -> None:
+        """Write what was asked for.
+
+        Raises:
+            SessionConflictError: Another writer was first.
+            StrandsPsycopgError: The write failed, or an earlier one of the manager has failed.
+        """
+        with self._lock:
+            self._write_due()
+            if self._is_checkpoint_due:
+                self._is_checkpoint_due = False
+                self._save_checkpoint()
+
+    def _save_checkpoint(self) -> UUID:
+        record = self._record
+        snapshot_id = new_snapshot_id()
+        with self._guard.writing():
+            self._tables.checkpoints.save(
+                self._session_id,
+                self._agent.agent_id,
+                snapshot_id,
+                snapshot_data(self._agent),
+                Window.of([each.place for each in record.held]),
+                message_count=record.next_message_id,
+                keep=self._keep_snapshots,
+                window_variant_ids=record.window.variant_ids if record.window else [],
+                expected=record.write_id,
+                term=self._guard.term,
+            )
+        return snapshot_id
+
+    def _write_unless_collecting(self) -> None:
+        if not self.is_collecting:
+            self.write()
+
+    def _write_due(self) -> None:
+        announced, self._announced = self._announced, []
+        is_sync_due, self._is_sync_due = self._is_sync_due, False
+        with self._guard.writing():
+            if is_sync_due:
+                memory = (memory_after_turn(self._agent) if announced else None) or memory_of(self._agent)
+                self._carry_out(compare(memory, announced, self._record))
+            else:
+                self._carry_out(log_write(announced, self._agent.messages, self._record))
+
+    def _carry_out(self, write: Write) -> None:
+        first = self._record.next_message_id
+        messages = [SessionMessage.from_message(each, first + n) for n, each in enumerate(write.appended)]
+        last = messages.pop() if messages and write.stores_agent else None
+        for message in messages:
+            self._write_message(self._tables.messages.append, message, expected=self._record.write_id)
+        if write.stores_agent:
+            self._record = replace(write.after, write_id=self._store_agent(write, last))
+        else:
+            for index, content in write.replaced.items():
+                self._write_message(self._tables.messages.replace, SessionMessage.from_message(content, index))
+            self._record = write.after
+
+    def _write_message(self, method: Callable[..., None], message: SessionMessage, **options: UUID) -> None:
+        method(self._session_id, self._agent.agent_id, message, write_id=uuid4(), term=self._guard.term, **options)
+
+    def _store_agent(self, write: Write, message: SessionMessage | None) -> UUID:
+        record = self._record
+        stored = record.window.variant_ids if record.window else []
+        remaining = write.window.variant_ids if write.window else []
+        change = AgentChange(
+            self._agent.agent_id,
+            write.documents,
+            write.window,
+            write.replaced,
+            write.variants,
+            drops_variants=not set(stored) <= set(remaining),
+        )
+        write_id = uuid4()
+        self._tables.agents.store(
+            self._session_id, change, message, write_id=write_id, expected=record.write_id, term=self._guard.term
+        )
+        return write_id

@@ -1,0 +1,195 @@
+"""Comparing what is stored of an agent with the agent: the one place that decides what is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from strands.types.content import Message
+
+from strands_psycopg.agent_sync.documents import documents_version, manager_state, session_agent
+from strands_psycopg.agent_sync.fingerprint import fingerprint
+from strands_psycopg.agent_sync.placement import is_as_held, place_messages
+from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
+from strands_psycopg.repository.agents import EncodedAgent
+from strands_psycopg.repository.window import Variant, Window, plain_start, stored_places
+
+if TYPE_CHECKING:
+    from strands.types.agent import LocalAgent
+
+# Of the messages that have left memory, so many of the latest are known by their content, in case they come back.
+_MOST_LEFT = 1024
+
+
+class Announced(NamedTuple):
+    """A message that Strands has announced.
+
+    Attributes:
+        message: The message.
+        replaces: Whether it takes the place of the one with its tracking id; otherwise it is a new one.
+    """
+
+    message: Message
+    replaces: bool = False
+
+
+class Memory(NamedTuple):
+    """An agent as it is in memory, or as it will be.
+
+    Attributes:
+        agent: The agent.
+        messages: Its messages.
+        manager_state: The state of its conversation manager.
+    """
+
+    agent: "LocalAgent"
+    messages: Sequence[Message]
+    manager_state: dict[str, Any]
+
+
+class Write(NamedTuple):
+    """What is to be written, all of it or nothing.
+
+    Attributes:
+        appended: Messages for the end of the log.
+        replaced: Messages that take the place of others in the log, by their indexes.
+        variants: New variants.
+        documents: The agent's documents; None if they have not changed.
+        window: The agent's window.
+        stores_agent: Whether the agent's row changes.
+        after: What is stored of the agent after the write.
+    """
+
+    appended: Sequence[Message]
+    replaced: Mapping[int, Message]
+    variants: Sequence[Variant]
+    documents: EncodedAgent | None
+    window: Window | None
+    stores_agent: bool
+    after: AgentRecord
+
+    def __bool__(self) -> bool:
+        return bool(self.appended or self.replaced or self.stores_agent)
+
+
+def memory_of(agent: "LocalAgent") -> Memory:
+    """Return an agent as it is."""
+    return Memory(agent, agent.messages, manager_state(agent))
+
+
+def is_stored(memory: Memory, record: AgentRecord) -> bool:
+    """Whether an agent is stored as it is; it is neither encoded nor copied for that."""
+    return documents_version(memory.agent, memory.manager_state) == record.documents and is_as_held(
+        memory.messages, record.held
+    )
+
+
+def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], record: AgentRecord) -> Write:
+    """Return the write that brings announced messages into the log, and nothing else.
+
+    Args:
+        announced: The messages, in order.
+        in_memory: The agent's messages.
+        record: What is stored.
+    """
+    held = list(record.held)
+    end = record.next_message_id
+    written: dict[int, Message] = {}
+    for message, replaces in announced:
+        position = _replaced(message, held) if replaces else _continued(message, in_memory, held, end)
+        if position is None:
+            held.append(HeldMessage(end, end, fingerprint(message), message))
+            written[end] = message
+            end += 1
+        elif (index := held[position].original) is not None:
+            held[position] = HeldMessage(index, index, fingerprint(message), message)
+            written[index] = message
+    appended = [written.pop(index) for index in range(record.next_message_id, end)]
+    redacted = {index: content for index, content in record.redacted.items() if index not in written}
+    after = replace(record, held=held, next_message_id=end, redacted=redacted)
+    return Write(appended, written, (), None, record.window, False, after)
+
+
+def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord) -> Write:
+    """Return the write after which an agent is stored as it is in memory.
+
+    Args:
+        memory: The agent.
+        announced: Its messages that were announced and are not in the log yet, in order.
+        record: What is stored.
+
+    Raises:
+        ValueError: The agent's documents cannot be stored.
+        TypeError: The agent's documents hold something that JSON cannot.
+    """
+    log = log_write(announced, memory.agent.messages, record)
+    stored = log.after
+    held, variants = stored.held, list[Variant]()
+    if not is_as_held(memory.messages, held):
+        held, variants = place_messages(memory.messages, stored)
+    documents, version, digest = _changed_documents(memory, record)
+    window = _window(held, memory.manager_state, stored)
+    after = replace(
+        stored,
+        held=held,
+        next_variant_id=stored.next_variant_id + len(variants),
+        window=window,
+        documents=version,
+        documents_digest=digest,
+        left=_left(stored, held),
+    )
+    stores_agent = documents is not None or window != record.window
+    return Write(log.appended, log.replaced, variants, documents, window, stores_agent, after)
+
+
+def _replaced(message: Message, held: Sequence[HeldMessage]) -> int | None:
+    """Return the position of the last held message with the same tracking id."""
+    key = tracking_id(message)
+    return next((n for n in reversed(range(len(held))) if tracking_id(held[n].message) == key), None)
+
+
+def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage], end: int) -> int | None:
+    """Return the position of the log's last message, if an announced message takes its place.
+
+    So Strands continues a message: one with its tracking id, its content and more stands in its place.
+    """
+    key = tracking_id(message)
+    if key is None or sum(tracking_id(each) == key for each in in_memory) > 1:
+        return None
+    position = next((n for n in reversed(range(len(held))) if held[n].original == end - 1), None)
+    return position if position is not None and tracking_id(held[position].message) == key else None
+
+
+def _changed_documents(memory: Memory, record: AgentRecord) -> tuple[EncodedAgent | None, Any, bytes]:
+    """Return an agent's documents if they differ from the stored ones, and their version and digest."""
+    version = documents_version(memory.agent, memory.manager_state)
+    if version == record.documents:
+        return None, version, record.documents_digest
+    documents = EncodedAgent.of(session_agent(memory.agent, memory.manager_state))
+    digest = documents_digest(documents)
+    return (None if digest == record.documents_digest else documents), version, digest
+
+
+def documents_digest(documents: EncodedAgent) -> bytes:
+    """Return a hash of encoded documents."""
+    return blake2b(repr(documents).encode(), digest_size=16).digest()
+
+
+def _window(held: Sequence[HeldMessage], state: dict[str, Any], stored: AgentRecord) -> Window | None:
+    """Return the window of an agent that holds this, as it is stored if that still says so."""
+    places, end = [each.place for each in held], stored.next_message_id
+    if places == stored_places(stored.window, state, end):
+        return stored.window
+    if places == list(range(plain_start(state), end)):
+        return None
+    return Window.of(places, end)
+
+
+def _left(stored: AgentRecord, held: Sequence[HeldMessage]) -> Mapping[bytes, int]:
+    remaining = {each.place for each in held}
+    gone = {
+        each.fingerprint: each.place
+        for each in stored.held
+        if each.place >= 0 and each.place not in remaining and isinstance(each.fingerprint, bytes)
+    }
+    return dict(list({**stored.left, **gone}.items())[-_MOST_LEFT:]) if gone else stored.left

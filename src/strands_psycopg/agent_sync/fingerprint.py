@@ -1,0 +1,93 @@
+"""Edits of JSON-like values in memory, at any depth, noticed for about a microsecond per message.
+
+Two values of one fingerprint have the same types, the same floats to the bit and the same order of keys, so they dump
+to the same JSON.
+"""
+
+import copy
+import marshal
+from typing import Any, TypeAlias
+
+# Later formats also depend on what else refers to the parts of a value.
+_MARSHAL_VERSION = 2
+
+# In bytes. What dumps to more consists of few and large parts, which a copy shares.
+_LARGEST_DUMP = 16_384
+
+
+class _Copy:
+    """A copy of a value's containers; immutable parts are shared, so comparing them costs nothing."""
+
+    def __init__(self, value: Any) -> None:
+        self._copy = _copied(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Copy) and _is_same(other._copy, self._copy)
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # there are few of them
+
+    def matches(self, value: Any) -> bool:
+        try:
+            return _is_same(value, self._copy)
+        except RecursionError:
+            return False
+
+
+Fingerprint: TypeAlias = bytes | _Copy
+
+
+def fingerprint(value: Any) -> Fingerprint:
+    """Return what tells whether a value has changed.
+
+    Raises:
+        ValueError: It is nested too deeply to be stored.
+    """
+    dump = _dump(value)
+    if dump is not None and len(dump) <= _LARGEST_DUMP:
+        return dump
+    try:
+        return _Copy(value)
+    except RecursionError:
+        raise ValueError("the document is nested too deeply to be stored; flatten it") from None
+
+
+def is_unchanged(value: Any, known: Fingerprint) -> bool:
+    """Whether a value still has a fingerprint."""
+    return _dump(value) == known if type(known) is bytes else known.matches(value)  # type: ignore[union-attr]
+
+
+def _dump(value: Any) -> bytes | None:
+    try:
+        return marshal.dumps(value, _MARSHAL_VERSION)
+    except ValueError:  # it holds something else than JSON's types, or is nested too deeply
+        return None
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if kind is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    if kind is list:
+        return [_copied(each) for each in value]
+    if kind is tuple:
+        return tuple(_copied(each) for each in value)
+    return copy.deepcopy(value)  # the very same object, if it is immutable
+
+
+def _is_same(value: Any, known: Any) -> bool:
+    if value is known:
+        return True
+    kind = type(value)
+    if kind is not type(known):
+        return False
+    if kind is dict:
+        return len(value) == len(known) and all(
+            _is_same(key, known_key) and _is_same(value[key], known[known_key])
+            for key, known_key in zip(value, known, strict=True)
+        )
+    if kind is list or kind is tuple:
+        return len(value) == len(known) and all(map(_is_same, value, known))
+    if kind is float:
+        return repr(value) == repr(known)  # -0.0 is not 0.0, NaN is NaN
+    return bool(value == known)

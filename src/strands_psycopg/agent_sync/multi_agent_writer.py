@@ -1,0 +1,97 @@
+"""Storing graphs and swarms as they are in memory."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+from strands_psycopg.agent_sync.collector import Collector
+from strands_psycopg.agent_sync.write_guard import WriteGuard
+from strands_psycopg.errors import SessionExistsError
+from strands_psycopg.repository.multi_agents import MultiAgents
+
+if TYPE_CHECKING:
+    from strands.multiagent.base import MultiAgentBase
+
+
+class MultiAgentWriter(Collector):
+    """Restores and stores one graph or swarm.
+
+    Args:
+        rows: Where it is stored.
+        session_id: Its session.
+        multi_agent: The graph or swarm.
+        guard: The guard of its manager's writes.
+    """
+
+    def __init__(self, rows: MultiAgents, session_id: str, multi_agent: "MultiAgentBase", guard: WriteGuard) -> None:
+        super().__init__()
+        self._rows = rows
+        self._session_id = session_id
+        self._multi_agent = multi_agent
+        self._guard = guard
+        self._write_id: UUID
+        # The newest state that has to be written.
+        self._due: dict[str, Any] | None = None
+        # Held during a write, so that writes keep their order.
+        self._lock = threading.Lock()
+
+    def initialize(self) -> None:
+        """Restore the multi-agent if it is stored; otherwise store it.
+
+        The loser of a race between two processes finds what the winner has stored, as if it had come later.
+        """
+        stored = self._rows.read(self._session_id, self._multi_agent.id)
+        if stored is None:
+            write_id = uuid4()
+            with self._guard.writing():
+                try:
+                    self._rows.create(
+                        self._session_id,
+                        self._multi_agent.id,
+                        self._multi_agent.serialize_state(),
+                        write_id=write_id,
+                        term=self._guard.term,
+                    )
+                except SessionExistsError:
+                    stored = self._rows.read(self._session_id, self._multi_agent.id)
+                    if stored is None:
+                        raise
+        if stored is None:
+            self._write_id = write_id
+        else:
+            self._write_id = stored.write_id
+            self._multi_agent.deserialize_state(stored.state)
+
+    def sync(self) -> None:
+        """Store the present state; together with the event's other writes, if this is an event.
+
+        The state is taken at once, in the caller's thread, since a graph's other nodes go on changing it.
+        """
+        self._due = self._multi_agent.serialize_state()
+        if not self.is_collecting:
+            self.write()
+
+    def is_write_due(self) -> bool:
+        """Whether something that was asked for must be written."""
+        return self._due is not None
+
+    def write(self) -> None:
+        """Write what was asked for; an older state never follows a newer one.
+
+        Raises:
+            SessionConflictError: Another writer was first.
+            StrandsPsycopgError: The write failed, or an earlier one of the manager has failed.
+        """
+        with self._lock, self._guard.writing():
+            state, self._due = self._due, None
+            if state is not None:
+                write_id = uuid4()
+                self._rows.update(
+                    self._session_id,
+                    self._multi_agent.id,
+                    state,
+                    write_id=write_id,
+                    expected=self._write_id,
+                    term=self._guard.term,
+                )
+                self._write_id = write_id

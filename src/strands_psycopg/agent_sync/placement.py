@@ -1,0 +1,87 @@
+"""Finding the messages of memory among those that are stored."""
+
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterable, Sequence
+
+from strands.types.content import Message
+
+from strands_psycopg.agent_sync.fingerprint import Fingerprint, fingerprint, is_unchanged
+from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
+from strands_psycopg.repository.window import Variant
+
+
+def is_as_held(messages: Sequence[Message], held: Sequence[HeldMessage]) -> bool:
+    """Whether memory has the messages that a record holds, unchanged and in order, and no others."""
+    return len(messages) == len(held) and all(
+        is_unchanged(message, each.fingerprint) for message, each in zip(messages, held, strict=True)
+    )
+
+
+def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[list[HeldMessage], list[Variant]]:
+    """Give every message of memory a place.
+
+    A message is found by identity, by content or by tracking id. One that is found and has been edited, and one that
+    is not found, becomes a variant. But what was redacted is never stored again: an edited form of a redacted message
+    is a variant only if it has the content of the redaction; otherwise the redaction stands for it.
+
+    Returns:
+        What memory holds, in order, and the new variants among it.
+    """
+    sought = [(message, fingerprint(message)) for message in messages]
+    next_variant_id = record.next_variant_id
+    held: list[HeldMessage] = []
+    variants: list[Variant] = []
+    place: int
+    original: int | None
+    for (message, known), match in zip(sought, _find(sought, record.held), strict=True):
+        left = record.left.get(known) if isinstance(known, bytes) else None
+        if match is None and left is not None:
+            place, original = left, left
+        elif match is not None and match.fingerprint == known:
+            place, original = match.place, match.original
+        else:
+            original = None if match is None else match.original
+            if original is not None and _is_redacted(message, record.redacted.get(original)):
+                place = original
+            else:
+                place = -next_variant_id
+                variants.append(Variant(next_variant_id, original, message))
+                next_variant_id += 1
+        held.append(HeldMessage(place, original, known, message))
+    return held, variants
+
+
+def _is_redacted(message: Message, redaction: Fingerprint | None) -> bool:
+    return redaction is not None and not is_unchanged(message["content"], redaction)
+
+
+def _find(sought: Sequence[tuple[Message, Fingerprint]], held: Sequence[HeldMessage]) -> list[HeldMessage | None]:
+    """Find each message among those that are held; one that memory repeats is found again."""
+    by_object = _indexes(id(each.message) for each in held)
+    by_content = _indexes(each.fingerprint for each in held)
+    by_tracking_id = _indexes(tracking_id(each.message) for each in held)
+    taken: set[int] = set()
+
+    def take(indexes: "deque[int] | None") -> int | None:
+        if indexes is None:
+            return None
+        while len(indexes) > 1 and indexes[0] in taken:
+            indexes.popleft()
+        taken.add(indexes[0])
+        return indexes[0]
+
+    found = [take(by_object.get(id(message))) for message, _ in sought]
+    for position, (message, known) in enumerate(sought):
+        if found[position] is None:
+            found[position] = take(by_content.get(known))
+        if found[position] is None:
+            found[position] = take(by_tracking_id.get(tracking_id(message)))
+    return [None if index is None else held[index] for index in found]
+
+
+def _indexes(keys: Iterable[Hashable]) -> "dict[Hashable, deque[int]]":
+    found: dict[Hashable, deque[int]] = defaultdict(deque)
+    for index, key in enumerate(keys):
+        if key is not None:
+            found[key].append(index)
+    return dict(found)

@@ -1,0 +1,61 @@
+"""What the database holds of an agent, as the agent's manager last read or wrote it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from uuid import UUID
+
+from strands.types.content import Message
+
+from strands_psycopg.agent_sync.documents import DocumentsVersion
+from strands_psycopg.agent_sync.fingerprint import Fingerprint
+from strands_psycopg.repository.window import Window
+
+
+class HeldMessage(NamedTuple):
+    """A message of memory whose place in the database is known.
+
+    Attributes:
+        place: Where it is stored (see ``Window``).
+        original: The index in the log of the message that this is, or that this is another form of; None if the log
+            has no such message.
+        fingerprint: Of the message in memory.
+        message: The very object that was in memory.
+    """
+
+    place: int
+    original: int | None
+    fingerprint: Fingerprint
+    message: Message
+
+
+@dataclass(frozen=True)
+class AgentRecord:
+    """What is stored of an agent.
+
+    Attributes:
+        write_id: Of the last write to the agent's row.
+        next_message_id: The index that the log's next message will have.
+        next_variant_id: The id that the next variant will have.
+        window: The row's window.
+        documents: The version in memory of the documents that the row has.
+        documents_digest: A hash of these documents.
+        held: The messages of memory that have a place, in order.
+        redacted: What messages of the log were redacted to, by their indexes: the fingerprint of their content.
+        left: Messages of the log that memory held and holds no more, by fingerprint: the latest of them.
+    """
+
+    write_id: UUID
+    next_message_id: int
+    next_variant_id: int
+    window: Window | None
+    documents: DocumentsVersion
+    documents_digest: bytes
+    held: Sequence[HeldMessage]
+    redacted: Mapping[int, Fingerprint] = field(default_factory=dict)
+    left: Mapping[bytes, int] = field(default_factory=dict)
+
+
+def tracking_id(message: Message) -> str | None:
+    """Return what tells a message from every other one; None before strands-agents 1.48, which has none."""
+    return message.get("tracking_id") or None

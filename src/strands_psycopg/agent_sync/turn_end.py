@@ -1,0 +1,44 @@
+"""What the end of a turn does to an agent, so that a turn's last message can be stored together with it.
+
+When a turn has ended, Strands lets the conversation manager remove what no longer fits, and a sliding window that is
+full does so in every turn. So the manager is asked beforehand, on copies. If the turn ends otherwise, the comparison
+after it finds that out.
+"""
+
+import copy
+import logging
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from strands.agent.conversation_manager import SlidingWindowConversationManager
+
+from strands_psycopg.agent_sync.comparison import Memory
+
+if TYPE_CHECKING:
+    from strands.types.agent import LocalAgent
+
+logger = logging.getLogger(__name__)
+
+
+def memory_after_turn(agent: "LocalAgent") -> Memory | None:
+    """Return an agent as it will be after the turn that its last message ends.
+
+    None if that message may not end a turn, or if what comes then cannot be told beforehand or changes nothing.
+    """
+    manager = getattr(agent, "conversation_manager", None)
+    if type(manager) is not SlidingWindowConversationManager or len(agent.messages) <= manager.window_size:
+        return None
+    # Pinning the first messages edits them.
+    if getattr(manager, "pin_first", None) and not manager._pin_first_applied:
+        return None
+    last = agent.messages[-1]
+    if last["role"] != "assistant" or any("toolUse" in block for block in last["content"]):
+        return None
+    messages = list(agent.messages)
+    try:
+        copied = copy.copy(manager)
+        copied.apply_management(cast(Any, SimpleNamespace(messages=messages)))
+        return Memory(agent, messages, copied.get_state())
+    except Exception as error:
+        logger.debug("agent_id=<%s>, error=<%s> | end of turn cannot be told", agent.agent_id, error)
+        return None
