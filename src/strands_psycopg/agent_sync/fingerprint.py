@@ -6,6 +6,7 @@ to the same JSON.
 
 import copy
 import marshal
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 # Later formats also depend on what else refers to the parts of a value.
@@ -55,6 +56,17 @@ def fingerprint(value: Any) -> Fingerprint:
 def is_unchanged(value: Any, known: Fingerprint) -> bool:
     """Whether a value still has a fingerprint."""
     return _dump(value) == known if type(known) is bytes else known.matches(value)  # type: ignore[union-attr]
+
+
+def are_unchanged(values: Iterable[Any], known: Iterable[Fingerprint]) -> bool:
+    """Whether all values still have their fingerprints."""
+    try:
+        return all(
+            marshal.dumps(value, _MARSHAL_VERSION) == each if type(each) is bytes else each.matches(value)  # type: ignore[union-attr]
+            for value, each in zip(values, known, strict=False)
+        )
+    except ValueError:
+        return False
 
 
 def _dump(value: Any) -> bytes | None:

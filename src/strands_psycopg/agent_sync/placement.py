@@ -2,19 +2,20 @@
 
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Sequence
+from operator import attrgetter
 
 from strands.types.content import Message
 
-from strands_psycopg.agent_sync.fingerprint import Fingerprint, fingerprint, is_unchanged
+from strands_psycopg.agent_sync.fingerprint import Fingerprint, are_unchanged, fingerprint, is_unchanged
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 from strands_psycopg.repository.window import Variant
+
+_FINGERPRINT = attrgetter("fingerprint")
 
 
 def is_as_held(messages: Sequence[Message], held: Sequence[HeldMessage]) -> bool:
     """Whether memory has the messages that a record holds, unchanged and in order, and no others."""
-    return len(messages) == len(held) and all(
-        is_unchanged(message, each.fingerprint) for message, each in zip(messages, held, strict=True)
-    )
+    return len(messages) == len(held) and are_unchanged(messages, map(_FINGERPRINT, held))
 
 
 def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[list[HeldMessage], list[Variant]]:
@@ -27,6 +28,9 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
     Returns:
         What memory holds, in order, and the new variants among it.
     """
+    removed = next((n for n, each in enumerate(record.held) if messages and each.message is messages[0]), 0)
+    if removed and is_as_held(messages, record.held[removed:]):
+        return list(record.held[removed:]), []
     sought = [(message, fingerprint(message)) for message in messages]
     next_variant_id = record.next_variant_id
     held: list[HeldMessage] = []
