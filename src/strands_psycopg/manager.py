@@ -5,6 +5,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,10 +23,10 @@ from strands_psycopg import worker
 from strands_psycopg.agent_sync.agent_writer import AgentWriter
 from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
 from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
-from strands_psycopg.agent_sync.snapshot_ids import parse_snapshot_id
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
+from strands_psycopg.repository.identifiers import parse_snapshot_id
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -162,11 +163,14 @@ class PostgresSessionManager(SessionManager):
             ending = sys.exc_info()[1]
             try:
                 writer = self._writer_of(event)
-                with writer.collecting():
-                    for callback in callbacks:
-                        callback(event)
-                if writer.is_write_due():
-                    await worker.run(writer.write)
+                try:
+                    with nullcontext() if writer is None else writer.collecting():
+                        for callback in callbacks:
+                            callback(event)
+                finally:
+                    # What an override has passed on before it raised an error is stored all the same.
+                    if writer is not None and writer.is_write_due():
+                        await worker.run(writer.write)
             except Exception as failure:
                 # A cancelled turn still ends with a sync. If that fails, the turn must end as cancelled all the same.
                 if isinstance(ending, asyncio.CancelledError):
@@ -175,9 +179,10 @@ class PostgresSessionManager(SessionManager):
 
         return dispatch
 
-    def _writer_of(self, event: Any) -> AgentWriter | MultiAgentWriter:
+    def _writer_of(self, event: Any) -> AgentWriter | MultiAgentWriter | None:
+        """Return the writer of an event's agent; None if a subclass keeps it out of the session."""
         agent = getattr(event, "agent", None)
-        return self._multi_agents[event.source.id] if agent is None else self._agent(agent)
+        return self._multi_agents.get(event.source.id) if agent is None else self._agents.get(agent.agent_id)
 
     def _agent(self, agent: "LocalAgent") -> AgentWriter:
         writer = self._agents.get(agent.agent_id)
@@ -272,7 +277,11 @@ class PostgresSessionManager(SessionManager):
             SessionException: The agent has no message to redact.
             StrandsPsycopgError: The redaction could not be stored.
         """
-        self._agent(agent).redact(redact_message)
+        writer = self._agent(agent)
+        writer.redact(redact_message)
+        for other in self._agents.values():
+            if other is not writer:
+                other.redact_if_held(redact_message)
 
     async def save_snapshot(self, agent: "LocalAgent", *, is_latest: bool = False) -> str | None:
         """Save a checkpoint of an agent as it is now.
@@ -353,7 +362,12 @@ class PostgresSessionManager(SessionManager):
         Raises:
             StrandsPsycopgError: It could not be stored.
         """
-        self._multi_agents[source.id].sync()
+        writer = self._multi_agents.get(source.id)
+        if writer is None:
+            raise SessionNotFoundError(
+                f"multi-agent {source.id!r} is not one of this session manager's; build it with session_manager=..."
+            )
+        writer.sync()
 
     # Before strands-agents 1.57 bidirectional agents had methods of their own.
 

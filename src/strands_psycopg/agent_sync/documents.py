@@ -8,12 +8,11 @@ from strands.agent.state import AgentState
 from strands.types.session import SessionAgent
 
 from strands_psycopg.agent_sync.fingerprint import Fingerprint, fingerprint
+from strands_psycopg.repository.checkpoints import PINNED
 
 if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
 
-# Conversation managers pin the first messages once, at their first reduction, and do not tell it in their state.
-PINNED = "pin_first_applied"
 _PINNED_ATTRIBUTE = "_pin_first_applied"
 
 

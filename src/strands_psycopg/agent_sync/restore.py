@@ -10,7 +10,6 @@ from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.agent_sync.comparison import documents_digest
 from strands_psycopg.agent_sync.documents import (
-    PINNED,
     documents_version,
     load_documents,
     manager_state,
@@ -20,7 +19,7 @@ from strands_psycopg.agent_sync.documents import (
 from strands_psycopg.agent_sync.fingerprint import fingerprint
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage
 from strands_psycopg.repository.agents import EncodedAgent
-from strands_psycopg.repository.checkpoints import Checkpoint
+from strands_psycopg.repository.checkpoints import PINNED, Checkpoint
 from strands_psycopg.repository.conversations import Conversation
 from strands_psycopg.repository.window import Window, plain_start
 

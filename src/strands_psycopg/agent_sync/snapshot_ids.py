@@ -20,18 +20,3 @@ def new_snapshot_id() -> UUID:
     _latest = latest = max(_latest + 1, (time.time_ns() // 1_000_000) << _COUNTER_BITS)
     milliseconds, counter = divmod(latest, 1 << _COUNTER_BITS)
     return UUID(int=milliseconds << 80 | 7 << 76 | counter << 64 | 0b10 << 62 | secrets.randbits(62))
-
-
-def parse_snapshot_id(text: str) -> UUID:
-    """Read an id.
-
-    Raises:
-        ValueError: It is not a UUID of version 7.
-    """
-    try:
-        snapshot_id = UUID(text)
-        if snapshot_id.version == 7 and str(snapshot_id) == text:
-            return snapshot_id
-    except (ValueError, AttributeError, TypeError):
-        pass
-    raise ValueError(f"{text!r} is not a snapshot id; list_snapshot_ids() returns the existing ones")

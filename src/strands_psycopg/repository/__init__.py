@@ -20,7 +20,7 @@ from typing_extensions import Self
 from strands_psycopg.database import Database
 from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
-from strands_psycopg.repository.identifiers import check_id
+from strands_psycopg.repository.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, read_status
@@ -159,7 +159,7 @@ class PostgresSessionRepository(SessionRepository):
         return self._tables.sessions.read(session_id)
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
-        """Delete a session with its agents, messages and multi-agents.
+        """Delete a session with its agents, messages, checkpoints and multi-agents.
 
         Raises:
             SessionNotFoundError: The session does not exist.
@@ -191,16 +191,30 @@ class PostgresSessionRepository(SessionRepository):
         return self._tables.listing.sessions(limit=limit, before=before, active_since=active_since, prefix=prefix)
 
     def fork_session(
-        self, session_id: str, new_session_id: str, *, agent_id: str | None = None, until: int | None = None
+        self,
+        session_id: str,
+        new_session_id: str,
+        *,
+        agent_id: str | None = None,
+        until: int | None = None,
+        snapshot_id: str | None = None,
     ) -> SessionSummary:
         """Copy a session inside the database, in one transaction, and return the summary of the copy.
 
         The messages of the fork have the same bytes, redactions and times as the original ones, its agents the same
-        state. The original session may be written meanwhile; the fork is a snapshot of it.
+        state, messages in memory and checkpoints. The original session may be written meanwhile; the fork is a
+        snapshot of it.
 
-        With ``until``, the conversation is truncated. A sliding window moves back; a summary that covers removed
-        messages is dropped, and the agent is restored with all remaining messages; interrupts that wait for a response
-        are dropped. The rest of the agent's state is the current one, not that of the time of the last message.
+        With ``snapshot_id``, one agent is copied as it was at that checkpoint: its messages in memory, its state and
+        that of its conversation manager, pending interrupts and the model's state. Its log and its checkpoints end
+        there. Messages that were redacted since are redacted. The system prompt is that of the agent that is built on
+        the fork.
+
+        With ``until``, the conversation is truncated, and the agent holds the end of it in memory: as many messages as
+        before, or a few more, in the form in which they were said. A summary that covers removed messages is dropped,
+        and the agent is restored with all remaining messages; interrupts that wait for a response are dropped, and so
+        are later checkpoints. The rest of the agent's state is the current one, not that of the time of the last
+        message.
 
         Args:
             session_id: The session to fork.
@@ -208,19 +222,22 @@ class PostgresSessionRepository(SessionRepository):
             agent_id: Copy this agent only; None copies all agents and multi-agents.
             until: Copy the messages before this index, so that it is their number; None, or more than there are,
                 copies all messages. It requires ``agent_id`` if the session has several agents.
+            snapshot_id: Copy the agent of this checkpoint (see ``PostgresSessionManager.save_snapshot``).
 
         Raises:
             SessionExistsError: The new session already exists.
             SessionForkError: ``until`` requires an ``agent_id``; or the conversation cannot be truncated there, because
                 the model's provider stores it, or because the state of an unknown conversation manager refers to
                 removed messages.
-            SessionNotFoundError: The session or agent does not exist.
+            SessionNotFoundError: The session, agent or checkpoint does not exist.
+            ValueError: ``until`` is negative, ``snapshot_id`` is not the id of a checkpoint, or both are passed.
         """
         return self._tables.forker.fork(
             session_id,
             new_session_id,
             agent_id=agent_id,
             until=until,
+            snapshot_id=None if snapshot_id is None else parse_snapshot_id(snapshot_id),
             write_id=uuid4(),
             term=self._term(new_session_id),
         )
@@ -256,7 +273,7 @@ class PostgresSessionRepository(SessionRepository):
         return self._tables.listing.agents(session_id)
 
     def delete_agent(self, session_id: str, agent_id: str) -> None:
-        """Delete an agent and its messages.
+        """Delete an agent with its messages and checkpoints.
 
         Raises:
             SessionNotFoundError: The agent does not exist.

@@ -205,7 +205,7 @@ class Agents:
             SessionExistsError: Another call created the agent.
             SessionNotFoundError: The session does not exist.
         """
-        row = _agent_row(session_id, agent.agent_id, EncodedAgent.of(agent), window, write_id, term)
+        row = agent_row(session_id, agent.agent_id, EncodedAgent.of(agent), window, write_id, term)
         operation = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
             message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
@@ -282,7 +282,7 @@ class Agents:
             SessionNotFoundError: The agent does not exist.
         """
         agent_id = change.agent_id
-        row = _agent_row(session_id, agent_id, change.documents, change.window, write_id, term) | {"expected": expected}
+        row = agent_row(session_id, agent_id, change.documents, change.window, write_id, term) | {"expected": expected}
         if message is None:
             operation = f"updating agent {agent_id!r} of session {session_id!r}"
             row |= _NO_MESSAGE
@@ -343,7 +343,7 @@ def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, upda
     )
 
 
-def _agent_row(
+def agent_row(
     session_id: str,
     agent_id: str,
     documents: EncodedAgent | None,

@@ -13,6 +13,10 @@ from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import update_conflict
 from strands_psycopg.repository.window import Window
 
+# Conversation managers pin the first messages once, at their first reduction, and do not tell it in their state. This
+# key of a checkpoint's data, and of an agent's internal state, does.
+PINNED = "pin_first_applied"
+
 # The agent is locked, so that nobody deletes the variants meanwhile. Of older checkpoints only so many are kept.
 _SAVE = """
     WITH {lease}, {touch_session}, locked_agent AS (

@@ -1,5 +1,7 @@
 """Checks of ids and message indexes."""
 
+from uuid import UUID
+
 _MAX_LENGTH = 255
 _MAX_INDEX = 2**63 - 1
 
@@ -30,3 +32,18 @@ def check_index(field: str, value: object) -> int:
     if value < 0:
         raise ValueError(f"{field} must be 0 or more, not {value}")
     return min(value, _MAX_INDEX)
+
+
+def parse_snapshot_id(text: object) -> UUID:
+    """Read the id of a checkpoint.
+
+    Raises:
+        ValueError: It is not a UUID of version 7.
+    """
+    try:
+        snapshot_id = UUID(text)  # type: ignore[arg-type]
+        if snapshot_id.version == 7 and str(snapshot_id) == text:
+            return snapshot_id
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"{text!r} is not a snapshot id; list_snapshot_ids() returns the existing ones")
