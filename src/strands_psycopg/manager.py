@@ -279,7 +279,7 @@ class PostgresSessionManager(SessionManager):
         """
         writer = self._agent(agent)
         writer.redact(redact_message)
-        for other in self._agents.values():
+        for other in list(self._agents.values()):
             if other is not writer:
                 other.redact_if_held(redact_message)
 

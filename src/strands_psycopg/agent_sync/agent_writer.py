@@ -10,11 +10,19 @@ from strands.types.content import Message
 from strands.types.session import SessionMessage
 
 from strands_psycopg.agent_sync.collector import Collector
-from strands_psycopg.agent_sync.comparison import Announced, Write, compare, is_stored, log_write, memory_of
+from strands_psycopg.agent_sync.comparison import (
+    Announced,
+    Write,
+    compare,
+    is_stored,
+    left_messages,
+    log_write,
+    memory_of,
+)
 from strands_psycopg.agent_sync.documents import snapshot_data
 from strands_psycopg.agent_sync.record import AgentRecord, tracking_id
-from strands_psycopg.agent_sync.redaction import find_redaction
-from strands_psycopg.agent_sync.restore import load_checkpoint, restore
+from strands_psycopg.agent_sync.redaction import Redaction, known_messages, redacted_record, replaced_message
+from strands_psycopg.agent_sync.restore import check_loadable, load_checkpoint, restore
 from strands_psycopg.agent_sync.snapshot_ids import new_snapshot_id
 from strands_psycopg.agent_sync.turn_end import memory_after_turn
 from strands_psycopg.agent_sync.write_guard import WriteGuard
@@ -92,24 +100,42 @@ class AgentWriter(Collector):
     def redact(self, message: Message) -> None:
         """Redact the stored messages for which a redacted message stands, wherever they are, before returning.
 
+        They are those with its tracking id, even if memory holds them no more, or the message that it is or has
+        replaced in memory, or else the last one of its role.
+
         Raises:
             SessionException: The agent has no message to redact.
         """
         with self._lock:
             self._write_due()
-            redaction = find_redaction(message, self._agent.messages, self._record)
-            with self._guard.writing():
-                self._tables.messages.redact(
-                    self._session_id,
-                    self._agent.agent_id,
-                    message,
-                    message_ids=redaction.message_ids,
-                    variant_ids=redaction.variant_ids,
-                    write_id=uuid4(),
-                    term=self._guard.term,
-                )
-                self._record = redaction.after
-                self._carry_out(compare(memory_of(self._agent), (), self._record))
+            if self._redact(message, known_messages(message, self._record.held)):
+                return
+            self._redact(message, replaced_message(message, list(self._agent.messages), self._record.held))
+
+    def redact_if_held(self, message: Message) -> None:
+        """Redact the message of another agent if this one holds it, too."""
+        with self._lock:
+            redaction = known_messages(message, self._record.held)
+            if redaction.held:
+                self._redact(message, redaction)
+
+    def _redact(self, message: Message, redaction: Redaction) -> bool:
+        """Redact messages; return whether any were redacted."""
+        if not redaction.held and tracking_id(message) is None:
+            return False
+        with self._guard.writing():
+            stored = self._tables.messages.redact(
+                self._session_id,
+                self._agent.agent_id,
+                message,
+                message_ids=redaction.message_ids,
+                variant_ids=redaction.variant_ids,
+                write_id=uuid4(),
+                term=self._guard.term,
+            )
+            self._record = redacted_record(self._record, message, redaction.held, stored or ())
+            self._carry_out(compare(memory_of(self._agent), (), self._record))
+        return stored is not None
 
     def request_checkpoint(self) -> None:
         """Save a checkpoint with the event's writes."""
@@ -140,12 +166,17 @@ class AgentWriter(Collector):
             if checkpoint is None:
                 return False
             held = load_checkpoint(self._agent, checkpoint)
-            self._record = replace(self._record, held=held)
+            self._record = replace(self._record, held=held, left=left_messages(self._record, held))
             return True
 
     def reload(self) -> bool:
-        """Set the agent to what is stored of it; return whether it is stored."""
+        """Set the agent to what is stored of it; return whether it is stored.
+
+        Raises:
+            RuntimeError: The agent is running in a way in which it cannot be set.
+        """
         with self._lock:
+            check_loadable(self._agent)
             conversation = self._tables.conversations.read(self._session_id, self._agent.agent_id)
             if conversation is None:
                 return False
@@ -173,13 +204,13 @@ class AgentWriter(Collector):
 
     def _save_checkpoint(self) -> UUID:
         record = self._record
-        snapshot_id = new_snapshot_id()
+        snapshot_id, data = new_snapshot_id(), snapshot_data(self._agent)
         with self._guard.writing():
             self._tables.checkpoints.save(
                 self._session_id,
                 self._agent.agent_id,
                 snapshot_id,
-                snapshot_data(self._agent),
+                data,
                 Window.of([each.place for each in record.held]),
                 message_count=record.next_message_id,
                 keep=self._keep_snapshots,
@@ -194,14 +225,16 @@ class AgentWriter(Collector):
             self.write()
 
     def _write_due(self) -> None:
-        announced, self._announced = self._announced, []
+        announced = list(self._announced)
         is_sync_due, self._is_sync_due = self._is_sync_due, False
         with self._guard.writing():
             if is_sync_due:
                 memory = (memory_after_turn(self._agent) if announced else None) or memory_of(self._agent)
                 self._carry_out(compare(memory, announced, self._record))
             else:
-                self._carry_out(log_write(announced, self._agent.messages, self._record))
+                self._carry_out(log_write(announced, list(self._agent.messages), self._record))
+        # Only now, so that a write that is interrupted forgets none. Others may have been announced meanwhile.
+        del self._announced[: len(announced)]
 
     def _carry_out(self, write: Write) -> None:
         first = self._record.next_message_id

@@ -12,7 +12,7 @@ from strands_psycopg.agent_sync.fingerprint import fingerprint
 from strands_psycopg.agent_sync.placement import is_as_held, place_messages
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 from strands_psycopg.repository.agents import EncodedAgent
-from strands_psycopg.repository.window import Variant, Window, plain_start, stored_places
+from strands_psycopg.repository.window import Variant, Window, stored_places
 
 if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
@@ -74,7 +74,8 @@ class Write(NamedTuple):
 
 def memory_of(agent: "LocalAgent") -> Memory:
     """Return an agent as it is."""
-    return Memory(agent, agent.messages, manager_state(agent))
+    # The list is copied, since others may change it during the comparison.
+    return Memory(agent, list(agent.messages), manager_state(agent))
 
 
 def is_stored(memory: Memory, record: AgentRecord) -> bool:
@@ -98,7 +99,8 @@ def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], reco
     for message, replaces in announced:
         position = _replaced(message, held) if replaces else _continued(message, in_memory, held, end)
         if position is None:
-            held.append(HeldMessage(end, end, fingerprint(message), message))
+            position = _unlogged(message, held)
+            held[position : position + 1] = [HeldMessage(end, end, fingerprint(message), message)]
             written[end] = message
             end += 1
         elif (index := held[position].original) is not None:
@@ -106,8 +108,11 @@ def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], reco
             written[index] = message
     appended = [written.pop(index) for index in range(record.next_message_id, end)]
     redacted = {index: content for index, content in record.redacted.items() if index not in written}
-    after = replace(record, held=held, next_message_id=end, redacted=redacted)
-    return Write(appended, written, (), None, record.window, False, after)
+    places = [each.place for each in held]
+    followed = [*(each.place for each in record.held), *range(record.next_message_id, end)]
+    window = record.window if places == followed else Window.of(places, end)
+    after = replace(record, held=held, next_message_id=end, redacted=redacted, window=window)
+    return Write(appended, written, (), None, window, window != record.window, after)
 
 
 def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord) -> Write:
@@ -122,7 +127,7 @@ def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord)
         ValueError: The agent's documents cannot be stored.
         TypeError: The agent's documents hold something that JSON cannot.
     """
-    log = log_write(announced, memory.agent.messages, record)
+    log = log_write(announced, list(memory.agent.messages), record)
     stored = log.after
     held, variants = stored.held, list[Variant]()
     if not is_as_held(memory.messages, held):
@@ -136,7 +141,7 @@ def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord)
         window=window,
         documents=version,
         documents_digest=digest,
-        left=_left(stored, held),
+        left=left_messages(stored, held),
     )
     stores_agent = documents is not None or window != record.window
     return Write(log.appended, log.replaced, variants, documents, window, stores_agent, after)
@@ -151,13 +156,28 @@ def _replaced(message: Message, held: Sequence[HeldMessage]) -> int | None:
 def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage], end: int) -> int | None:
     """Return the position of the log's last message, if an announced message takes its place.
 
-    So Strands continues a message: one with its tracking id, its content and more stands in its place.
+    So Strands continues a message: one with its tracking id, its content and more stands in its place. One that is only
+    said again, such as a prompt that is retried, has no more.
     """
     key = tracking_id(message)
     if key is None or sum(tracking_id(each) == key for each in in_memory) > 1:
         return None
     position = next((n for n in reversed(range(len(held))) if held[n].original == end - 1), None)
-    return position if position is not None and tracking_id(held[position].message) == key else None
+    if position is None or tracking_id(held[position].message) != key:
+        return None
+    continued = held[position].message
+    has_more = len(message.get("content") or ()) > len(continued.get("content") or ())
+    return position if has_more and continued is not message else None
+
+
+def _unlogged(message: Message, held: Sequence[HeldMessage]) -> int:
+    """Return the position of a message that memory held before it was announced; otherwise the end."""
+    key = tracking_id(message)
+    for position, each in enumerate(held):
+        is_it = each.message is message or (key is not None and tracking_id(each.message) == key)
+        if is_it and each.original is None:
+            return position
+    return len(held)
 
 
 def _changed_documents(memory: Memory, record: AgentRecord) -> tuple[EncodedAgent | None, Any, bytes]:
@@ -176,16 +196,17 @@ def documents_digest(documents: EncodedAgent) -> bytes:
 
 
 def _window(held: Sequence[HeldMessage], state: dict[str, Any], stored: AgentRecord) -> Window | None:
-    """Return the window of an agent that holds this, as it is stored if that still says so."""
+    """Return the window of an agent that holds this: none if it is plain, as it is stored if that still says so."""
     places, end = [each.place for each in held], stored.next_message_id
-    if places == stored_places(stored.window, state, end):
-        return stored.window
-    if places == list(range(plain_start(state), end)):
+    if places == stored_places(None, state, end):
         return None
+    if stored.window is not None and places == stored.window.places(end):
+        return stored.window
     return Window.of(places, end)
 
 
-def _left(stored: AgentRecord, held: Sequence[HeldMessage]) -> Mapping[bytes, int]:
+def left_messages(stored: AgentRecord, held: Sequence[HeldMessage]) -> Mapping[bytes, int]:
+    """Return the messages of the log that memory has held and does not hold any more, by fingerprint."""
     remaining = {each.place for each in held}
     gone = {
         each.fingerprint: each.place

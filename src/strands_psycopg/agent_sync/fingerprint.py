@@ -77,29 +77,25 @@ def _dump(value: Any) -> bytes | None:
 
 
 def _copied(value: Any) -> Any:
-    kind = type(value)
-    if kind is dict:
+    if isinstance(value, dict):
         return {key: _copied(each) for key, each in value.items()}
-    if kind is list:
+    if isinstance(value, (list, tuple)):
         return [_copied(each) for each in value]
-    if kind is tuple:
-        return tuple(_copied(each) for each in value)
     return copy.deepcopy(value)  # the very same object, if it is immutable
 
 
 def _is_same(value: Any, known: Any) -> bool:
     if value is known:
         return True
-    kind = type(value)
-    if kind is not type(known):
-        return False
-    if kind is dict:
+    if isinstance(value, dict) and isinstance(known, dict):
         return len(value) == len(known) and all(
             _is_same(key, known_key) and _is_same(value[key], known[known_key])
             for key, known_key in zip(value, known, strict=True)
         )
-    if kind is list or kind is tuple:
+    if isinstance(value, (list, tuple)) and isinstance(known, list):
         return len(value) == len(known) and all(map(_is_same, value, known))
-    if kind is float:
+    if type(value) is not type(known):
+        return False
+    if isinstance(value, float):
         return repr(value) == repr(known)  # -0.0 is not 0.0, NaN is NaN
     return bool(value == known)

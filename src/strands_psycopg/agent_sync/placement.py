@@ -37,14 +37,15 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
     variants: list[Variant] = []
     place: int
     original: int | None
-    for (message, known), match in zip(sought, _find(sought, record.held), strict=True):
+    for (message, known), index in zip(sought, find_messages(sought, record.held), strict=True):
+        match = None if index is None else record.held[index]
         left = record.left.get(known) if isinstance(known, bytes) else None
         if match is None and left is not None:
             place, original = left, left
         elif match is not None and match.fingerprint == known:
             place, original = match.place, match.original
         else:
-            original = None if match is None else match.original
+            original = record.redacted_ids.get(tracking_id(message) or "") if match is None else match.original
             if original is not None and _is_redacted(message, record.redacted.get(original)):
                 place = original
             else:
@@ -56,11 +57,11 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
 
 
 def _is_redacted(message: Message, redaction: Fingerprint | None) -> bool:
-    return redaction is not None and not is_unchanged(message["content"], redaction)
+    return redaction is not None and not is_unchanged(message.get("content"), redaction)
 
 
-def _find(sought: Sequence[tuple[Message, Fingerprint]], held: Sequence[HeldMessage]) -> list[HeldMessage | None]:
-    """Find each message among those that are held; one that memory repeats is found again."""
+def find_messages(sought: Sequence[tuple[Message, Fingerprint]], held: Sequence[HeldMessage]) -> list[int | None]:
+    """Find each message among those that are held, and return their positions; one that is repeated is found again."""
     by_object = _indexes(id(each.message) for each in held)
     by_content = _indexes(each.fingerprint for each in held)
     by_tracking_id = _indexes(tracking_id(each.message) for each in held)
@@ -80,7 +81,7 @@ def _find(sought: Sequence[tuple[Message, Fingerprint]], held: Sequence[HeldMess
             found[position] = take(by_content.get(known))
         if found[position] is None:
             found[position] = take(by_tracking_id.get(tracking_id(message)))
-    return [None if index is None else held[index] for index in found]
+    return found
 
 
 def _indexes(keys: Iterable[Hashable]) -> "dict[Hashable, deque[int]]":

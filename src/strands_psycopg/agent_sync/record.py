@@ -42,6 +42,7 @@ class AgentRecord:
         documents_digest: A hash of these documents.
         held: The messages of memory that have a place, in order.
         redacted: What messages of the log were redacted to, by their indexes: the fingerprint of their content.
+        redacted_ids: The indexes of those with a tracking id, by it.
         left: Messages of the log that memory held and holds no more, by fingerprint: the latest of them.
     """
 
@@ -53,9 +54,11 @@ class AgentRecord:
     documents_digest: bytes
     held: Sequence[HeldMessage]
     redacted: Mapping[int, Fingerprint] = field(default_factory=dict)
+    redacted_ids: Mapping[str, int] = field(default_factory=dict)
     left: Mapping[bytes, int] = field(default_factory=dict)
 
 
 def tracking_id(message: Message) -> str | None:
     """Return what tells a message from every other one; None before strands-agents 1.48, which has none."""
-    return message.get("tracking_id") or None
+    key = message.get("tracking_id")
+    return key if isinstance(key, str) and key else None

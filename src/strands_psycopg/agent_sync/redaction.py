@@ -1,6 +1,6 @@
 """Which stored messages a redaction means, whatever has copied or replaced the agent's messages meanwhile."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ from strands.types.content import Message
 from strands.types.exceptions import SessionException
 
 from strands_psycopg.agent_sync.fingerprint import fingerprint
+from strands_psycopg.agent_sync.placement import find_messages
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 
 
@@ -17,54 +18,77 @@ class Redaction(NamedTuple):
     Attributes:
         message_ids: Messages of the log, by their indexes, with all their variants.
         variant_ids: Variants of no message of the log.
-        after: What is stored of the agent after it.
+        held: The positions of all these among the messages that memory holds.
     """
 
     message_ids: list[int]
     variant_ids: list[int]
-    after: AgentRecord
+    held: frozenset[int]
 
 
-def find_redaction(redacted: Message, in_memory: Sequence[Message], record: AgentRecord) -> Redaction:
-    """Find the stored messages that a redacted message stands for.
+def known_messages(redacted: Message, held: Sequence[HeldMessage]) -> Redaction:
+    """Find the held messages that a redacted message is: those with its tracking id, or else the very object."""
+    key = tracking_id(redacted)
+    same = [n for n, each in enumerate(held) if key is not None and tracking_id(each.message) == key]
+    same = same or [n for n, each in enumerate(held) if each.message is redacted]
+    return _redaction(same, held)
 
-    They are those of its tracking id, or the message that it is or has replaced in memory, or else the last one of its
+
+def replaced_message(redacted: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> Redaction:
+    """Find the held message that a redacted message stands for, which is a new one.
+
+    It is the last one of its role that memory has no longer, where this stands in memory; or else the last one of its
     role.
 
     Args:
         redacted: The message as it is after the redaction.
         in_memory: The agent's messages.
-        record: What is stored of the agent.
+        held: Those that have a place in the database.
 
     Raises:
         SessionException: The agent has no message to redact.
     """
-    held = record.held
-    meant = {id(each) for each in _meant(redacted, in_memory, held)}
-    if not meant:
+    of_role = [n for n, each in enumerate(held) if each.message.get("role") == redacted.get("role")]
+    if not of_role:
         raise SessionException("there is no message to redact")
-    message_ids = {each.original for each in held if id(each) in meant and each.original is not None}
-    variant_ids = [-each.place for each in held if id(each) in meant and each.original is None]
-    known, content = fingerprint(redacted), fingerprint(redacted["content"])
+    found = find_messages([(message, fingerprint(message)) for message in in_memory], held)
+    position = next((n for n, message in enumerate(in_memory) if message is redacted), len(found))
+    following = next((index for index in found[position + 1 :] if index is not None), len(held))
+    remaining = set(found)
+    replaced = [n for n in of_role if n < following and n not in remaining]
+    return _redaction((replaced or of_role)[-1:], held)
+
+
+def redacted_record(
+    record: AgentRecord, redacted: Message, held: Collection[int], stored: Collection[int]
+) -> AgentRecord:
+    """Return the record of an agent after a redaction.
+
+    Args:
+        record: What was stored of it.
+        redacted: The message as it is after the redaction.
+        held: The positions of the messages that were redacted among those that memory holds.
+        stored: The indexes of the messages of its log that were redacted.
+    """
+    known, content, key = fingerprint(redacted), fingerprint(redacted.get("content")), tracking_id(redacted)
     after = [
         HeldMessage(each.place if each.original is None else each.original, each.original, known, each.message)
-        if id(each) in meant or each.original in message_ids
+        if n in held or each.original in stored
         else each
-        for each in held
+        for n, each in enumerate(record.held)
     ]
-    redactions = {**record.redacted, **dict.fromkeys(message_ids, content)}
-    return Redaction(sorted(message_ids), variant_ids, replace(record, held=after, redacted=redactions))
+    return replace(
+        record,
+        held=after,
+        redacted={**record.redacted, **dict.fromkeys(stored, content)},
+        redacted_ids={**record.redacted_ids, **({key: max(stored)} if key is not None and stored else {})},
+    )
 
 
-def _meant(redacted: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> list[HeldMessage]:
-    key = tracking_id(redacted)
-    same = [each for each in held if key is not None and tracking_id(each.message) == key]
-    same = same or [each for each in held if each.message is redacted]
-    if same:
-        return same
-    of_role = [each for each in held if each.message["role"] == redacted["role"]]
-    position = next((n for n, message in enumerate(in_memory) if message is redacted), len(held))
-    replaced = held[position : position + 1]
-    if replaced and replaced[0] in of_role and all(message is not replaced[0].message for message in in_memory):
-        return list(replaced)
-    return of_role[-1:]
+def _redaction(positions: Sequence[int], held: Sequence[HeldMessage]) -> Redaction:
+    messages = [held[n] for n in positions]
+    return Redaction(
+        sorted({each.original for each in messages if each.original is not None}),
+        [-each.place for each in messages if each.original is None],
+        frozenset(positions),
+    )

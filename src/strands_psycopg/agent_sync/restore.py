@@ -1,11 +1,13 @@
 """Restoring an agent from what is stored, exactly as it was left."""
 
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types._snapshot import SNAPSHOT_SCHEMA_VERSION, Snapshot
-from strands.types.content import Messages
+from strands.types.content import Message, Messages
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.agent_sync.comparison import documents_digest
@@ -17,7 +19,7 @@ from strands_psycopg.agent_sync.documents import (
     set_pinned,
 )
 from strands_psycopg.agent_sync.fingerprint import fingerprint
-from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage
+from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 from strands_psycopg.repository.agents import EncodedAgent
 from strands_psycopg.repository.checkpoints import PINNED, Checkpoint
 from strands_psycopg.repository.conversations import Conversation
@@ -25,6 +27,8 @@ from strands_psycopg.repository.window import Window, plain_start
 
 if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
+
+logger = logging.getLogger(__name__)
 
 
 def new_agent(agent: "LocalAgent") -> tuple[SessionAgent, list[SessionMessage], Window | None]:
@@ -55,14 +59,14 @@ def restore(agent: "LocalAgent", conversation: Conversation) -> AgentRecord:
     # Before the agent works on them.
     documents = EncodedAgent.of(stored.agent)
     before = load_documents(agent, stored.agent)
-    held = _held(conversation)
+    held = _held(conversation, before)
     # Of a conversation that the model's provider keeps, nothing is restored.
     if agent.model.stateful:
         held = []
     else:
         summary = before if stored.window is None else []
         agent.messages = _repaired([*summary, *(each.message for each in held)])
-    return _record(
+    record = _record(
         agent,
         documents,
         stored.write_id,
@@ -70,6 +74,12 @@ def restore(agent: "LocalAgent", conversation: Conversation) -> AgentRecord:
         conversation.next_variant_id,
         stored.window,
         held,
+    )
+    redacted = [each for each in conversation.messages if each.is_redacted]
+    return replace(
+        record,
+        redacted={each.place: fingerprint(each.message.get("content")) for each in redacted},
+        redacted_ids={key: each.place for each in redacted if (key := tracking_id(each.message)) is not None},
     )
 
 
@@ -90,12 +100,27 @@ def load_checkpoint(agent: "LocalAgent", checkpoint: Checkpoint) -> list[HeldMes
     ]
 
 
-def _held(conversation: Conversation) -> list[HeldMessage]:
-    """Return the stored messages of an agent's memory."""
-    return [
-        HeldMessage(each.place, each.original, fingerprint(each.message), each.message)
-        for each in conversation.messages
-    ]
+def check_loadable(agent: "LocalAgent") -> None:
+    """Check that an agent can be set to what is stored.
+
+    Raises:
+        RuntimeError: It is running in a way in which it cannot.
+    """
+    agent.load_snapshot(Snapshot("agent", SNAPSHOT_SCHEMA_VERSION, {}, {}))
+
+
+def _held(conversation: Conversation, before: list[Message]) -> list[HeldMessage]:
+    """Return the stored messages of an agent's memory.
+
+    A message that the conversation manager has in its state, too, is the same object, as it was in memory.
+    """
+    of_manager = {known: message for message in before if isinstance(known := fingerprint(message), bytes)}
+    held = []
+    for place, original, message, _ in conversation.messages:
+        known = fingerprint(message)
+        shared = of_manager.get(known, message) if isinstance(known, bytes) else message
+        held.append(HeldMessage(place, original, known, shared))
+    return held
 
 
 def _record(
@@ -120,5 +145,10 @@ def _record(
 
 
 def _repaired(messages: Messages) -> Messages:
-    # It uses nothing of its manager.
-    return RepositorySessionManager._fix_broken_tool_use(cast(Any, None), messages)
+    try:
+        # It uses nothing of its manager.
+        return RepositorySessionManager._fix_broken_tool_use(cast(Any, None), messages)
+    except (KeyError, TypeError, AttributeError) as error:
+        # Such an agent was in memory, so it is restored, whatever becomes of it.
+        logger.warning("error=<%r> | messages are not of Strands' form, tool calls are not repaired", error)
+        return messages

@@ -31,11 +31,10 @@ def memory_after_turn(agent: "LocalAgent") -> Memory | None:
     # Pinning the first messages edits them.
     if getattr(manager, "pin_first", None) and not manager._pin_first_applied:
         return None
-    last = agent.messages[-1]
-    if last["role"] != "assistant" or any("toolUse" in block for block in last["content"]):
-        return None
     messages = list(agent.messages)
     try:
+        if messages[-1]["role"] != "assistant" or any("toolUse" in block for block in messages[-1]["content"]):
+            return None
         copied = copy.copy(manager)
         copied.apply_management(cast(Any, SimpleNamespace(messages=messages)))
         return Memory(agent, messages, copied.get_state())

@@ -67,11 +67,13 @@ class StoredMessage(NamedTuple):
         place: Where it is stored (see ``Window``).
         original: The index in the log of the message that it is, or that it is a variant of; None if there is none.
         message: The message, as redacted.
+        is_redacted: Whether it is.
     """
 
     place: int
     original: int | None
     message: Message
+    is_redacted: bool = False
 
 
 class Conversation(NamedTuple):
@@ -129,4 +131,4 @@ def _decoded(row: Sequence[Any]) -> StoredMessage:
     message = decode(content, content_exact) if redaction is None else decode(redaction, redaction_exact)
     if place < 0:
         return StoredMessage(place, None if original is None else int(original), message)
-    return StoredMessage(place, place, message)
+    return StoredMessage(place, place, message, redaction is not None)

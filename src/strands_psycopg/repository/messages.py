@@ -81,6 +81,7 @@ _REDACT = """
             agent_id = %(agent_id)s AND message_id = ANY(%(message_ids)s::bigint[])
             OR message->>'tracking_id' = %(tracking_id)s
         )
+        RETURNING agent_id, message_id, created_at, updated_at
     ), v AS (
         UPDATE {message_variants} SET message = %(message)s, message_exact = %(message_exact)s
         WHERE session_id = %(session_id)s AND {fenced} AND (
@@ -88,9 +89,11 @@ _REDACT = """
             AND (message_id = ANY(%(message_ids)s::bigint[]) OR variant_id = ANY(%(variant_ids)s::bigint[]))
             OR message->>'tracking_id' = %(tracking_id)s
         )
+        RETURNING variant_id
     )
-    SELECT {allowed_at}
-"""
+    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v)
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""  # a row for each message; one whose index is NULL: no message
 
 
 class Messages:
@@ -193,7 +196,7 @@ class Messages:
         write_id: UUID,
         term: UUID | None = None,
     ) -> None:
-        """Replace the stored content and redaction of a message, and set its times.
+        """Replace the stored content of a message, and set its times; a redaction replaces every stored form of it.
 
         Args:
             session_id: The session.
@@ -206,7 +209,19 @@ class Messages:
             LeaseLostError: The lease of ``term`` is no longer held.
             SessionNotFoundError: The message does not exist.
         """
-        self._update_one(self._update, session_id, agent_id, message, write_id, term)
+        if message.redact_message is None:
+            self._update_one(self._update, session_id, agent_id, message, write_id, term)
+            return
+        index = check_index("message_id", message.message_id)
+        operation = f"redacting message {index} of agent {agent_id!r} in session {session_id!r}"
+        rows, _ = self._run_redact(
+            operation, session_id, agent_id, message.redact_message, [index], [], write_id=write_id, term=term
+        )
+        times = [row[2:4] for row in rows if row[:2] == (agent_id, index)]
+        if not times:
+            raise SessionNotFoundError(f"{operation}: the message does not exist")
+        created_at, updated_at = times[0]
+        message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def replace(
         self,
@@ -252,7 +267,7 @@ class Messages:
         variant_ids: Sequence[int],
         write_id: UUID,
         term: UUID | None = None,
-    ) -> None:
+    ) -> Sequence[int] | None:
         """Replace messages, and all their variants, with what they are redacted to.
 
         The same message of other agents of the session, by its tracking id, is redacted too.
@@ -266,11 +281,33 @@ class Messages:
             write_id: The write id of this call.
             term: The term of the lease on the session, if this process holds one.
 
+        Returns:
+            The indexes of all messages of the agent's log that were redacted; None if nothing was, anywhere.
+
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.
         """
         operation = f"redacting messages {list(message_ids)} of agent {agent_id!r} in session {session_id!r}"
+        rows, any_variant = self._run_redact(
+            operation, session_id, agent_id, message, message_ids, variant_ids, write_id=write_id, term=term
+        )
+        return [row[1] for row in rows if row[0] == agent_id] if rows or any_variant else None
+
+    def _run_redact(
+        self,
+        operation: str,
+        session_id: str,
+        agent_id: str,
+        message: Message,
+        message_ids: Sequence[int],
+        variant_ids: Sequence[int],
+        *,
+        write_id: UUID,
+        term: UUID | None,
+    ) -> tuple[Sequence[TupleRow], bool]:
+        """Redact messages; return agent, index and times of each, and whether variants were redacted."""
         content, content_exact = encode(message)
+        tracking_id = message.get("tracking_id")
         row = {
             "session_id": check_id("session_id", session_id),
             "agent_id": check_id("agent_id", agent_id),
@@ -278,11 +315,13 @@ class Messages:
             "message_exact": content_exact,
             "message_ids": list(message_ids),
             "variant_ids": list(variant_ids),
-            "tracking_id": message.get("tracking_id"),
+            "tracking_id": tracking_id if isinstance(tracking_id, str) else None,
             "write_id": write_id,
             "term": term,
         }
-        check_lease(self._database.write(operation, self._redact, row).rows[0][0], operation, session_id)
+        rows = self._database.write(operation, self._redact, row).rows
+        check_lease(rows[0][0], operation, session_id)
+        return [row[1:5] for row in rows if row[2] is not None], rows[0][5]
 
 
 def message_row(
