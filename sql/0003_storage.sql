@@ -9,6 +9,9 @@
 -- other value uses either. A process that is killed in between leaves nothing but marks, and the next write or deletion
 -- of a large value deletes those chunks.
 --
+-- write_id is drawn by the writer for each write. A storage that guards against overwriting expects the one that it saw,
+-- and a write that is retried because its acknowledgement was lost finds its own.
+--
 -- Keys are COLLATE "C": compared by bytes, which is the order of Python's strings and makes a prefix a range.
 
 CREATE TABLE strands_storage (
@@ -17,6 +20,7 @@ CREATE TABLE strands_storage (
     chunk_ids     uuid[],                    -- its chunks in order, if it is large
     size          bigint NOT NULL,           -- of the value, in bytes
     search_vector tsvector,                  -- NULL, so that a search does not find it, if it is no text or too long
+    write_id      uuid NOT NULL,
     updated_at    timestamptz NOT NULL,
     CONSTRAINT strands_storage_data_or_chunk_ids CHECK (num_nulls(data, chunk_ids) = 1)
 );

@@ -14,6 +14,7 @@ from strands_psycopg.errors import (
     SessionExistsError,
     SessionForkError,
     SessionNotFoundError,
+    StorageConflictError,
     StrandsPsycopgError,
     TransferError,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "SessionNotFoundError",
     "SessionPage",
     "SessionSummary",
+    "StorageConflictError",
     "StrandsPsycopgError",
     "TransferError",
 ]

@@ -131,6 +131,20 @@ class PostgresStorageError(StrandsPsycopgError, StorageError):
     """A storage operation was refused, or failed in the database; the database's error is then the cause."""
 
 
+class StorageConflictError(PostgresStorageError):
+    """Another writer has stored or deleted the value first; this call stored nothing.
+
+    To continue from what is stored, build a new session manager and agent. To keep other writers away, hold a lease.
+
+    Attributes:
+        key: The key of the refused write or deletion, with the prefix of the storage.
+    """
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class EmbeddedPostgresError(StrandsPsycopgError):
     """The embedded server could not be found, set up, started or stopped; the message says what to do."""
 

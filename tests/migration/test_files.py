@@ -14,7 +14,7 @@ SOURCES = Path(__file__).parents[2] / "sql"
 CHECKSUMS = [
     ("0001_sessions.sql", "920451a91f34ab56412b9f9949546c55d544ab523aa1d0aed43f0b025bf06c5f"),
     ("0002_leases.sql", "3bc83ebbeedf2fce376e223168fdb37db09b99efeef44dcf0c63f167cf66d9ad"),
-    ("0003_storage.sql", "36a169975e4f98bec989563e8f8cbfa7120a019c44699e10f7092972686c4fd8"),
+    ("0003_storage.sql", "1555ec0fc0ae1cef9958bb2563c3fa068dd5c86f9ab41ba512b3929f0948a5bd"),
     ("0004_analytics.sql", "82ac778e1c62762d4d8049630d01b1046bca9535449f1b574224e5a395d50f77"),
 ]
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
@@ -15,9 +16,12 @@ from typing_extensions import Self
 from strands_psycopg import worker
 from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
+from strands_psycopg.lease import Leases
 from strands_psycopg.migrator import Migrator
+from strands_psycopg.storage.seen_writes import SeenWrites
 from strands_psycopg.storage.text_search import searchable_text, tsquery
-from strands_psycopg.storage.value_store import MAX_KEY_SIZE, MAX_VALUE_SIZE, ValueStore
+from strands_psycopg.storage.value_reader import MAX_KEY_SIZE, ValueReader
+from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
 
 try:
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
@@ -26,6 +30,8 @@ except ImportError:  # before strands-agents 1.54
     _NAMESPACED = None
 
 _T = TypeVar("_T")
+
+_MAX_SESSION_ID_LENGTH = 255
 
 _NO_STOP_WORDS: frozenset[str] = frozenset()
 
@@ -53,6 +59,18 @@ class PostgresStorage(Storage):
     threads, never on the event loop. Nothing connects before the first call. Each call can raise ``StorageError``; if
     the cause is in the database, it is a ``PostgresStorageError``.
 
+    The last writer of a key wins, unless the storage guards against that: with ``guard_overwrites`` it remembers for
+    each key which write it has read or made last, and if another one has come first, ``write`` and ``delete`` raise
+    ``StorageConflictError`` and store nothing, until the key is read again. A key that it has found missing, or has
+    deleted, must still be missing; one that it has neither read nor written is written without a check. ``list`` and
+    ``search`` are no reads. Views of the storage, and all managers on it, count as one writer: managers that must not
+    overwrite each other need storages of their own, which may share a repository. The storage holds one UUID per key
+    that it has seen, for as long as it lives.
+
+    A storage of a session, ``session_id``, writes under the session's lease: while this process holds one through the
+    repository, ``write`` and ``delete`` check it, and if another holder has taken over, they raise a
+    ``PostgresStorageError`` whose cause is a ``LeaseLostError``, and store nothing.
+
     Args:
         source: As ``conninfo`` of ``PostgresSessionRepository``; or such a repository, whose pool, schema, table prefix
             and timeouts this storage shares.
@@ -63,6 +81,8 @@ class PostgresStorage(Storage):
             ``english``; ``simple`` compares words as they are. Values written with another one are found by the words
             of that one.
         search_limit: The maximum number of values that ``search`` returns.
+        guard_overwrites: Whether a write raises ``StorageConflictError`` if another one came first.
+        session_id: The session that the storage belongs to; ``source`` must be a repository.
         retry_timeout: For how many seconds a statement is retried while the database is unavailable.
         response_timeout: After how many seconds without a response a connection counts as lost. Values above some
             50 MB need a longer one than the default, and those of hundreds of megabytes a longer ``retry_timeout`` too.
@@ -70,7 +90,8 @@ class PostgresStorage(Storage):
 
     Raises:
         ImportError: The installed strands-agents is older than 1.54, whose ``Storage`` is the first with a search.
-        TypeError: ``source`` is of a wrong type, or it has a pool already and options for one are passed too.
+        TypeError: ``source`` is of a wrong type, or it has a pool already and options for one are passed too, or there
+            is a ``session_id`` and it is no repository.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
 
@@ -86,6 +107,8 @@ class PostgresStorage(Storage):
         prefix: str = "",
         text_search_config: str = "simple",
         search_limit: int = 100,
+        guard_overwrites: bool = False,
+        session_id: str | None = None,
         retry_timeout: float = 30.0,
         response_timeout: float = 30.0,
         **pool_options: Any,
@@ -120,7 +143,17 @@ class PostgresStorage(Storage):
         _check_characters("prefix", self._prefix)
         self._search_limit = search_limit
         self._stop_words = STOP_WORDS if text_search_config == "simple" else _NO_STOP_WORDS
-        self._values = ValueStore(self._database, scope=self._prefix, text_search_config=text_search_config)
+        self._session_id = session_id
+        self._leases = None if session_id is None else _leases_of_session(source, session_id)
+        seen = SeenWrites() if guard_overwrites else None
+        self._reader = ValueReader(self._database, text_search_config=text_search_config, seen=seen)
+        self._writer = ValueWriter(
+            self._database,
+            scope=self._prefix,
+            text_search_config=text_search_config,
+            seen=seen,
+            session_id=session_id,
+        )
 
     def ensure_schema(self) -> None:
         """Create or upgrade the tables, including those of sessions, as ``PostgresSessionRepository.ensure_schema``.
@@ -138,9 +171,10 @@ class PostgresStorage(Storage):
 
     def __repr__(self) -> str:
         database = self._database
+        session = "" if self._session_id is None else f" session_id={self._session_id!r}"
         return (
             f"<{type(self).__name__} {database.address} schema={database.schema} table_prefix={database.table_prefix} "
-            f"prefix={self._prefix!r}>"
+            f"prefix={self._prefix!r}{session}>"
         )
 
     def __enter__(self) -> Self:
@@ -154,7 +188,8 @@ class PostgresStorage(Storage):
     def namespace(self, prefix: str) -> Self:
         """Return a view of the values whose keys begin with ``prefix`` and a ``/``, under keys without these.
 
-        The view shares this storage's pool and chunks, does not have to be closed, and searches only its own values.
+        The view shares this storage's pool, chunks, guard and session, does not have to be closed, and searches only
+        its own values.
         """
         normalized = _normalize_prefix(prefix).rstrip("/")
         view = copy.copy(self)
@@ -168,6 +203,8 @@ class PostgresStorage(Storage):
 
         Raises:
             StorageError: The key is refused, or the value has more than 256 MiB.
+            StorageConflictError: With ``guard_overwrites``, another write of the key came first; nothing was stored.
+            PostgresStorageError: The session's lease was lost, and nothing was stored; or the database failed.
         """
         full_key = self._full_key(key)
         if not isinstance(data, bytes | bytearray | memoryview):
@@ -175,7 +212,8 @@ class PostgresStorage(Storage):
         if len(data) > MAX_VALUE_SIZE:
             raise PostgresStorageError(f"writing {key!r}: a value may have {MAX_VALUE_SIZE} bytes, not {len(data)}")
         value = bytes(data)
-        await _in_worker(lambda: self._values.write(full_key, value, searchable_text(full_key, value)))
+        term = self._term()
+        await _in_worker(lambda: self._writer.write(full_key, value, searchable_text(full_key, value), term=term))
 
     async def read(self, key: str) -> bytes | None:
         """Return a value as it was written, or None if there is none.
@@ -183,15 +221,18 @@ class PostgresStorage(Storage):
         Raises:
             StorageError: The key is refused.
         """
-        return await _in_worker(partial(self._values.read, self._full_key(key)))
+        return await _in_worker(partial(self._reader.read, self._full_key(key)))
 
     async def delete(self, key: str) -> None:
         """Delete a value, if there is one.
 
         Raises:
             StorageError: The key is refused.
+            StorageConflictError: With ``guard_overwrites``, another write of the key came first, and its value was not
+                deleted. That another deletion came first is no error.
+            PostgresStorageError: The session's lease was lost, and nothing was deleted; or the database failed.
         """
-        await _in_worker(partial(self._values.delete, self._full_key(key)))
+        await _in_worker(partial(self._writer.delete, self._full_key(key), term=self._term()))
 
     async def list(self, query: str = "") -> builtins.list[str]:
         """Return the keys that begin with a string, in the order of Python's strings.
@@ -201,7 +242,7 @@ class PostgresStorage(Storage):
         """
         prefix = self._prefix + _normalize_prefix(query)
         _check_characters("prefix", prefix)
-        keys = await _in_worker(partial(self._values.keys, prefix))
+        keys = await _in_worker(partial(self._reader.keys, prefix))
         return [key[len(self._prefix) :] for key in keys]
 
     async def search(self, query: str) -> "builtins.list[StorageSearchResult]":
@@ -215,8 +256,14 @@ class PostgresStorage(Storage):
         words = tsquery(query, self._stop_words)
         if not words:
             return []
-        hits = await _in_worker(partial(self._values.search, self._prefix, words, self._search_limit))
+        hits = await _in_worker(partial(self._reader.search, self._prefix, words, self._search_limit))
         return [StorageSearchResult(hit.key[len(self._prefix) :], hit.score, hit.data) for hit in hits]
+
+    def _term(self) -> UUID | None:
+        """Return the term of the lease that a write must carry; None if this process holds none."""
+        if self._leases is None or self._session_id is None:
+            return None
+        return self._leases.term(self._session_id)
 
     def _full_key(self, key: str) -> str:
         full_key = self._prefix + _normalize_key(key)
@@ -236,8 +283,26 @@ def _shared_database(source: object) -> Database:
     return database
 
 
+def _leases_of_session(source: object, session_id: object) -> Leases:
+    leases = getattr(getattr(source, "_tables", None), "leases", None)
+    if not isinstance(leases, Leases):
+        raise TypeError(
+            f"session_id requires a PostgresSessionRepository as source, whose leases it has, not "
+            f"{type(source).__name__}"
+        )
+    if not isinstance(session_id, str) or not 1 <= len(session_id) <= _MAX_SESSION_ID_LENGTH:
+        raise ValueError(f"session_id must be a string of 1 to {_MAX_SESSION_ID_LENGTH} characters")
+    if not _is_storable(session_id):
+        raise ValueError("session_id must not contain NUL or a lone surrogate")
+    return leases
+
+
+def _is_storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _check_characters(field: str, text: str) -> None:
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if not _is_storable(text):
         raise PostgresStorageError(f"a {field} must not contain NUL or a lone surrogate")
 
 
@@ -245,6 +310,8 @@ def _check_characters(field: str, text: str) -> None:
 def _translate_errors() -> Iterator[None]:
     try:
         yield
+    except PostgresStorageError:
+        raise
     except StrandsPsycopgError as error:
         raise PostgresStorageError(str(error)) from error
 

@@ -1,0 +1,120 @@
+"""Reading, listing and searching the table of values."""
+
+from dataclasses import dataclass
+
+from strands_psycopg.database import Database
+from strands_psycopg.errors import DatabaseError
+from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
+
+# In bytes of UTF-8. PostgreSQL's index holds keys of up to 2,700.
+MAX_KEY_SIZE = 2048
+
+# Sorts after every key; appended to a prefix, after every key that begins with the prefix.
+_AFTER_ALL_KEYS = "\U0010ffff" * (MAX_KEY_SIZE // 4 + 1)
+
+# One row per chunk: joining them here is faster than joining them on the server.
+_READ = """
+    SELECT s.size, coalesce(s.data, c.data), CASE WHEN coalesce(item.ordinal, 1) = 1 THEN s.write_id END
+    FROM {storage} AS s
+    LEFT JOIN LATERAL unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) ON true
+    LEFT JOIN {chunks} AS c USING (chunk_id)
+    WHERE s.key = %(key)s
+    ORDER BY item.ordinal
+"""
+
+_LIST = "SELECT key FROM {storage} WHERE key >= %(prefix)s AND key < %(end)s ORDER BY key"
+
+_SEARCH = """
+    SELECT s.key, s.score, s.size, coalesce(s.data, (
+        SELECT string_agg(c.data, ''::bytea ORDER BY item.ordinal)
+        FROM unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) JOIN {chunks} AS c USING (chunk_id)
+    ))
+    FROM (
+        SELECT s.key, s.data, s.chunk_ids, s.size, ts_rank(s.search_vector, query) AS score
+        FROM {storage} AS s, to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
+        WHERE s.search_vector @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
+        ORDER BY score DESC, s.key LIMIT %(limit)s
+    ) AS s
+    ORDER BY s.score DESC, s.key
+"""
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """A value that a search found.
+
+    Attributes:
+        key: Its full key.
+        score: Its rank by PostgreSQL's ``ts_rank``; higher is better.
+        data: The value itself.
+    """
+
+    key: str
+    score: float
+    data: bytes
+
+
+class ValueReader:
+    """Reads the values of one database, schema and table prefix.
+
+    Args:
+        database: Where the tables are.
+        text_search_config: PostgreSQL's text search configuration for queries.
+        seen: Where to remember which values have been read, if that is wanted.
+    """
+
+    def __init__(self, database: Database, *, text_search_config: str, seen: SeenWrites | None) -> None:
+        self._database = database
+        self._configuration = text_search_config
+        self._seen = seen
+        self._read = database.statement(_READ)
+        self._list = database.statement(_LIST)
+        self._search = database.statement(_SEARCH)
+
+    def read(self, key: str) -> bytes | None:
+        """Return a value, or None if there is none, and remember its write id.
+
+        Raises:
+            DatabaseError: Chunks of the value are missing.
+            StrandsPsycopgError: As ``Database.fetch``.
+        """
+        operation = f"reading {key!r}"
+        last = self._seen.last(key) if self._seen is not None else None
+        rows = self._database.fetch(operation, self._read, {"key": key}, binary=True).rows
+        data = _complete(operation, rows[0][0], b"".join(part or b"" for _, part, _ in rows)) if rows else None
+        if self._seen is not None:
+            self._seen.refresh(key, rows[0][2] if rows else MISSING, last=last)
+        return data
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys that begin with a prefix, sorted.
+
+        Raises:
+            StrandsPsycopgError: As ``Database.fetch``.
+        """
+        rows = self._database.fetch(f"listing {prefix!r}", self._list, _key_range(prefix)).rows
+        return [key for (key,) in rows]
+
+    def search(self, prefix: str, query: str, limit: int) -> list[SearchHit]:
+        """Return up to ``limit`` values that match a ``tsquery`` and whose keys begin with a prefix, best match first.
+
+        Raises:
+            DatabaseError: Chunks of a value are missing.
+            StrandsPsycopgError: As ``Database.fetch``.
+        """
+        operation = f"searching {prefix!r}"
+        parameters = _key_range(prefix) | {"query": query, "configuration": self._configuration, "limit": limit}
+        # Not prepared: whether the index of keys or that of words is faster depends on the parameters.
+        rows = self._database.fetch(operation, self._search, parameters, binary=True, prepare=False).rows
+        return [SearchHit(key, score, _complete(operation, size, data)) for key, score, size, data in rows]
+
+
+def _key_range(prefix: str) -> dict[str, object]:
+    return {"prefix": prefix, "end": prefix + _AFTER_ALL_KEYS}
+
+
+def _complete(operation: str, size: int, data: bytes | None) -> bytes:
+    """Return the data of a value if it has the size that it was written with."""
+    if data is None or len(data) != size:
+        raise DatabaseError(f"{operation}: chunks of the value are missing; restore the table of chunks from a backup")
+    return data
