@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -13,6 +14,9 @@ from strands.types.session import Session, SessionAgent, SessionType
 
 from strands_psycopg import PostgresSessionRepository, PurgeResult, SessionConflictError, SessionNotFoundError
 from strands_psycopg.repository import retention
+from strands_psycopg.repository.agents import AgentChange
+from strands_psycopg.repository.window import Variant, Window
+from support import agents, writes
 from support.agents import build
 from support.multi_agents import Team
 from support.pausing import pause_before
@@ -79,6 +83,28 @@ def test_idle_sessions_go_with_all_that_is_in_them(
     assert {table: len(rows) for table, rows in after.items()} == {table: len(rows) for table, rows in before.items()}
     assert left(connection) == ["active"]
     assert repository.purge_sessions(idle_for=MONTH) == PurgeResult()
+
+
+@pytest.mark.parametrize("delete", ["purge", "session", "agent"])
+def test_other_forms_of_messages_and_checkpoints_go_with_their_agent(
+    repository: PostgresSessionRepository, connection: Connection, delete: str
+) -> None:
+    agent = build(repository)
+    agent("hello")
+    agents.save_checkpoint(agent)
+    agent.messages[0]["content"] = [{"text": "edited"}]
+    agents.save_checkpoint(agent)
+    assert [len(contents(connection)[table]) for table in ("strands_message_variants", "strands_checkpoints")] == [1, 2]
+
+    if delete == "purge":
+        age(connection, "s", 7200)
+        assert repository.purge_sessions(idle_for=3600) == PurgeResult(sessions=1, agents=1, messages=2)
+    elif delete == "session":
+        repository.delete_session("s")
+    else:
+        repository.delete_agent("s", "default")
+    left_over = {table for table, rows in contents(connection).items() if rows}
+    assert left_over == ({"strands_sessions"} if delete == "agent" else set())
 
 
 @pytest.mark.parametrize(("seconds", "gone"), [(3600 + 50, False), (3600 + 61, True)])
@@ -171,6 +197,12 @@ WAKERS: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "update_and_append": lambda repository: store_with_message(
         repository, "s", SessionAgent("a", {}, {}), message(3, "awake")
     ),
+    "store_variant": lambda repository: repository._tables.agents.store(
+        "s",
+        AgentChange("a", None, Window((1,), 3), variants=[Variant(1, None, message(0, "awake").message)]),
+        write_id=uuid4(),
+    ),
+    "save_checkpoint": lambda repository: writes.save_checkpoint(repository, "s"),
     "update_agent": lambda repository: repository.update_agent("s", SessionAgent("a", {"awake": True}, {})),
     "create_agent": lambda repository: repository.create_agent("s", SessionAgent("new", {}, {})),
     "update_multi_agent": lambda repository: repository.update_multi_agent("s", Team("m", {"awake": True})),

@@ -8,6 +8,12 @@
 SELECT 'message' AS kind, session_id AS key, agent_id || ' ' || message_id AS place FROM strands_messages
 WHERE strpos(concat_ws(E'\n', message, message_exact, redact_message, redact_message_exact), :'text') > 0
 UNION ALL
+SELECT 'variant', session_id, agent_id || ' ' || variant_id FROM strands_message_variants
+WHERE strpos(concat_ws(E'\n', message, message_exact), :'text') > 0
+UNION ALL
+SELECT 'checkpoint', session_id, agent_id || ' ' || snapshot_id FROM strands_checkpoints
+WHERE strpos(concat_ws(E'\n', data, data_exact), :'text') > 0
+UNION ALL
 SELECT 'agent', session_id, agent_id FROM strands_agents
 WHERE strpos(
     concat_ws(

@@ -51,6 +51,8 @@ ALTER TABLE strands.strands_chunks ADD COLUMN IF NOT EXISTS tenant text NOT NULL
 ALTER TABLE strands.strands_sessions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_agents ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_messages ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_message_variants ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_checkpoints ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_multi_agents ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_storage ENABLE ROW LEVEL SECURITY;
@@ -59,6 +61,8 @@ ALTER TABLE strands.strands_chunks ENABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_sessions;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_agents;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_messages;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_message_variants;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_checkpoints;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_multi_agents;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_leases;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_storage;
@@ -67,6 +71,8 @@ DROP POLICY IF EXISTS of_tenant ON strands.strands_chunks;
 CREATE POLICY of_tenant ON strands.strands_sessions USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_agents USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_messages USING (strands.is_tenants(session_id));
+CREATE POLICY of_tenant ON strands.strands_message_variants USING (strands.is_tenants(session_id));
+CREATE POLICY of_tenant ON strands.strands_checkpoints USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_multi_agents USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_leases USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_storage USING (strands.is_tenants(key));
@@ -75,6 +81,7 @@ CREATE POLICY of_tenant ON strands.strands_chunks USING (tenant = strands.tenant
 GRANT USAGE ON SCHEMA strands TO strands_tenants;
 GRANT SELECT ON strands.strands_migrations TO strands_tenants;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
-    strands.strands_sessions, strands.strands_agents, strands.strands_messages, strands.strands_multi_agents,
-    strands.strands_leases, strands.strands_storage, strands.strands_chunks
+    strands.strands_sessions, strands.strands_agents, strands.strands_messages, strands.strands_message_variants,
+    strands.strands_checkpoints, strands.strands_multi_agents, strands.strands_leases, strands.strands_storage,
+    strands.strands_chunks
 TO strands_tenants;

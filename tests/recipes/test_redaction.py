@@ -1,14 +1,15 @@
 """What a guardrail's redaction erases, and what it cannot.
 
-It rewrites the message's row. Out of its reach, and yours to see to:
+It rewrites the message wherever it is stored: in the log, in other forms, for every agent of the session. Out of its
+reach, and yours to see to:
 
 - The text was stored before the model was called, so others could read it until the guardrail spoke.
 - The old version of the row stays in the table's pages until VACUUM, and its bytes until something is written over
   them. VACUUM FULL writes the table anew.
 - The write-ahead log holds both versions: pg_wal until its files have been used again, archives, replicas that lag,
   and backups for as long as you keep them.
-- Copies: what the model or a tool repeated, the agent's state, other agents' messages, snapshots and offloaded results
-  in a storage, forks, exports. ``find_text.sql`` finds those that are in the tables.
+- Copies: what the model or a tool repeated, summaries, the agent's state, snapshots and offloaded results in a storage,
+  forks, exports. ``find_text.sql`` finds those that are in the tables.
 - Logs: a server that logs statements logs their parameters too, unless log_parameter_max_length is 0.
 """
 
@@ -24,7 +25,7 @@ from strands.types.streaming import StreamEvent
 from strands_psycopg import PostgresSessionRepository, PostgresStorage
 from strands_psycopg.embedded import Server
 from support import programs
-from support.agents import GuardedModel, build
+from support.agents import GuardedModel, build, save_checkpoint
 from support.multi_agents import Team
 from support.storage import has_storage, needs_storage
 from support.tables import Connection, one, texts
@@ -105,13 +106,20 @@ def test_copies_are_found_wherever_they_are(repository: PostgresSessionRepositor
     noted.state.set("card", SECRET)
     noted("hello")
     repository.create_multi_agent("noted", Team("m", {"task": f"pay with {SECRET}"}))
-    expected = ["agent|noted|a", "message|repeated|default 1", "multi-agent|noted|m"]
+    edited = build(repository, "edited", agent_id="a")
+    edited("hello")
+    edited.messages[0]["content"] = [{"text": f"hello {SECRET}"}]
+    edited.state.set("card", SECRET)
+    snapshot_id = save_checkpoint(edited)
+    expected = ["agent|edited|a", "agent|noted|a", f"checkpoint|edited|a {snapshot_id}", "message|repeated|default 1"]
+    expected += ["multi-agent|noted|m"]
     if has_storage:
         storage = PostgresStorage(repository)
         asyncio.run(storage.write("small", SECRET.encode()))
         asyncio.run(storage.write("large", random.Random(1).randbytes(100_000) + SECRET.encode() + bytes(100_000)))
         asyncio.run(storage.write("other", b"4111"))
         expected += ["value|large|", "value|small|"]
+    expected += ["variant|edited|a 1"]
 
     assert found(direct_dsn) == expected
 

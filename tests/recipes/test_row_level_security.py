@@ -19,7 +19,7 @@ from strands_psycopg import (
 )
 from strands_psycopg.transfer import export_session, import_session
 from support import programs
-from support.agents import build, dump
+from support.agents import build, dump, save_checkpoint
 from support.errands import run_all
 from support.multi_agents import Team
 from support.storage import has_storage, needs_storage
@@ -28,7 +28,10 @@ from support.writes import message
 
 RECIPE = Path(__file__).with_name("row_level_security.sql")
 
-TABLES = ("sessions", "agents", "messages", "multi_agents", "leases", "storage", "chunks")
+TABLES = (
+    *("sessions", "agents", "messages", "message_variants", "checkpoints", "multi_agents", "leases"),
+    *("storage", "chunks"),
+)
 KEYS = {"storage": "key", "chunks": "tenant || '/'"}
 BY_SETTING = """
     CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql
@@ -94,7 +97,10 @@ def visible_tenants(connection: Connection) -> dict[str, set[str]]:
 
 def fill(repository: PostgresSessionRepository, name: str) -> None:
     """Store a row in every table, including a lease that is not released."""
-    build(repository, f"{name}/s")("hello")
+    agent = build(repository, f"{name}/s")
+    agent("hello")
+    agent.messages[0]["content"] = [{"text": "edited"}]
+    save_checkpoint(agent)
     repository.create_multi_agent(f"{name}/s", Team("m", {}))
     repository.lease(f"{name}/s", ttl=600).__enter__()
     if has_storage:

@@ -1,8 +1,9 @@
 """Agents whose session is in a repository, with their models, tools and hooks."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterable, Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 from strands import Agent, ToolContext, tool
 from strands.hooks import BeforeToolCallEvent, HookProvider, HookRegistry
@@ -27,6 +28,23 @@ def build(
     options.setdefault("model", ScriptedModel(replies))
     manager = PostgresSessionManager(session_id, repository)
     return Agent(session_manager=manager, callback_handler=None, **options)
+
+
+def manager_of(agent: Agent) -> PostgresSessionManager:
+    """Return the session manager of an agent that ``build`` has built."""
+    return cast(PostgresSessionManager, agent._session_manager)
+
+
+def save_checkpoint(agent: Agent) -> str:
+    """Save a checkpoint of an agent and return its id."""
+    snapshot_id = asyncio.run(manager_of(agent).save_snapshot(agent))
+    assert snapshot_id is not None
+    return snapshot_id
+
+
+def restore_checkpoint(agent: Agent, snapshot_id: str) -> None:
+    """Set an agent to a checkpoint."""
+    assert asyncio.run(manager_of(agent).restore_snapshot(agent, snapshot_id=snapshot_id))
 
 
 def dump(agent: Agent) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import random
 
 from strands_psycopg import PostgresSessionRepository, PostgresStorage, SessionBusyError
-from support.agents import LOOK_UP, GuardedModel, build, dump, look_up
+from support.agents import LOOK_UP, GuardedModel, build, dump, look_up, restore_checkpoint, save_checkpoint
 from support.multi_agents import Team
 from support.storage import has_storage
 
@@ -24,6 +24,13 @@ def run_all(repository: PostgresSessionRepository, session_id: str, prefix: str 
         agent.state.set("mood", "good")
         agent("ask again")
         assert dump(build(repository, session_id)) == dump(agent)
+
+        agent.messages[0]["content"] = [{"text": "edited"}]
+        snapshot_id, then = save_checkpoint(agent), dump(agent)
+        agent("go on")
+        restore_checkpoint(agent, snapshot_id)
+        assert dump(agent) == then
+        agent("go on otherwise")
 
         build(repository, session_id, agent_id="guarded", model=GuardedModel([["no"]], "[redacted]"))("secret")
         guarded = build(repository, session_id, agent_id="guarded")

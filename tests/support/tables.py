@@ -7,7 +7,10 @@ from psycopg import sql
 
 Connection = psycopg.Connection[Any]
 
-TABLES = ("strands_sessions", "strands_agents", "strands_messages", "strands_multi_agents", "strands_leases")
+TABLES = (
+    *("strands_sessions", "strands_agents", "strands_messages", "strands_message_variants", "strands_checkpoints"),
+    *("strands_multi_agents", "strands_leases"),
+)
 
 _TEXTS = """
     SELECT message_id, coalesce(message['content'][0]->>'text', message['content'][0]::text) FROM strands_messages

@@ -95,7 +95,8 @@ def _redact(repository: PostgresSessionRepository, session_id: str, text: str) -
     )
 
 
-def _save_checkpoint(repository: PostgresSessionRepository, session_id: str) -> None:
+def save_checkpoint(repository: PostgresSessionRepository, session_id: str) -> None:
+    """Save a checkpoint of an agent ``a``."""
     seen = repository._tables.agents.read(session_id, "a")
     assert seen is not None
     repository._tables.checkpoints.save(
@@ -168,7 +169,7 @@ WRITES = [
         lambda repository, session_id: _redact(repository, session_id, "now"),
         lambda repository, session_id: _redact(repository, session_id, "next"),
     ),
-    Write("save_checkpoint", _create_message, _save_checkpoint, _save_checkpoint),
+    Write("save_checkpoint", _create_message, save_checkpoint, save_checkpoint),
     Write(
         "update_agent",
         _create_agent,

@@ -31,6 +31,8 @@ _COUNT = {
     "sessions": "SELECT count(*) FROM {sessions}",
     "agents": "SELECT count(*) FROM {agents}",
     "messages": "SELECT count(*) FROM {messages}",
+    "message_variants": "SELECT count(*) FROM {message_variants}",
+    "checkpoints": "SELECT count(*) FROM {checkpoints}",
     "multi_agents": "SELECT count(*) FROM {multi_agents}",
     "leases": "SELECT count(*) FROM {leases}",
     "storage": "SELECT count(*) FROM {storage}",
