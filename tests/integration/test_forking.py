@@ -1,15 +1,18 @@
-"""Forks: exact copies of sessions, whole or cut short, from which agents go on."""
+"""Forks: exact copies of sessions, whole, cut short or as of a checkpoint, from which agents go on."""
 
+import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple, cast
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
 from strands import Agent
 from strands.agent.conversation_manager import (
+    ConversationManager,
     NullConversationManager,
     SlidingWindowConversationManager,
     SummarizingConversationManager,
@@ -26,7 +29,19 @@ from strands_psycopg import (
     SessionSummary,
 )
 from strands_psycopg.scripted_model import ScriptedModel
-from support.agents import LOOK_UP, Approval, GuardedModel, OverflowingModel, StatefulModel, build, dump, look_up
+from support.agents import (
+    LOOK_UP,
+    Approval,
+    GuardedModel,
+    OverflowingModel,
+    StatefulModel,
+    build,
+    dump,
+    look_up,
+    manager_of,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from support.multi_agents import Team
 from support.pausing import pause_before
 from support.tables import blocked, one, texts
@@ -514,3 +529,364 @@ def test_fork_can_be_forked(repository: PostgresSessionRepository, connection: C
         repository.fork_session(["s", "0", "1"][number], str(number), until=until)
         build(repository, str(number), model=ScriptedModel([["other"]]), **sliding())()
     assert texts(connection, "2") == [*texts(connection)[:5], "other"]
+
+
+# What an agent holds in memory, where that is not the end of its log, and checkpoints.
+
+
+PINS = hasattr(SlidingWindowConversationManager(), "pin_first")
+
+MANAGERS: dict[str, Callable[[], ConversationManager]] = {
+    "null": NullConversationManager,
+    "sliding": lambda: SlidingWindowConversationManager(window_size=4),
+    "summarizing": lambda: SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2),
+}
+if PINS:
+    MANAGERS |= {
+        "sliding with pins": lambda: SlidingWindowConversationManager(window_size=4, pin_first=1),
+        "summarizing with pins": lambda: SummarizingConversationManager(
+            summary_ratio=0.5, preserve_recent_messages=2, pin_first=1
+        ),
+    }
+
+needs_pins = pytest.mark.skipif(not PINS, reason="this version of Strands pins no messages")
+
+
+class Moment(NamedTuple):
+    """A checkpoint, what the agent was then, and how many messages had been said."""
+
+    snapshot_id: str
+    agent: str
+    said: int
+
+
+def checkpoints(agent: Agent) -> list[str]:
+    return asyncio.run(manager_of(agent).list_snapshot_ids(agent))
+
+
+def unannounced(text: str) -> Message:
+    return {"role": "user", "content": [{"text": text}]}
+
+
+def edit(agent: Agent, text: str) -> None:
+    """Edit the last message in memory."""
+    agent.messages[-1]["content"] = [{"text": text}]
+
+
+def lived(repository: PostgresSessionRepository, kind: str) -> tuple[Agent, list[Moment]]:
+    """Return an agent whose messages were reduced and edited, and its checkpoints: of a plain window and of others."""
+    overflows = set() if kind == "null" else {4, 10}
+    model = OverflowingModel([[f"answer {number}"] for number in range(20)], overflows)
+    agent = build(repository, model=model, conversation_manager=MANAGERS[kind]())
+    moments: list[Moment] = []
+
+    def turns(*numbers: int) -> None:
+        for number in numbers:
+            agent(f"prompt {number}")
+            agent.state.set("turn", number)
+
+    def moment() -> None:
+        moments.append(Moment(save_checkpoint(agent), dump(agent), said))
+
+    turns(0, 1)
+    said = 4
+    moment()
+    turns(2, 3, 4)
+    said = 10
+    edit(agent, "edited")
+    moment()
+    agent.messages.insert(1, unannounced("inserted"))
+    turns(5)
+    said = 12
+    moment()
+    turns(6, 7, 8)
+    edit(agent, "edited again")
+    manager_of(agent).sync_agent(agent)
+    return agent, moments
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_fork_holds_what_its_agent_holds(
+    repository: PostgresSessionRepository, connection: Connection, kind: str
+) -> None:
+    agent, moments = lived(repository, kind)
+
+    repository.fork_session("s", "fork")
+
+    for table in ("strands_messages", "strands_message_variants", "strands_checkpoints"):
+        assert rows(connection, table, "fork") == rows(connection, table, "s") != []
+    fork = build(repository, "fork", conversation_manager=MANAGERS[kind]())
+    assert dump(fork) == dump(agent)
+    for snapshot_id, then, _ in moments:
+        restore_checkpoint(fork, snapshot_id)
+        assert dump(fork) == then
+    fork("else")
+    assert dump(build(repository, "fork", conversation_manager=MANAGERS[kind]())) == dump(fork)
+    assert dump(build(repository, conversation_manager=MANAGERS[kind]())) == dump(agent)
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_fork_of_a_checkpoint_is_the_agent_of_that_moment(
+    repository: PostgresSessionRepository, connection: Connection, kind: str, number: int
+) -> None:
+    agent, moments = lived(repository, kind)
+    snapshot_id, then, said = moments[number]
+
+    summary = repository.fork_session("s", "fork", snapshot_id=snapshot_id)
+
+    assert (summary.agents, summary.messages) == (1, said)
+    assert rows(connection, "strands_messages", "fork") == [
+        row for row in rows(connection, "strands_messages", "s") if row["message_id"] < said
+    ]
+    fork = build(repository, "fork", conversation_manager=MANAGERS[kind]())
+    assert dump(fork) == then
+    assert checkpoints(fork) == [each.snapshot_id for each in moments[: number + 1]]
+    for earlier in moments[: number + 1]:
+        restore_checkpoint(fork, earlier.snapshot_id)
+        assert dump(fork) == earlier.agent
+    for number in range(3):
+        fork(f"else {number}")
+        assert dump(build(repository, "fork", conversation_manager=MANAGERS[kind]())) == dump(fork)
+    assert dump(build(repository, conversation_manager=MANAGERS[kind]())) == dump(agent)
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_fork_of_a_checkpoint_has_nothing_of_later(
+    repository: PostgresSessionRepository, connection: Connection, kind: str
+) -> None:
+    agent, (_, moment, _) = lived(repository, kind)
+    agent.state.set("later", "later")
+    agent("later")
+    edit(agent, "edited later")
+    save_checkpoint(agent)
+
+    repository.fork_session("s", "fork", snapshot_id=moment.snapshot_id)
+
+    for table in ("strands_agents", "strands_messages", "strands_message_variants", "strands_checkpoints"):
+        assert "later" in str(rows(connection, table, "s"))
+        assert "later" not in str(rows(connection, table, "fork"))
+
+
+@pytest.mark.parametrize("until", [3, 4, 10, 11, 13])
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_checkpoints_before_the_cut_go_along(
+    repository: PostgresSessionRepository, connection: Connection, kind: str, until: int
+) -> None:
+    _, moments = lived(repository, kind)
+
+    repository.fork_session("s", "fork", until=until)
+
+    fork = build(repository, "fork", conversation_manager=MANAGERS[kind]())
+    before = [each for each in moments if each.said <= until]
+    assert checkpoints(fork) == [each.snapshot_id for each in before]
+    unused = """
+        SELECT count(*) FROM strands_message_variants AS v WHERE session_id = 'fork' AND NOT EXISTS (
+            SELECT FROM strands_checkpoints AS c WHERE session_id = 'fork' AND v.variant_id = ANY(c.variant_ids)
+        )
+    """
+    assert one(connection, unused) == 0
+    for each in before:
+        restore_checkpoint(fork, each.snapshot_id)
+        assert dump(fork) == each.agent
+
+
+@pytest.mark.parametrize("kind", MANAGERS)
+def test_cut_conversation_is_the_end_of_what_was_said(
+    repository: PostgresSessionRepository, connection: Connection, kind: str
+) -> None:
+    lived(repository, kind)
+    for until in range(1, 18):
+        repository.fork_session("s", f"fork {until}", until=until)
+        assert (
+            one(connection, "SELECT memory_window FROM strands_agents WHERE session_id = %s", f"fork {until}") is None
+        )
+        fork = build(repository, f"fork {until}", conversation_manager=MANAGERS[kind]())
+        held = conversation(fork.messages)
+        summary = fork.conversation_manager.get_state().get("summary_message")
+        said = held[1:] if summary else held
+        assert held != []
+        assert said == texts(connection)[until - len(said) : until]
+        fork("else") if until % 2 == 0 else fork()
+        assert dump(build(repository, f"fork {until}", conversation_manager=MANAGERS[kind]())) == dump(fork)
+
+
+def test_as_many_messages_are_held_before_the_cut_as_were_held(repository: PostgresSessionRepository) -> None:
+    agent = talk(repository, 5, conversation_manager=NullConversationManager())
+    agent.messages.clear()
+    agent.messages.append(unannounced("start"))
+    agent("prompt 5")
+    assert len(agent.messages) == 3
+
+    repository.fork_session("s", "fork", until=9)
+    fork = build(repository, "fork", conversation_manager=NullConversationManager())
+    assert conversation(fork.messages) == ["prompt 3", "answer 3", "prompt 4"]
+
+
+def test_edits_in_memory_are_left_out_before_a_cut(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    agent = talk(repository, 3)
+    agent.messages[0]["content"] = [{"text": "edited"}]
+    manager_of(agent).sync_agent(agent)
+    repository.fork_session("s", "fork", until=4)
+    assert conversation(build(repository, "fork").messages) == ["prompt 0", "answer 0", "prompt 1", "answer 1"]
+    assert rows(connection, "strands_message_variants", "fork") == []
+
+
+@needs_pins
+def test_pinned_head_is_pinned_again_where_the_fork_begins_with_it(repository: PostgresSessionRepository) -> None:
+    def pinning() -> ConversationManager:
+        return SlidingWindowConversationManager(window_size=4, pin_first=1)
+
+    talk(repository, 10, conversation_manager=pinning())
+
+    for until in (4, 10):
+        repository.fork_session("s", f"fork {until}", until=until)
+        fork = build(repository, f"fork {until}", conversation_manager=pinning())
+        for _ in range(3):
+            fork("else")
+        assert (conversation(fork.messages)[0] == "prompt 0") is (until == 4)
+        assert "prompt 3" not in conversation(fork.messages)
+
+
+@needs_pins
+def test_summary_behind_pinned_messages_ends_where_memory_goes_on(repository: PostgresSessionRepository) -> None:
+    manager = SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2, pin_first=2)
+    model = OverflowingModel([["ok"]], overflows={4})
+    agent = build(repository, model=model, conversation_manager=manager)
+    for number in range(6):
+        agent(f"prompt {number}")
+    # Of the first four messages two are pinned, and two summarized.
+    assert manager.removed_message_count == 2
+    assert conversation(agent.messages)[3:5] == ["prompt 2", "ok"]
+
+    repository.fork_session("s", "fork", until=6)
+    fork = build(repository, "fork", **summarizing())
+    assert fork.messages == agent.messages[2:5]
+
+    repository.fork_session("s", "short", until=3)
+    assert conversation(build(repository, "short", **summarizing()).messages) == ["prompt 0", "ok", "prompt 1"]
+
+
+def test_summary_that_memory_has_no_more_is_left_out(repository: PostgresSessionRepository) -> None:
+    agent = summarized(repository)
+    agent.messages[0] = unannounced("instead")
+    manager_of(agent).sync_agent(agent)
+    repository.fork_session("s", "fork", until=7)
+    fork = build(repository, "fork", **summarizing())
+    assert conversation(fork.messages) == ["1", "one", "2", "two", "3", "three", "4"]
+    assert fork.conversation_manager.get_state()["summary_message"] is None
+
+
+def test_manager_of_an_unknown_kind_is_cut_only_behind_what_memory_has_no_more(
+    repository: PostgresSessionRepository,
+) -> None:
+    agent = talk(repository, 4, conversation_manager=Archive(window_size=4))
+    agent.messages[0]["content"] = [{"text": "edited"}]
+    del agent.messages[1]
+    manager_of(agent).sync_agent(agent)
+
+    with pytest.raises(SessionForkError, match="truncate at 6 or later"):
+        repository.fork_session("s", "fork", until=5)
+    repository.fork_session("s", "fork", until=7)
+    fork = build(repository, "fork", conversation_manager=Archive(window_size=4))
+    assert conversation(fork.messages) == ["prompt 3"]
+
+
+def test_state_in_a_fork_of_a_checkpoint_is_that_of_the_checkpoint(repository: PostgresSessionRepository) -> None:
+    agent = talk(repository, 1, state={"mood": "good", "odd": ODD["a"]})
+    then = save_checkpoint(agent)
+    agent.state.set("mood", "bad")
+    agent("more")
+    repository.fork_session("s", "fork", snapshot_id=then)
+    assert build(repository, "fork").state.get() == {"mood": "good", "odd": ODD["a"]}
+
+
+def test_interrupt_that_was_pending_at_a_checkpoint_is_answered_in_its_fork(
+    repository: PostgresSessionRepository,
+) -> None:
+    agent, interrupt_id = interrupted(repository)
+    then = save_checkpoint(agent)
+    answer: Any = [{"interruptResponse": {"interruptId": interrupt_id, "response": "no"}}]
+    agent(answer)
+
+    repository.fork_session("s", "fork", snapshot_id=then)
+
+    fork = build(repository, "fork", [["It is warm."]], tools=[look_up], hooks=[Approval()])
+    answer[0]["interruptResponse"]["response"] = "yes"
+    assert fork(answer).stop_reason == "end_turn"
+    assert fork.state.get("asked") == ["Köln"]
+
+
+def test_conversation_on_the_providers_side_goes_on_from_the_checkpoint(repository: PostgresSessionRepository) -> None:
+    agent = build(repository, model=StatefulModel([["ok"]]))
+    agent("hello")
+    then = save_checkpoint(agent)
+    agent("more")
+    repository.fork_session("s", "fork", snapshot_id=then)
+    assert build(repository, "fork", model=StatefulModel([["ok"]]))._model_state == {"response_id": "response-1"}
+
+
+def test_what_was_redacted_after_a_checkpoint_is_redacted_in_its_fork(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    agent = talk(repository, 1)
+    agent.messages.append(unannounced("unannounced"))
+    then = save_checkpoint(agent)
+    redaction = {**agent.messages[0], "content": [{"text": "[removed]"}]}
+    manager_of(agent).redact_latest_message(cast(Message, redaction), agent)
+
+    repository.fork_session("s", "fork", snapshot_id=then)
+
+    fork = build(repository, "fork")
+    assert conversation(fork.messages) == ["[removed]", "answer 0", "unannounced"]
+    for table in ("strands_agents", "strands_messages", "strands_message_variants", "strands_checkpoints"):
+        assert "prompt 0" not in str(rows(connection, table, "fork"))
+
+
+def test_fork_of_a_checkpoint_has_only_its_agent(repository: PostgresSessionRepository) -> None:
+    fill(repository)
+    agent = build(repository, agent_id="c")
+    agent("hello")
+    then = save_checkpoint(agent)
+    summary = repository.fork_session("s", "fork", snapshot_id=then)
+    assert (summary.agents, summary.messages, summary.multi_agents) == (1, 2, 0)
+    repository.fork_session("s", "named", agent_id="c", snapshot_id=then)
+    assert (
+        dump(build(repository, "fork", agent_id="c")) == dump(build(repository, "named", agent_id="c")) == dump(agent)
+    )
+
+
+def test_fork_of_a_checkpoint_that_does_not_exist_is_an_error(repository: PostgresSessionRepository) -> None:
+    fill(repository)
+    agent = build(repository, agent_id="c")
+    then = save_checkpoint(agent)
+    other = str(UUID(int=UUID(then).int + 1))
+    with pytest.raises(SessionNotFoundError, match=f"the session has no checkpoint {other}"):
+        repository.fork_session("s", "fork", snapshot_id=other)
+    with pytest.raises(SessionNotFoundError, match=f"agent 'a' has no checkpoint {then}"):
+        repository.fork_session("s", "fork", agent_id="a", snapshot_id=then)
+    assert repository.read_session("fork") is None
+
+
+@pytest.mark.parametrize("wrong", ["", "latest", str(uuid4()), "01890A5D-AC96-774B-BCCE-B302099A8057", 7])
+def test_what_is_no_id_of_a_checkpoint_is_refused(repository: PostgresSessionRepository, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is not a snapshot id"):
+        repository.fork_session("s", "fork", snapshot_id=wrong)
+
+
+def test_checkpoint_and_index_exclude_each_other(repository: PostgresSessionRepository) -> None:
+    with pytest.raises(ValueError, match="until and snapshot_id exclude each other"):
+        repository.fork_session("s", "fork", until=1, snapshot_id="01890a5d-ac96-774b-bcce-b302099a8057")
+
+
+def test_fork_of_a_checkpoint_is_made_once(repository: PostgresSessionRepository, connection: Connection) -> None:
+    agent = talk(repository, 1)
+    then = UUID(save_checkpoint(agent))
+    write_id = uuid4()
+    forker = repository._tables.forker
+    forker.fork("s", "fork", snapshot_id=then, write_id=write_id)
+    before = {table: rows(connection, table, "fork") for table in ("strands_agents", "strands_checkpoints")}
+    assert forker.fork("s", "fork", snapshot_id=then, write_id=write_id).messages == 2
+    assert {table: rows(connection, table, "fork") for table in before} == before
