@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import pytest
+from strands import Agent
 from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType, decode_bytes_values
 
@@ -18,7 +19,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main, show
 from strands_psycopg.cli.options import parse_duration, parse_time
 from support import processes
-from support.agents import LOOK_UP, GuardedModel, build, look_up
+from support.agents import LOOK_UP, GuardedModel, build, look_up, manager_of, save_checkpoint
 from support.multi_agents import Team
 from support.tables import Connection, blocked, one, texts
 from support.waiting import wait_until
@@ -205,6 +206,128 @@ agent default, 4 messages
     )
 
 
+def pruned(repository: PostgresSessionRepository) -> Agent:
+    """Return an agent whose memory has a message that was not said, an edited one and one as it was said, of four."""
+    agent = build(repository, replies=[["one"], ["two"]])
+    agent("1")
+    agent("2")
+    agent.messages[:2] = [{"role": "user", "content": [{"text": "instead"}]}]
+    agent.messages[1]["content"] = [{"text": "edited\x1b[0m"}]
+    manager_of(agent).sync_agent(agent)
+    return agent
+
+
+def test_messages_in_memory_are_shown_with_what_the_log_lacks(run: Run, repository: PostgresSessionRepository) -> None:
+    agent = pruned(repository)
+    code, printed, errors = run("show", "s", "--window")
+    assert (code, printed.splitlines()[3:], errors) == (
+        0,
+        """\
+agent default, 4 messages
+
+user, not in the log
+  instead
+
+2 user, differs from the log
+  edited\\x1b[0m
+
+3 assistant, 10 tokens in, 5 tokens out
+  two
+""".splitlines(),
+        "",
+    )
+    shown = json.loads(run("show", "s", "--window", "--json")[1])
+    summary = repository._tables.listing.read("s")
+    assert summary is not None
+    assert shown["session"] == vars(summary)
+    assert shown["agents"] == [
+        {
+            **vars(repository.list_agents("s")[0]),
+            "window": [
+                {"message_id": None, "in_log": False, "message": agent.messages[0]},
+                {"message_id": 2, "in_log": False, "message": agent.messages[1]},
+                {"message_id": 3, "in_log": True, "message": agent.messages[2]},
+            ],
+        }
+    ]
+    assert "edited" not in run("show", "s")[1]
+
+
+@pytest.mark.parametrize(("last", "held"), [(0, []), (1, [3]), (2, [2, 3]), (9, [None, 2, 3])])
+def test_only_the_last_messages_in_memory(
+    run: Run, repository: PostgresSessionRepository, last: int, held: list[int | None]
+) -> None:
+    pruned(repository)
+    shown = json.loads(run("show", "s", "--window", "--json", "--last", str(last))[1])
+    assert [message["message_id"] for message in shown["agents"][0]["window"]] == held
+
+
+def test_summary_that_is_restored_with_the_end_of_the_log_is_in_memory(
+    run: Run, repository: PostgresSessionRepository
+) -> None:
+    summary = {"role": "user", "content": [{"text": "Of earlier messages."}]}
+    state = {"__name__": "SummarizingConversationManager", "removed_message_count": 1, "summary_message": summary}
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.create_agent("s", SessionAgent("a", {}, state))
+    for index in range(2):
+        repository.create_message("s", "a", SessionMessage({"role": "user", "content": [{"text": "hi"}]}, index))
+    shown = json.loads(run("show", "s", "--window", "--json")[1])["agents"][0]["window"]
+    assert [(each["message_id"], each["in_log"]) for each in shown] == [(None, False), (1, True)]
+    assert shown[0]["message"] == summary
+
+
+def test_redacted_message_in_memory_is_shown_redacted(run: Run, repository: PostgresSessionRepository) -> None:
+    build(repository, model=GuardedModel([["No."]], "[removed]"))("secret")
+    printed = run("show", "s", "--window")[1]
+    assert "\n0 user\n  [removed]\n" in printed
+    assert "secret" not in printed
+
+
+def test_checkpoints_are_listed(run: Run, repository: PostgresSessionRepository, connection: Connection) -> None:
+    agent = build(repository)
+    snapshot_ids = []
+    for number in range(2):
+        agent(str(number))
+        snapshot_ids.append(save_checkpoint(agent))
+    build(repository, agent_id="other")
+    connection.execute("UPDATE strands_checkpoints SET created_at = timestamptz '2030-05-01 10:20:30.4+00'")
+    width = len(snapshot_ids[0])
+    code, printed, errors = run("show", "s", "--checkpoints")
+    assert (code, printed.splitlines()[3:], errors) == (
+        0,
+        [
+            "agent default, 4 messages",
+            "",
+            f"{'checkpoint'.ljust(width)}  time                 messages",
+            f"{snapshot_ids[0]}  2030-05-01 10:20:30         2",
+            f"{snapshot_ids[1]}  2030-05-01 10:20:30         4",
+            "",
+            "agent other, 0 messages",
+            "",
+            "checkpoint  time  messages",
+        ],
+        "",
+    )
+    shown = json.loads(run("show", "s", "--checkpoints", "--json", "--agent", "default", "--last", "1")[1])
+    assert shown["agents"] == [
+        {
+            **vars(repository.list_agents("s")[0]),
+            "checkpoints": [
+                {"snapshot_id": snapshot_ids[1], "created_at": "2030-05-01T10:20:30.400000+00:00", "messages": 4}
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show", "s", "--window", "--checkpoints"], ["fork", "s", "t", "--until", "1", "--snapshot", "x"]]
+)
+def test_options_that_exclude_each_other_are_wrong_usage(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert "not allowed with argument" in refuse(capsys, *arguments)
+
+
 def test_redacted_message_is_shown_redacted(run: Run, repository: PostgresSessionRepository) -> None:
     build(repository, model=GuardedModel([["No."]], "[removed]"))("secret")
     repository.update_message(
@@ -319,6 +442,10 @@ def test_session_of_nothing_is_shown(run: Run, repository: PostgresSessionReposi
             ["fork", "chat", "team"],
             "forking session 'chat' to 'team': session 'team' already exists; choose another id",
         ),
+        (
+            ["fork", "chat", "y", "--snapshot", "01890a5d-ac96-774b-bcce-b302099a8057"],
+            "forking session 'chat' to 'y': the session has no checkpoint 01890a5d-ac96-774b-bcce-b302099a8057",
+        ),
         (["fork", "chat", "y", "--agent", "x"], "forking session 'chat' to 'y': the session has no agent 'x'"),
         (
             ["fork", "chat", "y", "--until", "1"],
@@ -339,6 +466,10 @@ def test_what_does_not_exist_fails(
         (["show", ""], "session_id must have 1 to 255 characters, not 0"),
         (["show", "s", "--last", "-1"], "--last must be 0 or more, not -1"),
         (["fork", "s", "t", "--until", "-1"], "until must be 0 or more, not -1"),
+        (
+            ["fork", "s", "t", "--snapshot", "x"],
+            "'x' is not a snapshot id; list_snapshot_ids() returns the existing ones",
+        ),
         (
             ["purge", "--idle-for", "0s"],
             "idle_for must be more than 0 seconds and at most 36500 days, not 0:00:00",
@@ -372,6 +503,15 @@ def test_fork(run: Run, repository: PostgresSessionRepository, connection: Conne
     assert summary is not None
     assert (code, json.loads(printed)) == (0, vars(summary))
     assert texts(connection, "b", "b") == ["hi"]
+
+
+def test_fork_of_a_checkpoint(run: Run, repository: PostgresSessionRepository) -> None:
+    agent = build(repository)
+    agent("hi")
+    snapshot_id = save_checkpoint(agent)
+    agent("more")
+    assert run("fork", "s", "then", "--snapshot", snapshot_id) == (0, "forked s to then: 1 agent, 2 messages\n", "")
+    assert len(build(repository, "then").messages) == 2
 
 
 # purge

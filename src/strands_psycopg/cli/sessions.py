@@ -49,13 +49,20 @@ def add_to(commands: Commands) -> None:
         "fork",
         parents=[TABLES],
         allow_abbrev=False,
-        help="copy a session, or one agent's conversation up to a message",
-        description="Copy a session, or one agent's conversation up to a message, to continue it in another way.",
+        help="copy a session, or one agent's conversation up to a message or checkpoint",
+        description="Copy a session, or one agent's conversation up to a message or checkpoint, to continue it in "
+        "another way.",
     )
     fork.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
     fork.add_argument("new", type=parse_session_id, metavar="NEW", help="id of the copy, which must not exist yet")
     fork.add_argument("--agent", metavar="ID", help="copy only this agent")
-    fork.add_argument("--until", type=int, metavar="N", help="copy only the messages before index N")
+    point = fork.add_mutually_exclusive_group()
+    point.add_argument("--until", type=int, metavar="N", help="copy only the messages before index N")
+    point.add_argument(
+        "--snapshot",
+        metavar="ID",
+        help="copy the agent of this checkpoint as it was then (see 'show --checkpoints')",
+    )
     fork.add_argument("--json", action="store_true", help="print JSON")
     fork.set_defaults(run=_fork)
 
@@ -114,7 +121,11 @@ def _sessions(arguments: argparse.Namespace) -> int:
 def _fork(arguments: argparse.Namespace) -> int:
     with open_repository(arguments) as repository:
         fork = repository.fork_session(
-            arguments.session, arguments.new, agent_id=arguments.agent, until=arguments.until
+            arguments.session,
+            arguments.new,
+            agent_id=arguments.agent,
+            until=arguments.until,
+            snapshot_id=arguments.snapshot,
         )
     if arguments.json:
         print(json.dumps(dataclasses.asdict(fork), indent=2))

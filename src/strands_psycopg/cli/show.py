@@ -3,10 +3,11 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from strands.types.session import SessionMessage, encode_bytes_values
+from strands.types.content import Message
+from strands.types.session import encode_bytes_values
 
 from strands_psycopg.cli import output, transcript
 from strands_psycopg.cli.options import TABLES, Commands, open_repository, parse_session_id
@@ -26,13 +27,25 @@ def add_to(commands: Commands) -> None:
         parents=[TABLES],
         allow_abbrev=False,
         help="print a session's conversations",
-        description="Print a session's conversations. Redacted messages are shown redacted.",
+        description="Print a session's conversations: what was said, or what its agents hold in memory. Redacted "
+        "messages are shown redacted.",
     )
     show.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
     show.add_argument("--agent", metavar="ID", help="only this agent")
-    show.add_argument("--last", type=int, metavar="N", help="only the last N messages of each agent")
+    show.add_argument("--last", type=int, metavar="N", help="only the last N messages or checkpoints of each agent")
+    view = show.add_mutually_exclusive_group()
+    view.add_argument(
+        "--window",
+        action="store_const",
+        dest="view",
+        const=_WINDOW,
+        help="show the messages that each agent holds in memory, in the form in which it holds them",
+    )
+    view.add_argument(
+        "--checkpoints", action="store_const", dest="view", const=_CHECKPOINTS, help="list each agent's checkpoints"
+    )
     show.add_argument("--json", action="store_true", help="print JSON")
-    show.set_defaults(run=_show)
+    show.set_defaults(run=_show, view=_LOG)
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -49,24 +62,112 @@ def _show(arguments: argparse.Namespace) -> int:
                 raise SessionNotFoundError(
                     f"showing session {arguments.session!r}: it has no agent {arguments.agent!r}"
                 )
-        (_print_json if arguments.json else _print)(repository, session, agents, arguments.last)
+
+        view: _View = arguments.view
+
+        def read(agent: AgentSummary) -> Iterator[_Entry]:
+            return view.read(repository, session.session_id, agent, arguments.last)
+
+        if arguments.json:
+            _print_json(session, agents, view.key, read)
+        else:
+            _print(session, agents, view, read)
     return 0
 
 
-def _messages(
-    repository: PostgresSessionRepository, session: SessionSummary, agent: AgentSummary, last: int | None
-) -> Iterator[SessionMessage]:
-    """Yield an agent's messages page by page, including those that are added meanwhile."""
+class _Entry(NamedTuple):
+    """A message or checkpoint.
+
+    Attributes:
+        head: The parts of its first line.
+        content: The message; None for a checkpoint.
+        document: What is printed as JSON.
+    """
+
+    head: list[str]
+    content: Message | None
+    document: dict[str, Any]
+
+
+def _log(
+    repository: PostgresSessionRepository, session_id: str, agent: AgentSummary, last: int | None
+) -> Iterator[_Entry]:
+    """Yield what was said, page by page, including what is said meanwhile."""
     index = 0 if last is None else max(agent.messages - last, 0)
     if last == 0:
         return
-    while page := repository.list_messages(session.session_id, agent.agent_id, limit=_PAGE_SIZE, offset=index):
-        yield from page
+    while page := repository.list_messages(session_id, agent.agent_id, limit=_PAGE_SIZE, offset=index):
+        for message in page:
+            content = message.to_message()
+            is_redacted = message.redact_message is not None
+            head = [
+                f"{message.message_id} {transcript.format_role(content)}",
+                output.format_time(message.created_at, timespec="seconds"),
+                *transcript.format_tokens(content),
+                *(["redacted"] if is_redacted else []),
+            ]
+            document = {
+                "message_id": message.message_id,
+                "created_at": message.created_at,
+                "updated_at": message.updated_at,
+                "redacted": is_redacted,
+                "message": content,
+            }
+            yield _Entry(head, content, document)
         index += len(page)
 
 
+def _window(
+    repository: PostgresSessionRepository, session_id: str, agent: AgentSummary, last: int | None
+) -> Iterator[_Entry]:
+    """Yield the messages that an agent holds in memory, and whether the log has them."""
+    conversation = session_tables(repository).conversations.read(session_id, agent.agent_id)
+    if conversation is None:  # it was deleted meanwhile
+        return
+    # Index in the log, whether the message differs from the log's, and the message.
+    held = [(each.original, each.place < 0, each.message) for each in conversation.messages]
+    if conversation.summary is not None:
+        held.insert(0, (None, True, conversation.summary))
+    for index, differs, content in held if last is None else held[max(len(held) - last, 0) :]:
+        role = transcript.format_role(content)
+        head = [role if index is None else f"{index} {role}", *transcript.format_tokens(content)]
+        if differs:
+            head.append("not in the log" if index is None else "differs from the log")
+        yield _Entry(head, content, {"message_id": index, "in_log": not differs, "message": content})
+
+
+def _checkpoints(
+    repository: PostgresSessionRepository, session_id: str, agent: AgentSummary, last: int | None
+) -> Iterator[_Entry]:
+    """Yield the checkpoints of an agent."""
+    checkpoints = session_tables(repository).listing.checkpoints(session_id, agent.agent_id)
+    for each in checkpoints if last is None else checkpoints[max(len(checkpoints) - last, 0) :]:
+        head = [each.snapshot_id, output.format_time(each.created_at, timespec="seconds"), f"{each.messages:,}"]
+        yield _Entry(head, None, dataclasses.asdict(each))
+
+
+class _View(NamedTuple):
+    """What is shown of each agent.
+
+    Attributes:
+        key: Its key in JSON.
+        read: Yields the entries of an agent.
+    """
+
+    key: str
+    read: Callable[[PostgresSessionRepository, str, AgentSummary, int | None], Iterator[_Entry]]
+
+
+_LOG = _View("messages", _log)
+_WINDOW = _View("window", _window)
+_CHECKPOINTS = _View("checkpoints", _checkpoints)
+
+
 def _print(
-    repository: PostgresSessionRepository, session: SessionSummary, agents: list[AgentSummary], last: int | None
+    session: SessionSummary,
+    agents: list[AgentSummary],
+    view: _View,
+    read: Callable[[AgentSummary], Iterator[_Entry]],
 ) -> None:
     output.print_heading(f"session {printable(session.session_id)}")
     print(
@@ -77,38 +178,29 @@ def _print(
     )
     for agent in agents:
         print()
+        entries = read(agent)
         output.print_heading(f"agent {printable(agent.agent_id)}, {output.pluralize(agent.messages, 'message')}")
-        for message in _messages(repository, session, agent, last):
+        if view is _CHECKPOINTS:
             print()
-            content = message.to_message()
-            head = [
-                f"{message.message_id} {transcript.format_role(content)}",
-                output.format_time(message.created_at, timespec="seconds"),
-                *transcript.format_tokens(content),
-                *(["redacted"] if message.redact_message is not None else []),
-            ]
+            output.print_table(("checkpoint", "time", "messages"), [each.head for each in entries], right=("messages",))
+            continue
+        for head, content, _ in entries:
+            print()
             output.print_heading(printable(", ".join(head)))
             for line in transcript.format_lines(content):
                 print("  " + printable(line, keep="\t"))
 
 
 def _print_json(
-    repository: PostgresSessionRepository, session: SessionSummary, agents: list[AgentSummary], last: int | None
+    session: SessionSummary, agents: list[AgentSummary], key: str, read: Callable[[AgentSummary], Iterator[_Entry]]
 ) -> None:
     """Print one JSON document without holding all of it in memory."""
     print('{"session": ' + _dump(dataclasses.asdict(session)) + ', "agents": [', end="")
     for number, agent in enumerate(agents):
-        summary = _dump(dataclasses.asdict(agent) | {"messages": None}).removesuffix("null}")
+        summary = _dump(dataclasses.asdict(agent) | {key: None}).removesuffix("null}")
         print(f"{',' if number else ''}\n{summary}[", end="")
-        for position, message in enumerate(_messages(repository, session, agent, last)):
-            shown = {
-                "message_id": message.message_id,
-                "created_at": message.created_at,
-                "updated_at": message.updated_at,
-                "redacted": message.redact_message is not None,
-                "message": message.to_message(),
-            }
-            print(f"{',' if position else ''}\n{_dump(shown)}", end="")
+        for position, entry in enumerate(read(agent)):
+            print(f"{',' if position else ''}\n{_dump(entry.document)}", end="")
         print("]}", end="")
     print("]}")
 

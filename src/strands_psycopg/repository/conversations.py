@@ -89,6 +89,12 @@ class Conversation(NamedTuple):
     messages: list[StoredMessage]
     next_variant_id: int
 
+    @property
+    def summary(self) -> Message | None:
+        """The summary that the conversation manager puts before the messages; None if a window has all of them."""
+        state = self.stored.agent.conversation_manager_state
+        return state.get("summary_message") if self.stored.window is None else None
+
 
 class Conversations:
     """Reads conversations in one database, schema and prefix."""

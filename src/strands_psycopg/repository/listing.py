@@ -1,4 +1,4 @@
-"""Lists of sessions and agents with counts, without their contents."""
+"""Lists of sessions, agents and checkpoints with counts, without their contents."""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -46,6 +46,13 @@ _LIST_AGENTS = """
     WHERE s.session_id = %(session_id)s
     ORDER BY t.created_at, t.agent_id
 """  # no row: no session; one row whose id is NULL: no agent
+
+_LIST_CHECKPOINTS = """
+    SELECT snapshot_id::text, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+        message_count
+    FROM {checkpoints} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+    ORDER BY snapshot_id
+"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,23 @@ class AgentSummary:
     messages: int
 
 
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """A checkpoint of an agent.
+
+    Attributes:
+        snapshot_id: Its id.
+        created_at: When it was saved, in UTC as ISO 8601.
+        messages: The number of messages that the agent's log had then.
+    """
+
+    snapshot_id: str
+    created_at: str
+    messages: int
+
+
 class Listing:
-    """Lists the sessions and agents of one database, schema and prefix."""
+    """Lists the sessions, agents and checkpoints of one database, schema and prefix."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -110,6 +132,7 @@ class Listing:
         self._list = compose(database, _LIST)
         self._list_prefix = compose(database, _LIST_PREFIX)
         self._list_agents = compose(database, _LIST_AGENTS)
+        self._list_checkpoints = compose(database, _LIST_CHECKPOINTS)
 
     def read(self, session_id: str) -> SessionSummary | None:
         """Return the summary of a session, or None if it does not exist."""
@@ -167,6 +190,12 @@ class Listing:
             for agent_id, created_at, updated_at, messages in rows
             if agent_id is not None
         ]
+
+    def checkpoints(self, session_id: str, agent_id: str) -> list[CheckpointSummary]:
+        """Return the checkpoints of an agent, oldest first."""
+        key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
+        operation = f"listing checkpoints of agent {agent_id!r} in session {session_id!r}"
+        return [CheckpointSummary(*row) for row in self._database.fetch(operation, self._list_checkpoints, key).rows]
 
 
 def _summary(row: TupleRow) -> SessionSummary:
