@@ -35,7 +35,9 @@ def run(awaitable: Awaitable[T]) -> T:
     return asyncio.run(wait())
 
 
-@pytest.fixture(params=["postgres", "postgres with a prefix", "a view of it", "memory", "files"])
+@pytest.fixture(
+    params=["postgres", "postgres with a prefix", "a view of it", "guarded", "in a lease", "memory", "files"]
+)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     kind: str = request.param
     if kind == "memory":
@@ -44,7 +46,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield storages.LocalFileStorage(str(tmp_path))
     else:
         repository: PostgresSessionRepository = request.getfixturevalue("repository")
-        storage = PostgresStorage(repository, prefix="a/prefix/" if kind == "postgres with a prefix" else "")
+        if kind == "in a lease":
+            with repository.lease("s"):
+                yield PostgresStorage(repository, session_id="s", guard_overwrites=True)
+            return
+        prefix = "a/prefix/" if kind == "postgres with a prefix" else ""
+        storage = PostgresStorage(repository, prefix=prefix, guard_overwrites=kind == "guarded")
         yield storage.namespace("a view") if kind == "a view of it" else storage
 
 

@@ -4,11 +4,12 @@ import asyncio
 import random
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from strands_psycopg import PostgresStorage
+from strands_psycopg import PostgresSessionRepository, PostgresStorage
 from support.storage import needs_storage
 from support.wire import ONE, Exchange, Wire
 
@@ -25,12 +26,21 @@ def wire() -> Wire:
     return Wire()
 
 
-@pytest.fixture
-def storage(dsn: str, wire: Wire) -> Iterator[PostgresStorage]:
+@pytest.fixture(params=["plain", "guarded", "in a lease"])
+def storage(request: pytest.FixtureRequest, dsn: str, wire: Wire) -> Iterator[PostgresStorage]:
+    """A storage with a small and a large value; it has seen them, and that there is no ``new`` one."""
     options: dict[str, Any] = {"min_size": 1, "max_size": 1, "configure": wire.configure}
-    with PostgresStorage(dsn, kwargs={"prepare_threshold": None}, **options) as storage:
+    with (
+        PostgresSessionRepository(dsn, kwargs={"prepare_threshold": None}, **options) as repository,
+        ExitStack() as stack,
+    ):
+        storage = PostgresStorage(repository, guard_overwrites=request.param == "guarded")
+        if request.param == "in a lease":
+            storage = PostgresStorage(repository, guard_overwrites=True, session_id="s")
+            stack.enter_context(repository.lease("s", ttl=3600))
         asyncio.run(storage.write("small", b"one apple"))
         asyncio.run(storage.write("large", LARGE))
+        assert asyncio.run(storage.read("new")) is None
         yield storage
 
 
@@ -44,6 +54,7 @@ METHODS: dict[str, Callable[[PostgresStorage], Coroutine[Any, Any, object]]] = {
     "read": lambda storage: storage.read("small"),
     "read large": lambda storage: storage.read("large"),
     "delete": lambda storage: storage.delete("small"),
+    "delete missing": lambda storage: storage.delete("new"),
     "list": lambda storage: storage.list(""),
     "search": lambda storage: storage.search("apple"),
 }

@@ -20,7 +20,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
+from strands_psycopg import (
+    DatabaseUnavailableError,
+    LeaseLostError,
+    PostgresSessionRepository,
+    PostgresStorage,
+    PostgresStorageError,
+    StorageConflictError,
+)
 from strands_psycopg.embedded import Server
 from support import processes
 from support.crew import Crew
@@ -51,6 +58,7 @@ CHANGES: dict[str, tuple[bytes | None, bytes | None]] = {
 }
 
 changes = pytest.mark.parametrize("change", CHANGES)
+guards = pytest.mark.parametrize("guard", [False, True], ids=["plain", "guarded"])
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -79,11 +87,12 @@ def wait_for_end(look: Connection, backends_before: list[int]) -> None:
 
 @changes
 @pytest.mark.parametrize("lost", ["request", "answer"])
+@guards
 def test_change_is_made_if_any_round_trip_is_lost(
-    change: str, lost: str, own_dsn: str, look: Connection, retries: Retries
+    change: str, lost: str, guard: bool, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
-    with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn) as storage:
+    with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn, guard_overwrites=guard) as storage:
         # Another value uses some of the same chunks.
         put(storage, "other", LARGE[:20_000])
         for position in itertools.count():
@@ -100,11 +109,12 @@ def test_change_is_made_if_any_round_trip_is_lost(
 
 
 @changes
+@guards
 def test_first_attempt_that_arrives_late_changes_nothing(
-    change: str, own_dsn: str, look: Connection, retries: Retries
+    change: str, guard: bool, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
-    with PostgresStorage(own_dsn, response_timeout=0.5) as storage:
+    with PostgresStorage(own_dsn, response_timeout=0.5, guard_overwrites=guard) as storage:
         put(storage, "k", before)
         first = backends(look)
         with stopped(*first):
@@ -118,15 +128,17 @@ def test_first_attempt_that_arrives_late_changes_nothing(
 
 
 @pytest.mark.parametrize("change", [change for change in CHANGES if "large" in change])
+@guards
 def test_late_commit_takes_effect_before_a_newer_write(
-    change: str, own_dsn: str, look: Connection, retries: Retries
+    change: str, guard: bool, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
+    options: dict[str, Any] = {"response_timeout": 1.0, "kwargs": {"prepare_threshold": None}}
     # To replace or delete a large value with a small one, a first statement fails to do it inline.
     trips_before_commit = 3 + (change == "large to small" or change == "delete large")
     with (
         Proxy(own_dsn) as proxy,
-        PostgresStorage(proxy.dsn, response_timeout=1.0, kwargs={"prepare_threshold": None}) as storage,
+        PostgresStorage(proxy.dsn, guard_overwrites=guard, **options) as storage,
         ThreadPoolExecutor() as executor,
     ):
         put(storage, "k", before)
@@ -147,11 +159,15 @@ def test_late_commit_takes_effect_before_a_newer_write(
 
 
 @pytest.mark.parametrize("change", ["small to small", "delete small"])
+@guards
 def test_late_statement_that_waited_for_a_lock_changes_nothing(
-    change: str, own_dsn: str, look: Connection, retries: Retries
+    change: str, guard: bool, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
     before, after = CHANGES[change]
-    with PostgresStorage(own_dsn, response_timeout=0.5) as storage, ThreadPoolExecutor() as executor:
+    with (
+        PostgresStorage(own_dsn, response_timeout=0.5, guard_overwrites=guard) as storage,
+        ThreadPoolExecutor() as executor,
+    ):
         put(storage, "k", before)
         first = backends(look)
         with psycopg.connect(own_dsn, application_name="look") as locker:
@@ -179,6 +195,92 @@ def test_server_that_stays_silent_is_a_storage_error_and_leaves_the_value_whole(
         assert run(storage.read("k")) in (LARGE, LARGE[::-1])
         put(storage, "k", LARGE[:50_000])
         assert values(look) == {"k": LARGE[:50_000]}
+        assert_clean(look)
+
+
+def round_trips(change: str) -> int:
+    """How many round trips a change takes until it is committed, once the server's clock is known."""
+    return 5 if "large" in change else 1
+
+
+@changes
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_write_with_unknown_outcome_is_no_conflict_for_the_next_one(
+    change: str, lost: str, own_dsn: str, look: Connection
+) -> None:
+    before, after = CHANGES[change]
+    options: dict[str, Any] = {"retry_timeout": 0, "kwargs": {"prepare_threshold": None}}
+    with (
+        Proxy(own_dsn) as proxy,
+        PostgresStorage(proxy.dsn, guard_overwrites=True, **options) as storage,
+        PostgresStorage(own_dsn) as other,
+    ):
+        lose = proxy.lose_requests if lost == "request" else proxy.lose_answers
+        put(storage, "k", None)
+        outcomes = set()
+        for position in range(round_trips(change)):
+            put(storage, "k", before)
+            lose(after=position)
+            with pytest.raises(PostgresStorageError) as raised:
+                put(storage, "k", after)
+            assert isinstance(raised.value.__cause__, DatabaseUnavailableError)
+            outcomes.add(values(look).get("k") == after)
+            put(storage, "k", b"next")
+            assert values(look) == {"k": b"next"}
+        assert (True in outcomes) == (lost == "answer")
+        put(other, "k", b"other")
+        with pytest.raises(StorageConflictError):
+            put(storage, "k", b"lost")
+
+
+@changes
+def test_retry_that_finds_another_writers_value_leaves_it_alone(
+    change: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    options: dict[str, Any] = {"kwargs": {"prepare_threshold": None}}
+    with (
+        Proxy(own_dsn) as proxy,
+        PostgresStorage(proxy.dsn, guard_overwrites=True, **options) as storage,
+        PostgresStorage(own_dsn) as other,
+        ThreadPoolExecutor() as executor,
+    ):
+        put(storage, "k", None)
+        put(storage, "k", before)
+        proxy.hold(after=round_trips(change) - 1)
+        write = executor.submit(put, storage, "k", after)
+        wait_until(lambda: proxy.waiting == 1)
+        assert values(look).get("k") == after
+        put(other, "k", b"other")
+        proxy.cut()
+        proxy.release()
+        with pytest.raises(StorageConflictError):
+            write.result()
+        assert len(retries()) == 1
+        assert values(look) == {"k": b"other"}
+        # The next change of a large value deletes the chunks that the first attempt released.
+        put(other, "large", LARGE)
+        assert_clean(look)
+
+
+@changes
+def test_statement_that_arrives_after_a_takeover_changes_nothing(
+    change: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    options: dict[str, Any] = {"response_timeout": 0.5, "max_size": 2}
+    with PostgresSessionRepository(own_dsn, **options) as repository, repository.lease("s"):
+        storage = PostgresStorage(repository, session_id="s")
+        put(storage, "k", before)
+        first = backends(look)
+        with stopped(*first):
+            look.execute("UPDATE strands_leases SET term = gen_random_uuid()")
+            with pytest.raises(PostgresStorageError) as raised:
+                put(storage, "k", after)
+            assert isinstance(raised.value.__cause__, LeaseLostError)
+            assert len(retries()) >= 1
+        wait_for_end(look, first)
+        assert values(look) == ({"k": before} if before else {})
         assert_clean(look)
 
 
@@ -233,7 +335,7 @@ class LoggedStorage(PostgresStorage):
         await super().write(key, data)
         print("end", key, sha256(data).hexdigest(), flush=True)
 
-with LoggedStorage(dsn) as storage:
+with LoggedStorage(dsn, guard_overwrites=int(life) % 2) as storage:
     # Different texts in each life, so that it shares no chunks with another.
     text = " ".join(sha256(b"%d" % number + life.encode()).hexdigest() for number in range(400))
     manager = SnapshotSessionManager(
@@ -278,7 +380,7 @@ def test_process_killed_while_it_saves_leaves_the_old_or_the_new_snapshot(
         assert stored.keys() - known.keys() <= {key for key in stored if "immutable" in key}, f"seed {seed}"
         for key, digests in known.items():
             assert stored.get(key, "none") in digests, f"{key}, seed {seed}"
-        with PostgresStorage(own_dsn) as storage:
+        with PostgresStorage(own_dsn, guard_overwrites=bool(life % 2)) as storage:
             manager = SnapshotSessionManager(session_id="s", storage=storage)
             agent = Agent(model=ScriptedModel([["still works"]]), session_manager=manager, callback_handler=None)
             agent(f"check {life}")
@@ -286,6 +388,37 @@ def test_process_killed_while_it_saves_leaves_the_old_or_the_new_snapshot(
             assert saved["data"]["messages"][-1]["content"] == [{"text": "still works"}]
         known[latest] = {digest_of(values(look)[latest])}
         assert_clean(look)
+
+
+def test_lost_acknowledgement_is_no_conflict_for_a_snapshot_manager(
+    own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    from strands import Agent
+    from strands.session import SnapshotSessionManager
+
+    from strands_psycopg.scripted_model import ScriptedModel
+
+    def build(storage: PostgresStorage) -> Agent:
+        manager = SnapshotSessionManager(
+            session_id="s", storage=storage, save_latest_on="message", snapshot_trigger=lambda **_: True
+        )
+        return Agent(model=ScriptedModel([["a" * 5000]] * 20), session_manager=manager, callback_handler=None)
+
+    with Proxy(own_dsn) as proxy, PostgresStorage(proxy.dsn, guard_overwrites=True) as storage:
+        agent = build(storage)
+        # The first turns are stored inline, later ones in chunks.
+        for position in range(12):
+            proxy.lose_answers(after=position)
+            agent("ask")
+            assert len(retries()) == position + 1
+        with PostgresStorage(own_dsn, guard_overwrites=True) as elsewhere:
+            other = build(elsewhere)
+            assert other.messages == agent.messages
+            other("overtake")
+            with pytest.raises(StorageConflictError):
+                agent("ask")
+            assert build(elsewhere).messages == other.messages
+    assert_clean(look)
 
 
 def digest_of(value: bytes) -> str:
