@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import copy
 import json
-import os
 from collections.abc import AsyncIterable, Callable
 from typing import Any, cast
 from uuid import uuid4
@@ -34,8 +33,9 @@ from strands.types.streaming import StreamEvent
 from strands_psycopg import PostgresSessionManager, PostgresSessionRepository
 from strands_psycopg.scripted_model import ScriptedModel
 from support.agents import dump
+from support.scale import scale
 
-EXAMPLES = 2_000 if os.environ.get("STRANDS_FULL_COUNTS") else 40
+EXAMPLES = scale(40, 2_000)
 
 PINS = hasattr(SlidingWindowConversationManager(), "pin_first")
 
