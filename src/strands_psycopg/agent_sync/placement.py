@@ -22,8 +22,9 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
     """Give every message of memory a place.
 
     A message is found by identity, by content or by tracking id. One that is found and has been edited, and one that
-    is not found, becomes a variant. But what was redacted is never stored again: an edited form of a redacted message
-    is a variant only if it has the content of the redaction; otherwise the redaction stands for it.
+    is not found, becomes a variant. But what was redacted is never stored again: another form of a redacted message is
+    a variant only if it has the content of the redaction, or is an edit of a message that had it; otherwise the
+    redaction stands for it.
 
     Returns:
         What memory holds, in order, and the new variants among it.
@@ -41,23 +42,22 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
         match = None if index is None else record.held[index]
         left = record.left.get(known) if isinstance(known, bytes) else None
         if match is None and left is not None:
-            place, original = left, left
-        elif match is not None and match.fingerprint == known:
-            place, original = match.place, match.original
+            place, original, is_withheld = left, left, False
         else:
             original = record.redacted_ids.get(tracking_id(message) or "") if match is None else match.original
-            if original is not None and _is_redacted(message, record.redacted.get(original)):
+            redaction = None if original is None else record.redacted.get(original)
+            is_edit = match is not None and match.message is message and not match.is_withheld
+            is_withheld = not (redaction is None or is_edit or is_unchanged(message.get("content"), redaction))
+            if match is not None and match.fingerprint == known:
+                place = match.place
+            elif is_withheld and original is not None:
                 place = original
             else:
                 place = -next_variant_id
                 variants.append(Variant(next_variant_id, original, message))
                 next_variant_id += 1
-        held.append(HeldMessage(place, original, known, message))
+        held.append(HeldMessage(place, original, known, message, is_withheld))
     return held, variants
-
-
-def _is_redacted(message: Message, redaction: Fingerprint | None) -> bool:
-    return redaction is not None and not is_unchanged(message.get("content"), redaction)
 
 
 def find_messages(sought: Sequence[tuple[Message, Fingerprint]], held: Sequence[HeldMessage]) -> list[int | None]:

@@ -21,12 +21,14 @@ class HeldMessage(NamedTuple):
             has no such message.
         fingerprint: Of the message in memory.
         message: The very object that was in memory.
+        is_withheld: Whether the form in memory is not stored, since it may have what was redacted of the message.
     """
 
     place: int
     original: int | None
     fingerprint: Fingerprint
     message: Message
+    is_withheld: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from strands.types.content import Message
 from strands.types.exceptions import SessionException
 
-from strands_psycopg.agent_sync.fingerprint import fingerprint
+from strands_psycopg.agent_sync.fingerprint import fingerprint, is_unchanged
 from strands_psycopg.agent_sync.placement import find_messages
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 
@@ -72,7 +72,13 @@ def redacted_record(
     """
     known, content, key = fingerprint(redacted), fingerprint(redacted.get("content")), tracking_id(redacted)
     after = [
-        HeldMessage(each.place if each.original is None else each.original, each.original, known, each.message)
+        HeldMessage(
+            place=each.place if each.original is None else each.original,
+            original=each.original,
+            fingerprint=known,
+            message=each.message,
+            is_withheld=not is_unchanged(each.message.get("content"), content),
+        )
         if n in held or each.original in stored
         else each
         for n, each in enumerate(record.held)
