@@ -93,6 +93,8 @@ class Life:
         self.snapshots: list[Any] = []
         self.checkpoints: list[tuple[str, str]] = []
         self.secrets: list[str] = []
+        # What takes the place of a redacted message under its tracking id may be a copy from before, and is not stored.
+        self.redacted_ids: set[str | None] = set()
         self.number = 0
         self.agent, self.manager = self.build()
         self.listen()
@@ -162,7 +164,7 @@ class Life:
                 messages.clear()
             case "trim":
                 del messages[:index]
-            case "replace" if messages:
+            case "replace" if messages and messages[index].get("tracking_id") not in self.redacted_ids:
                 messages[index] = with_content(messages[index], f"replaced {self.number}")
             case "copy":
                 self.agent.messages = copy.deepcopy(messages)
@@ -203,6 +205,8 @@ class Life:
         for each in self.said:
             if each["content"] == [{"text": secret}] or each["content"] == [{"text": f"guarded {secret}"}]:
                 each["content"] = [{"text": "[gone]"}]
+                self.redacted_ids.add(each.get("tracking_id"))
+        self.redacted_ids.discard(None)
 
 
 def edit(message: Message, variety: int, number: int) -> None:
