@@ -1,4 +1,4 @@
-"""Every check by name: ``nox`` runs them all but the long ones, ``nox -s lint`` one."""
+"""Every check by name: ``nox`` runs all but the long ones, ``nox -s quick`` those to run before a commit."""
 
 import json
 import os
@@ -20,6 +20,9 @@ nox.options.sessions = ["tests", "lowest", "lint", "types", "layers", "packages"
 # A Python that is not installed is skipped; nothing is fetched for it.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
+nox.options.default_venv_backend = "uv"
+# As pip does: where Python may not write bytecode, each process would compile all that it imports.
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 # pyenv leads to its Pythons through shims, which fail for those that are not activated. So they are found past those.
 _PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -27,7 +30,7 @@ os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, sorted(_PYEN
 
 
 def _tool(name: str) -> str:
-    """Give the dev extra's requirement for a tool, for checks that need nothing else."""
+    """Return the dev extra's requirement for a tool, for checks that need nothing else."""
     return next(each for each in EXTRAS["dev"] if Requirement(each).name == name)
 
 
@@ -50,16 +53,52 @@ def layers(session: nox.Session) -> None:
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "src"})
 
 
+@nox.session(reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Run lint, types, layers, the unit tests, and the tests of what was touched since the last push."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("lint-imports", env={"PYTHONPATH": "src"})
+    session.run("pytest", "tests/unit", *_tests_of(_touched(session)), *session.posargs)
+
+
+def _touched(session: nox.Session) -> list[Path]:
+    """Return the files that are not as they were where this branch left that of the remote."""
+
+    def git(*arguments: str) -> list[str]:
+        return str(session.run("git", *arguments, external=True, silent=True)).splitlines()
+
+    remotes = git("for-each-ref", "--format=%(refname)", "refs/remotes/*/HEAD")
+    [base] = git("merge-base", "HEAD", *remotes[:1])
+    return [Path(name) for name in git("diff", "--name-only", base) + git("ls-files", "--others", "--exclude-standard")]
+
+
+def _tests_of(files: list[Path]) -> list[str]:
+    """Return the test files among these, and those of the modules and packages among these."""
+    patterns = set()
+    for file in files:
+        match file.with_suffix("").parts:
+            case ("tests", *_, name) if name.startswith("test_"):
+                patterns.add(str(file))
+            case ("src", "strands_psycopg", *names):
+                patterns |= {f"tests/*/test_{name}*.py" for name in names if name != "__init__"}
+            case ("sql", *_):
+                patterns.add("tests/migration/test_*.py")
+    return sorted({str(test) for pattern in patterns for test in Path().glob(pattern)})
+
+
 @nox.session
 def packages(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
-    session.run("pytest", "-m", "packages", *session.posargs)
+    session.run("pytest", "tests/packaging", "-m", "packages", *session.posargs)
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
-    session.run("pytest", "-m", "browser", *session.posargs)
+    session.run("pytest", "tests/browser", "-m", "browser", *session.posargs)
 
 
 @nox.session
@@ -149,9 +188,9 @@ def _of_npm(session: nox.Session, package: str) -> Path:
 
 @nox.session
 def torture(session: nox.Session) -> None:
-    """Run the fault tests with their full counts."""
+    """Run the tests with full counts: faults, random documents and sequences, long conversations."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "tests/faults", *session.posargs, env={"STRANDS_TORTURE": "1"})
+    session.run("pytest", *session.posargs, env={"STRANDS_TORTURE": "1"})
 
 
 # With which the benchmarks compare, each in a Python of its own. Of the first, newer sqlmodels break it.
@@ -194,7 +233,7 @@ _UPSTREAM_TESTS = [
 ]
 
 
-@nox.session
+@nox.session(venv_backend="virtualenv")  # with pip
 def upstream(session: nox.Session) -> None:
     """Run Strands' own tests of its storages, and of what stores in one, on ours."""
     session.install("-e", ".[dev]", f"strands-agents=={_UPSTREAM}", "moto>=5.1,<6", "pytest-asyncio>=1,<2")

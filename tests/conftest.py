@@ -1,27 +1,27 @@
-"""Databases for the tests: an embedded server, or one of other programs (``--postgresql-exec``, the path of a
-``pg_ctl``), or the one named by ``--postgresql-host`` and its kin.
+"""Databases for the tests: on an embedded server, or one of other programs (``--postgresql-exec``, the path of a
+``pg_ctl``), or the one named by ``--postgresql-host`` and the options beside it.
 
-A template database is migrated once; each test gets a fresh copy of it. With ``--pgbouncer``, tests and their
-repositories reach it through a PgBouncer in transaction mode.
+Tests run in several processes, each with a server of its own. A template database is migrated once; each test gets a
+fresh copy of it. With ``--pgbouncer``, tests and their repositories reach it through a PgBouncer in transaction mode.
 """
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pytest_postgresql import factories
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from strands_psycopg import PostgresSessionRepository
-from strands_psycopg.embedded import Server
+from support import processes
 from support.crew import Crew
+from support.databases import Databases
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
-from support.servers import InstalledServer
+from support.servers import QuickServer
 
 
 def pytest_configure() -> None:
@@ -32,6 +32,17 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pgbouncer", action="store_true", help="reach the databases through a PgBouncer")
+    parser.addoption("--postgresql-exec", type=Path, help="a pg_ctl: run the server from the programs beside it")
+    parser.addoption("--postgresql-host", help="use the server there, as a superuser")
+    for name in ("port", "user", "password"):
+        parser.addoption(f"--postgresql-{name}", help=f"its {name}")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for each processor, since tests wait as long as they compute."""
+    files_only = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
+    # Workers take seconds to start, more than most files, and would share the roles of a given server.
+    return 0 if files_only or config.getoption("--postgresql-host") else 2 * (os.cpu_count() or 1)
 
 
 # Tests that look at the server's own connections or settings, which PgBouncer hides.
@@ -58,89 +69,78 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason))
 
 
-def _migrate(**connection: Any) -> None:
-    with PostgresSessionRepository(_dsn(connection)) as repository:
-        repository.ensure_schema()
-
-
-def _dsn(connection: dict[str, Any]) -> str:
-    return make_conninfo(
-        "", **{key: connection[key] for key in ("host", "port", "user", "password", "dbname") if connection.get(key)}
-    )
-
-
-template = factories.postgresql_noproc(dbname="sessions_under_test", load=[_migrate])
-copy_of_template = factories.postgresql("template")
-
-
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Connection parameters of the server that the tests share."""
-    options = request.config.option
-    if options.postgresql_host or options.postgresql_port:
-        executor = request.getfixturevalue("template")
-        yield {"host": executor.host, "port": executor.port, "user": executor.user, "password": executor.password}
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The DSN of the server that the tests of this process share."""
+    host = request.config.getoption("--postgresql-host")
+    if host is not None:
+        names = ("port", "user", "password")
+        given = {name: request.config.getoption(f"--postgresql-{name}") for name in names}
+        yield make_conninfo("", host=host, dbname="postgres", **given)
         return
-    pg_ctl = options.postgresql_exec
-    with Server() if pg_ctl is None else InstalledServer(Path(pg_ctl)) as server:
-        parameters = conninfo_to_dict(server.dsn)
-        options.postgresql_host = parameters["host"]
-        options.postgresql_port = parameters.get("port")
-        options.postgresql_user = parameters["user"]
-        options.postgresql_password = parameters.get("password")
-        yield parameters
+    with QuickServer(request.config.getoption("--postgresql-exec")) as server:
+        server.configure(synchronous_commit="off")
+        yield server.dsn
 
 
 @pytest.fixture(scope="session")
-def pgbouncer(server: dict[str, Any]) -> Iterator[PgBouncer]:
+def databases(server: str, worker_id: str) -> Iterator[Databases]:
+    """Creates further databases on that server."""
+    with Databases(server, worker_id) as databases:
+        yield databases
+
+
+@pytest.fixture(scope="session")
+def template(databases: Databases) -> Iterator[str]:
+    """The name of a migrated database, to be copied."""
+    with databases.create("template_under_test") as dsn:
+        with PostgresSessionRepository(dsn) as repository:
+            repository.ensure_schema()
+        yield str(conninfo_to_dict(dsn)["dbname"])
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(server: str) -> Iterator[PgBouncer]:
     """A PgBouncer in transaction mode before the server, with two connections to it for each database."""
     if PROGRAM is None:
         pytest.skip(MISSING)
-    with PgBouncer(_dsn(server)) as pgbouncer:
+    with PgBouncer(server) as pgbouncer:
         yield pgbouncer
 
 
 @pytest.fixture(scope="session")
-def crew() -> Iterator[Crew]:
+def crew() -> Crew:
     """Starts processes that need not import anything any more."""
-    with Crew() as crew:
-        yield crew
+    return processes.crew()
 
 
 @pytest.fixture
-def direct_dsn(server: dict[str, Any], request: pytest.FixtureRequest) -> str:
+def direct_dsn(databases: Databases, template: str) -> Iterator[str]:
     """A fresh, migrated database, without PgBouncer between."""
-    connection = request.getfixturevalue("copy_of_template")
-    return _dsn({**server, "dbname": connection.info.dbname})
+    with databases.create("sessions_under_test", template) as dsn:
+        yield dsn
 
 
-@pytest.fixture
-def dsn(direct_dsn: str, request: pytest.FixtureRequest) -> str:
-    """A fresh, migrated database."""
-    return _reached(request, direct_dsn)
-
-
-@pytest.fixture
-def empty_dsn(server: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[str]:
-    """A fresh database without any table."""
-    executor = request.getfixturevalue("template")
-    janitor = DatabaseJanitor(
-        user=executor.user,
-        host=executor.host,
-        port=executor.port,
-        password=executor.password,
-        dbname="empty_under_test",
-    )
-    janitor.drop()
-    with janitor:
-        yield _reached(request, _dsn({**server, "dbname": "empty_under_test"}))
-
-
-def _reached(request: pytest.FixtureRequest, dsn: str) -> str:
+@pytest.fixture(scope="session")
+def reached(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Returns the DSN by which the tests reach a database of that server, given its own."""
     if not request.config.getoption("--pgbouncer"):
-        return dsn
+        return str
     pgbouncer: PgBouncer = request.getfixturevalue("pgbouncer")
-    return pgbouncer.through(dsn)
+    return pgbouncer.through
+
+
+@pytest.fixture
+def dsn(direct_dsn: str, reached: Callable[[str], str]) -> str:
+    """A fresh, migrated database."""
+    return reached(direct_dsn)
+
+
+@pytest.fixture
+def empty_dsn(databases: Databases, reached: Callable[[str], str]) -> Iterator[str]:
+    """A fresh database without any table."""
+    with databases.create("empty_under_test") as dsn:
+        yield reached(dsn)
 
 
 @pytest.fixture

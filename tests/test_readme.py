@@ -99,7 +99,7 @@ def arguments(page: Path, block: Block, dsn: str, folder: Path) -> tuple[str, st
 
 
 class Done(NamedTuple):
-    """How a process has ended, and what it has printed up to an empty line."""
+    """How a process has ended, and the lines that it has printed."""
 
     status: int
     output: list[str]
@@ -249,7 +249,7 @@ def test_blocks_are_found_and_run(crew: Crew, dsn: str, tmp_path: Path) -> None:
     assert (endless.reason, future.reason) == ("it has no end", "needs pytest>=1000")
 
     done = {each: run(crew, *arguments(page, each, dsn, tmp_path)) for each in (agent, in_list, failing, before, after)}
-    assert done[agent] == Done(0, ["Hello!"], "")
+    assert done[agent] == Done(0, ["Hello!", ""], "")
     assert done[in_list].output[0].startswith("postgresql://?")
     assert (done[failing].status, done[failing].output) == (1, ["first"])
     assert f'File "{page}", line 35' in done[failing].errors

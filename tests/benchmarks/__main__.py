@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import sys
 import tempfile
 from importlib.metadata import version
@@ -149,7 +150,7 @@ def _main() -> None:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"one of {_PEERS}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="so little of each work that the figures mean nothing")
-    parser.add_argument("--only", default="", metavar="TEXT", help="works whose names contain this")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="works whose names match this regular expression")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="SVG")
     arguments = parser.parse_args()
@@ -157,13 +158,13 @@ def _main() -> None:
     pythons |= dict(peer.split("=", 1) for peer in arguments.peer)
 
     def chosen(all_jobs: list[Job]) -> list[Job]:
-        return [job for job in all_jobs if arguments.only in job.name]
+        return [job for job in all_jobs if re.search(arguments.only, job.name)]
 
     with databases() as served, tempfile.TemporaryDirectory() as folder:
         results = Results(_facts(served))
         with _Run(pythons, served, Path(folder), results) as run:
             for name, work, numbers in COUNTED:
-                if arguments.only in name:
+                if re.search(arguments.only, name):
                     run.count(name, work, **numbers)
             run.measure(chosen(jobs(quick=arguments.quick)), arguments.rounds)
             run.measure(chosen(late_jobs(quick=arguments.quick)), arguments.rounds)

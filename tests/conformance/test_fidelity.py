@@ -21,12 +21,13 @@ from strands.session import FileSessionManager
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import decode, encode
+from support.scale import scale
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Strategy = st.SearchStrategy[Any]
 
 hunt = settings(
-    max_examples=400,
+    max_examples=scale(80, 400),
     deadline=None,
     derandomize=False,
     print_blob=True,

@@ -1,7 +1,6 @@
 """However full the tables are, a statement looks at the rows that it gives or changes and at next to no others."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -9,6 +8,7 @@ from psycopg.conninfo import make_conninfo
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg import PostgresSessionRepository
+from support.databases import Databases
 from support.plans import Plans, Touched, options
 
 Planned = tuple[PostgresSessionRepository, Plans]
@@ -54,19 +54,29 @@ FILL = """
 """
 
 
+@pytest.fixture(scope="module")
+def full_template(databases: Databases, template: str) -> Iterator[str]:
+    """The name of a database with full tables, to be copied."""
+    with databases.create("full_under_test", template) as dsn:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            try:
+                connection.execute("LOAD 'auto_explain'")
+            except psycopg.Error as error:
+                pytest.skip(f"needs a server with auto_explain, and the right to load it: {error}")
+            connection.execute(FILL, {"sessions": SESSIONS, "each": EACH, "long": LONG})
+            connection.execute("VACUUM ANALYZE")
+            name = connection.info.dbname
+        yield name
+
+
 @pytest.fixture(params=["force_generic_plan", "force_custom_plan"])
-def planned(direct_dsn: str, connection: psycopg.Connection[Any], request: pytest.FixtureRequest) -> Iterator[Planned]:
+def planned(databases: Databases, full_template: str, request: pytest.FixtureRequest) -> Iterator[Planned]:
     """A repository on full tables, and the plans of what it runs."""
-    try:
-        connection.execute("LOAD 'auto_explain'")
-    except psycopg.Error as error:
-        pytest.skip(f"needs a server with auto_explain, and the right to load it: {error}")
-    connection.execute(FILL, {"sessions": SESSIONS, "each": EACH, "long": LONG})
-    connection.execute("VACUUM ANALYZE")
     plans = Plans()
-    dsn = make_conninfo(direct_dsn, options=options(request.param))
-    with PostgresSessionRepository(dsn, configure=plans.configure) as repository:
-        yield repository, plans
+    with databases.create("sessions_under_test", full_template) as dsn:
+        dsn = make_conninfo(dsn, options=options(request.param))
+        with PostgresSessionRepository(dsn, configure=plans.configure) as repository:
+            yield repository, plans
 
 
 def touched(planned: Planned, call: Callable[[PostgresSessionRepository], object], *may_be_scanned: str) -> Touched:

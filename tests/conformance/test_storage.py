@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from strands.types.exceptions import StorageError  # noqa: E402
 
+from support.scale import scale  # noqa: E402
+
 T = TypeVar("T")
 
 try:
@@ -66,7 +68,7 @@ def test_bytes_come_back_as_they_were(storage: Any, data: bytes) -> None:
     assert run(storage.read("k")) == data
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=scale(15, 30), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 400), st.binary(max_size=200))
 def test_any_bytes_come_back_as_they_were(storage: Any, head: bytes, times: int, tail: bytes) -> None:
     data = head * times + tail

@@ -11,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import Server
+from support.servers import QuickServer
 
 _numbers = itertools.count()
 
@@ -18,11 +19,8 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def own_server() -> Iterator[Server]:
     """A server on a port of 127.0.0.1, where a password is needed. Its settings are left as they were."""
-    with Server(port=0) as server:
-        # The disk survives every crash that is staged here, and recovery is quicker.
+    with QuickServer(port=0) as server:
         with psycopg.connect(server.dsn, autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET fsync = off")
-            connection.execute("SELECT pg_reload_conf()")
             connection.execute("CREATE DATABASE migrated")
         with PostgresSessionRepository(make_conninfo(server.dsn, dbname="migrated")) as repository:
             repository.ensure_schema()
@@ -35,7 +33,9 @@ def own_dsn(own_server: Server) -> Iterator[str]:
     own_server.start()
     name = f"faults_{next(_numbers)}"
     with psycopg.connect(own_server.dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE migrated").format(sql.Identifier(name)))
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE migrated STRATEGY file_copy").format(sql.Identifier(name))
+        )
     yield make_conninfo(own_server.dsn, dbname=name)
     own_server.start()
     with psycopg.connect(own_server.dsn, autocommit=True) as connection:

@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 
 from strands_psycopg import PostgresSessionRepository, SessionBusyError
 from support.agents import build
-from support.crew import Crew, Member
+from support.crew import Crew, Process
 from support.tables import Connection, blocked, one, texts
 from support.waiting import wait_until
 
@@ -41,7 +41,7 @@ def backends(connection: Connection) -> list[int]:
     return [pid for (pid,) in found]
 
 
-def kill(member: Member) -> None:
+def kill(member: Process) -> None:
     member.signal(signal.SIGKILL)
     assert member.end() == -signal.SIGKILL
 

@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from strands_psycopg.embedded import Server
-from support import namespaces, processes
+from support import namespaces
 from support.load import stored
 from support.namespaces import Cable
 from support.tables import blocked
@@ -52,24 +52,21 @@ def cable(own_server: Server, own_dsn: str) -> Iterator[Cable]:
 
 @pytest.mark.parametrize("down", ["before the statement is sent", "while its answer is waited for"])
 def test_turn_goes_on_when_the_link_does(down: str, cable: Cable, own_dsn: str, look: psycopg.Connection[Any]) -> None:
-    with processes.limited(cable.start(CLIENT, cable.dsn)) as client, psycopg.connect(own_dsn) as locker:
-        assert client.stdin is not None
-        assert client.stdout is not None
-        assert client.stdout.readline() == "ready\n"
+    with cable.start(CLIENT, cable.dsn) as client, psycopg.connect(own_dsn) as locker:
+        assert client.line() == "ready"
         if down == "before the statement is sent":
             cable.pull()
         else:
             locker.execute("SELECT FROM strands_agents FOR UPDATE")
-        client.stdin.write("go\n")
-        client.stdin.flush()
+        client.write("go\n")
         if down != "before the statement is sent":
             # The client has nothing to send any more, so only its keepalives can tell.
             wait_until(lambda: blocked(look) == 1)
             cable.pull()
-        assert "timed out" in client.stdout.readline()
+        assert "timed out" in client.line()
         locker.rollback()
         cable.plug()
-        status, written, errors = processes.finish(client)
+        status, written, errors = client.finish()
     assert status == 0, errors
     assert written.splitlines()[-1] == "acknowledged"
     assert stored(look, "s") == ["user: first", "assistant: ok", "user: second", "assistant: ok"]

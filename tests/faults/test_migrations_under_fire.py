@@ -11,7 +11,7 @@ from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository
 from strands_psycopg.migrator import Migrator, packaged_migrations
 from support import catalog
 from support.agents import build
-from support.crew import Crew, Member
+from support.crew import Crew, Process
 from support.tables import Connection, one, texts
 from support.waiting import wait_until
 
@@ -49,7 +49,7 @@ def waiting(look: Connection, *, for_their_turn: bool) -> list[str]:
     return [name for (name,) in look.execute(_WAITING, [for_their_turn])]
 
 
-def release(members: list[Member]) -> None:
+def release(members: list[Process]) -> None:
     for member in members:
         member.release()
 

@@ -145,10 +145,12 @@ def test_node_that_was_stored_is_not_run_again_and_the_others_are(
     for life in LIVES[kind]:
         process = crew.start(RUN, dsn, kind, life.stop)
         try:
-            lines = []
-            while (line := process.line()) and line != "stopped":
+            lines, line = [], ""
+            for line in process:
+                if line == "stopped":
+                    break
                 lines.append(line)
-            assert bool(line) == bool(life.stop), process.errors()
+            assert (line == "stopped") == bool(life.stop), process.errors()
             wait_until(lambda: completed(repository, kind) >= life.stored)  # noqa: B023
             process.signal(signal.SIGKILL)
             if not life.stop:

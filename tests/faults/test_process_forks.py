@@ -1,6 +1,5 @@
 """Processes that fork with a repository in hand: each uses connections of its own, and none touches another's."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,7 @@ import psycopg
 import pytest
 
 from support import processes
+from support.crew import Process
 from support.tables import blocked, texts
 from support.waiting import wait_until
 
@@ -119,32 +119,25 @@ abruptly = pytest.mark.parametrize("ending", ["normally", "abruptly"])
 
 
 class Parent:
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
 
     def wait_for(self, line: str) -> None:
         """Wait until it is so far."""
-        assert self._process.stdout is not None
-        read = self._process.stdout.readline()
-        if read != line + "\n":
-            self._process.kill()
-            _, errors = self._process.communicate()
-            raise AssertionError(f"{read!r} instead of {line!r}: {errors}")
+        assert self._process.line() == line
 
     def go_on(self) -> None:
         """Let it go on from where it is."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        self._process.write("\n")
 
     def finish(self) -> None:
         """Wait for its end, and see that nothing went wrong in it, nor in its children."""
-        assert processes.finish(self._process) == (0, "", "")
+        assert self._process.finish() == (0, "", "")
 
 
 @contextmanager
 def parent(script: str, dsn: str, ending: str) -> Iterator[Parent]:
-    with processes.limited(processes.start(PARENT + script, dsn, ending)) as process:
+    with processes.start(PARENT + script, dsn, ending) as process:
         yield Parent(process)
 
 

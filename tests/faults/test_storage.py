@@ -500,7 +500,7 @@ def assert_no_chunk_is_missing_or_left_behind(dsn: str) -> None:
 
 
 def test_processes_that_share_chunks_lose_none_and_leave_none_behind(crew: Crew, own_dsn: str) -> None:
-    share(crew, own_dsn, scale(30, 500), None, 0)
+    share(crew, own_dsn, scale(15, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
@@ -511,7 +511,7 @@ TERMINATE_ONE = """
 
 
 def test_processes_that_share_chunks_survive_terminated_backends(crew: Crew, own_dsn: str, look: Connection) -> None:
-    terminations = share(crew, own_dsn, scale(30, 500), lambda: look.execute(TERMINATE_ONE), 0.05)
+    terminations = share(crew, own_dsn, scale(20, 500), lambda: look.execute(TERMINATE_ONE), 0.05)
     assert terminations > 3
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
@@ -521,7 +521,7 @@ def test_processes_that_share_chunks_survive_server_crashes(crew: Crew, own_serv
         own_server.crash()
         own_server.start()
 
-    assert share(crew, own_dsn, scale(60, 500), crash, 0.5) > 0
+    assert share(crew, own_dsn, scale(30, 500), crash, 0.3) > 0
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
@@ -529,7 +529,7 @@ def test_processes_that_share_chunks_work_through_pgbouncer(
     crew: Crew, request: pytest.FixtureRequest, direct_dsn: str
 ) -> None:
     pooled_dsn = request.getfixturevalue("pgbouncer").through(direct_dsn)
-    share(crew, pooled_dsn, scale(30, 500), None, 0)
+    share(crew, pooled_dsn, scale(15, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(direct_dsn)
 
 
@@ -561,7 +561,7 @@ storage.close()
 
 
 def test_storage_works_in_forked_children_and_in_their_parent(own_dsn: str, look: Connection) -> None:
-    assert processes.finish(processes.start(FORK, own_dsn)) == (0, "", "")
+    assert processes.start(FORK, own_dsn).finish() == (0, "", "")
     names = ["parent", "parent, later", *(f"child {number}" for number in range(4))]
     expected = {f"{name}/{size}": name.encode() * size for name in names for size in (10, 50_000)}
     assert values(look) == expected | {f"view/child {number}": b"seen" for number in range(4)}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from strands_psycopg import PostgresSessionRepository
 from support import agents
+from support.scale import scale
 from support.transcripts import assistant, call, result, store, store_json, usage, user
 
 Connection = psycopg.Connection[Any]
@@ -305,7 +306,7 @@ _MESSAGES = _VALUES | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scale(50, 150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example([({"role": "user", "content": [{"toolResult": {"toolUseId": "t", "status": "error"}}] * 2}, None)])
 @example([({"role": "user", "content": [1, [{"toolUse": 1}], {"toolUse": 1}]}, {"content": {"toolUse": 1}})])
 @example([([{"metadata": [{"usage": [{"inputTokens": [5]}]}], "content": "x"}], "text")])

@@ -13,19 +13,18 @@ def test_benchmarks_measure_what_the_goals_need_and_draw_it(tmp_path: Path) -> N
     figures, drawing = tmp_path / "figures.json", tmp_path / "figures.svg"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", "turn"),
+            *(sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", "^turn$"),
             *("--json", str(figures), "--plot", str(drawing)),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     medians = json.loads(figures.read_text())["medians of rounds"]
     assert set(medians["turn"]) == {"none", "ours", "files", "limit"}
-    for work in ("turn", "turn, window full"):
-        for count in ("statements", "round trips", "commits"):
-            assert medians[f"{work}: {count}"]["ours"] == [2.0]
+    for count in ("statements", "round trips", "commits"):
+        assert medians[f"turn: {count}"]["ours"] == [2.0]
     assert "a further turn, beyond no session manager, against the limit" in done.stdout
     assert drawing.read_text().startswith("<svg")

@@ -218,5 +218,5 @@ loaded = {name for name in sys.modules if "bidi" in name}
 import strands_psycopg
 assert {name for name in sys.modules if "bidi" in name} == loaded
 """
-    code, _, errors = processes.finish(processes.start(script))
+    code, _, errors = processes.interpret(script)
     assert (code, errors) == (0, "")

@@ -277,7 +277,7 @@ def test_an_unreachable_database_is_one_line(tmp_path: Path) -> None:
     # In a separate process, where only the command configures logging.
     script = f"from strands_psycopg.cli import options; options.RETRY_TIMEOUT = 0.2\n{MAIN}"
     dsn = f"postgresql://app:sesame@/agents?host={tmp_path}"
-    code, written, errors = processes.finish(processes.start(script, "status", "--dsn", dsn))
+    code, written, errors = processes.start(script, "status", "--dsn", dsn).finish()
     assert (code, written) == (1, "")
     assert errors.startswith(
         "strands-psycopg: error: inspecting the schema: the database was unavailable for the 0.2 s "
@@ -307,28 +307,24 @@ def test_the_command_is_a_script_and_a_module(empty_dsn: str, command: list[str]
     assert f"version   0 of {LATEST}" in done.stdout
 
 
+MIGRATE = [sys.executable, "-m", "strands_psycopg", "migrate", "--sql"]
+
+
 def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # Buffered, so that the output is written only at the end.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     read, write = os.pipe()
     os.close(read)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "strands_psycopg", "migrate", "--sql"], stdout=write, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(MIGRATE, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(write)
-    assert processes.finish(process)[::2] == (1, "")
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 def test_output_that_cannot_be_written_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "strands_psycopg", "migrate", "--sql"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert processes.finish(process)[::2] == (1, "strands-psycopg: error: [Errno 28] No space left on device\n")
+        done = subprocess.run(MIGRATE, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "strands-psycopg: error: [Errno 28] No space left on device\n")
 
 
 def test_ctrl_c_ends_a_command_quietly() -> None:
@@ -337,5 +333,5 @@ def test_ctrl_c_ends_a_command_quietly() -> None:
         process = processes.start(MAIN, "status", "--dsn", dsn)
         waiting, _ = silent.accept()
         with waiting:
-            process.send_signal(signal.SIGINT)
-            assert processes.finish(process) == (130, "", "")
+            process.signal(signal.SIGINT)
+            assert process.finish() == (130, "", "")

@@ -548,8 +548,8 @@ def test_ctrl_c_in_a_purge_leaves_whole_sessions(
         connection.execute(waiting, [repository._tables.retention._lock_key])
         process = processes.start(MAIN, "purge", "--idle-for", "30d", "--batch-size", "1", "--dsn", dsn)
         wait_until(lambda: blocked(watcher))
-        process.send_signal(signal.SIGINT)
-        assert processes.finish(process)[:2] == (130, "")
+        process.signal(signal.SIGINT)
+        assert process.finish()[:2] == (130, "")
     assert one(connection, "SELECT count(*) FROM strands_sessions") == 3
     assert texts(connection, "chat", "a") == ["hi"]
 

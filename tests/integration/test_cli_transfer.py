@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main, options
 from strands_psycopg.transfer import export_session, session_ids
 from support import processes, transfers
+from support.crew import Process
 from support.tables import blocked, one
 from support.waiting import wait_until
 
@@ -92,14 +92,12 @@ def test_json_output_has_the_counts(
 def test_sessions_move_through_a_pipe(repository: PostgresSessionRepository, dsn: str, other_dsn: str) -> None:
     transfers.fill(repository)
     transfers.fill(repository, "t")
-    export = processes.start(MAIN, "export", "--all", "--dsn", dsn)
-    code, lines, errors = processes.finish(export)
+    code, lines, errors = processes.start(MAIN, "export", "--all", "--dsn", dsn).finish()
     assert (code, errors) == (0, "")
     assert lines == exported(repository, "s", "t")
     import_ = processes.start(MAIN, "import", "--from", "-", "--dsn", other_dsn)
-    assert import_.stdin is not None
-    import_.stdin.write(lines)
-    assert processes.finish(import_) == (0, "imported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
+    import_.write(lines)
+    assert import_.finish() == (0, "imported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
 
 
 def test_sessions_move_through_files(
@@ -316,7 +314,7 @@ def test_failure_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latin", "text"]
 
 
-def start_import(dsn: str, folder: Path, connection: psycopg.Connection[Any]) -> "subprocess.Popen[str]":
+def start_import(dsn: str, folder: Path, connection: psycopg.Connection[Any]) -> Process:
     """Import one session of a folder, then start to import all, and block in the middle of the second one."""
     first = FileSessionManager("a", str(folder / "sessions"))
     first.create_agent("a", transfers.agent("x"))
@@ -344,8 +342,8 @@ def test_interrupted_import_leaves_whole_sessions_and_can_be_run_again(
 ) -> None:
     process = start_import(dsn, tmp_path, connection)
     wait_until(lambda: blocked(watcher) == 1)
-    process.send_signal(number)
-    assert processes.finish(process)[::2] == (status, "")
+    process.signal(number)
+    assert process.finish()[::2] == (status, "")
     connection.execute("ROLLBACK")
     wait_until(lambda: one(watcher, "SELECT count(*) FROM pg_locks WHERE relation = 'strands_messages'::regclass") == 0)
     assert stored(connection) == [("a", 1)]
@@ -363,13 +361,11 @@ def test_interrupted_stream_leaves_whole_sessions_in_the_database(
     transfers.fill(repository)
     transfers.fill(repository, "t")
     process = processes.start(MAIN, "import", "--from", "-", "--dsn", other_dsn)
-    assert process.stdin is not None
-    process.stdin.write(exported(repository, "s", "t")[:-100])
-    process.stdin.flush()
+    process.write(exported(repository, "s", "t")[:-100])
     with psycopg.connect(other_dsn, autocommit=True) as connection:
         wait_until(lambda: stored(connection) == [("s", 14)])
-        process.send_signal(signal.SIGINT)
-        assert processes.finish(process) == (130, "", "")
+        process.signal(signal.SIGINT)
+        assert process.finish() == (130, "", "")
         assert stored(connection) == [("s", 14)]
 
 
@@ -388,8 +384,8 @@ def test_interrupted_export_leaves_whole_sessions_in_its_file(
     file = tmp_path / "sessions.jsonl"
     process = processes.start(MAIN, "export", "--all", "--to", str(file), "--dsn", dsn)
     wait_until(lambda: file.exists() and file.stat().st_size > 2**20)
-    process.send_signal(signal.SIGINT)
-    assert processes.finish(process) == (130, "", "")
+    process.signal(signal.SIGINT)
+    assert process.finish() == (130, "", "")
     assert file.read_text() == exported(repository, "a")
 
 

@@ -6,9 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -18,6 +17,8 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main
 from strands_psycopg.demo.conversation import AgentProcess
 from support import processes
+from support.crew import Process
+from support.databases import Databases
 from support.waiting import wait_until
 
 # In a process group of its own, so that a test can send a signal to it as a terminal does on Ctrl-C.
@@ -31,25 +32,17 @@ def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@contextmanager
-def demo(*options: str) -> "Iterator[subprocess.Popen[str]]":
-    process = processes.start(MAIN, "demo", *options)
-    try:
-        yield process
-    finally:
-        with process:
-            process.kill()
+def demo(*options: str) -> Process:
+    return processes.start(MAIN, "demo", *options)
 
 
-def read_until(process: "subprocess.Popen[str]", start: str) -> str:
+def read_until(process: Process, start: str) -> str:
     """Read the standard output up to a line that begins with ``start``; return that line."""
-    assert process.stdout is not None
-    return next(line for line in process.stdout if line.startswith(start))
+    return next(line for line in process if line.startswith(start))
 
 
 def test_the_demo_needs_nothing_but_the_package() -> None:
-    with demo() as process:
-        code, output, errors = processes.finish(process)
+    code, output, errors = demo().finish()
     assert (code, errors) == (0, "")
     text = " ".join(output.split())
     assert re.search(r"returned ([\d,]+) bytes there and returns the same \1 bytes here", text)
@@ -57,9 +50,26 @@ def test_the_demo_needs_nothing_but_the_package() -> None:
     assert max(map(len, output.splitlines())) <= 80
 
 
-def test_both_columns_are_the_same(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
-    assert main(["demo", "--dsn", dsn]) == 0
-    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
+class Run(NamedTuple):
+    """A run of the demo, which has ended, on a database of its own."""
+
+    dsn: str
+    password: str
+    output: str
+
+
+@pytest.fixture(scope="module")
+def run(databases: Databases, template: str, reached: Callable[[str], str]) -> Iterator[Run]:
+    with databases.create("demo_under_test", template) as dsn:
+        password = str(conninfo_to_dict(dsn).get("password") or "sesame")
+        dsn = make_conninfo(reached(dsn), password=password)
+        code, output, errors = demo("--dsn", dsn).finish()
+        assert (code, errors) == (0, "")
+        yield Run(dsn, password, output)
+
+
+def test_both_columns_are_the_same(run: Run) -> None:
+    lines = [line.split(" | ") for line in run.output.splitlines() if " | " in line]
     said, restored = ([cells[column].strip() for cells in lines[1:]] for column in (0, 1))
     assert said == restored
     assert " ".join(said) == (
@@ -70,11 +80,12 @@ def test_both_columns_are_the_same(capsys: pytest.CaptureFixture[str], dsn: str)
     )
 
 
-def test_the_restored_agent_finishes_the_conversation(dsn: str, connection: psycopg.Connection[Any]) -> None:
-    assert main(["demo", "--dsn", dsn]) == 0
-    found = connection.execute(
+def test_the_restored_agent_finishes_the_conversation(run: Run) -> None:
+    query = (
         "SELECT message->>'role', message->'content'->0->>'text' FROM strands_demo.strands_messages ORDER BY message_id"
-    ).fetchall()
+    )
+    with psycopg.connect(run.dsn) as connection:
+        found = connection.execute(query).fetchall()
     assert found == [
         ("user", "How warm is it in the greenhouse?"),
         ("assistant", "Let me look."),
@@ -85,29 +96,23 @@ def test_the_restored_agent_finishes_the_conversation(dsn: str, connection: psyc
     ]
 
 
-def test_the_first_process_is_killed_and_no_process_outlives_the_demo(
-    capsys: pytest.CaptureFixture[str], dsn: str
-) -> None:
-    assert main(["demo", "--dsn", dsn]) == 0
-    output = capsys.readouterr().out
-    said_in, restored_in = re.findall(r"(?:said|restored) in (\d+)", output)
-    assert f"$ kill -9 {said_in}\n" in output
+def test_the_first_process_is_killed_and_no_process_outlives_the_demo(run: Run) -> None:
+    said_in, restored_in = re.findall(r"(?:said|restored) in (\d+)", run.output)
+    assert f"$ kill -9 {said_in}\n" in run.output
     assert said_in != restored_in
     for pid in (said_in, restored_in):
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
 
 
-def test_the_queries_are_shown_with_their_results(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
-    assert main(["demo", "--dsn", dsn]) == 0
-    output = capsys.readouterr().out
-    shown = [text.split(";\n")[0] for text in output.split("   SELECT ")[1:]]
-    with psycopg.connect(dsn) as connection:
+def test_the_queries_are_shown_with_their_results(run: Run) -> None:
+    shown = [text.split(";\n")[0] for text in run.output.split("   SELECT ")[1:]]
+    with psycopg.connect(run.dsn) as connection:
         assert len(connection.execute(f"SELECT {shown[0]}".encode()).fetchall()) == 7
         assert len(connection.execute(f"SELECT {shown[1]}".encode()).fetchall()) == 1
-    assert "   1   assistant                                           read_thermometer\n" in output
-    assert '   as_jsonb          {"raw": "31.50\ufffd\ufffd", "unit": "C", "celsius": 31.5}\n' in output
-    assert '   in_message_exact  {"unit": "C", "celsius": 31.5, "raw": "31.50\\u0000\\u0000"}\n' in output
+    assert "   1   assistant                                           read_thermometer\n" in run.output
+    assert '   as_jsonb          {"raw": "31.50\ufffd\ufffd", "unit": "C", "celsius": 31.5}\n' in run.output
+    assert '   in_message_exact  {"unit": "C", "celsius": 31.5, "raw": "31.50\\u0000\\u0000"}\n' in run.output
 
 
 def test_nothing_else_in_the_users_database_is_changed(
@@ -136,11 +141,8 @@ def test_the_demo_shows_how_to_remove_it(capsys: pytest.CaptureFixture[str], emp
     assert conninfo_to_dict(command[1]) == given
 
 
-def test_no_password_is_shown(capsys: pytest.CaptureFixture[str], dsn: str) -> None:
-    dsn = make_conninfo(dsn, password=conninfo_to_dict(dsn).get("password") or "sesame")
-    assert main(["demo", "--dsn", dsn]) == 0
-    written = capsys.readouterr()
-    assert str(conninfo_to_dict(dsn)["password"]) not in written.out + written.err
+def test_no_password_is_shown(run: Run) -> None:
+    assert run.password not in run.output
 
 
 def test_different_messages_are_a_failure(
@@ -161,8 +163,7 @@ def test_different_messages_are_a_failure(
 
 def test_characters_that_the_terminal_cannot_print_are_escaped(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    with demo("--dsn", dsn) as process:
-        code, output, errors = processes.finish(process)
+    code, output, errors = processes.interpret(MAIN, "demo", "--dsn", dsn)
     assert (code, errors) == (0, "")
     assert '{"raw": "31.50\\ufffd\\ufffd", "unit": "C", "celsius": 31.5}\n' in output
 
@@ -177,11 +178,10 @@ def test_the_server_can_be_kept_until_a_key_is_pressed(capsys: pytest.CaptureFix
         assert main(status[1:]) == 0
         assert "strands_messages         6  " in capsys.readouterr().out
         if key == "enter":
-            assert process.stdin is not None
-            process.stdin.write("\n")
+            process.write("\n")
         else:
             os.killpg(process.pid, signal.SIGINT)
-        code, _, errors = processes.finish(process)
+        code, _, errors = process.finish()
     assert (code, errors) == (0, "")
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(psql[1])
@@ -197,7 +197,7 @@ def test_ctrl_c_leaves_no_process_behind(dsn: str, connection: psycopg.Connectio
     with demo("--dsn", dsn) as process:
         wait_until(lambda: connected() == 2)
         os.killpg(process.pid, signal.SIGINT)
-        code, _, errors = processes.finish(process)
+        code, _, errors = process.finish()
     assert (code, errors) == (130, "")
     wait_until(lambda: connected() == 0)
 

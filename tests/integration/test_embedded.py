@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +17,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg.embedded import Server, postgres
 from strands_psycopg.errors import EmbeddedPostgresError
+from support import processes
+from support.waiting import wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 
+# In a session of its own, which no Ctrl-C reaches.
 HOLDER = """
 import os, sys
+os.setsid()
 from strands_psycopg.embedded import Server
 with Server(*sys.argv[1:]) as server:
     print(server.dsn, server.path, server.pid, server._watcher.pid, sep="\\n", flush=True)
@@ -36,14 +39,7 @@ class Holder:
     watcher = 0
 
     def __init__(self, *arguments: object, script: str = HOLDER) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.process = processes.start(script, *map(str, arguments))
 
     def wait_until_entered(self) -> "Holder":
         self.dsn, path, pid, watcher = (self.line() for _ in range(4))
@@ -51,21 +47,18 @@ class Holder:
         return self
 
     def line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().rstrip("\n")
+        return self.process.line()
 
     def leave(self) -> None:
         """End the block; wait for the end of the standard output, which the server must not keep open."""
-        assert self.process.communicate(timeout=60)[0] == ""
-        assert self.process.returncode == 0
+        assert self.process.finish() == (0, "", "")
 
     def kill(self) -> None:
-        self.process.kill()
-        assert self.process.communicate(timeout=60)[0] == ""
+        self.process.signal(signal.SIGKILL)
+        assert self.process.finish() == (-signal.SIGKILL, "", "")
 
     def end(self) -> None:
-        with self.process:
-            self.process.kill()
+        self.process.close()
         if self.watcher:
             wait_for_end(self.watcher)
 
@@ -92,17 +85,31 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Path]:
+    """A cluster that is not in use."""
+    path = Path(tempfile.mkdtemp(prefix="prepared-"))
+    path.chmod(0o711)
+    with Server(path / "cluster"):
+        pass
+    yield path / "cluster"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def cluster(prepared: Path, folder: Path) -> Path:
+    """A copy of it in ``folder``, for tests that are not about its creation."""
+    subprocess.run(["cp", "-a", prepared, folder / "cluster"], check=True)
+    return folder / "cluster"
 
 
 def exists(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout.strip()[:1] not in ("", "Z")
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_for_end(*pids: int) -> None:
@@ -189,9 +196,8 @@ def test_interrupted_creation_is_repeated(folder: Path) -> None:
 @pytest.mark.parametrize("first_to_end", [0, 1])
 @pytest.mark.parametrize("how", ["leave", "kill"])
 def test_server_runs_until_the_last_holder_leaves(
-    folder: Path, holder: Callable[..., Holder], first_to_end: int, how: str
+    cluster: Path, holder: Callable[..., Holder], first_to_end: int, how: str
 ) -> None:
-    cluster = folder / "cluster"
     holders = [holder(cluster).wait_until_entered(), holder(cluster).wait_until_entered()]
     first, last = holders[first_to_end], holders[1 - first_to_end]
     assert (first.dsn, first.server) == (last.dsn, last.server)
@@ -206,25 +212,25 @@ def test_server_runs_until_the_last_holder_leaves(
     assert not socket_folder(last.dsn).exists()
 
 
-def test_server_stops_when_its_last_holder_is_killed(folder: Path, holder: Callable[..., Holder]) -> None:
-    only = holder(folder / "cluster").wait_until_entered()
+def test_server_stops_when_its_last_holder_is_killed(cluster: Path, holder: Callable[..., Holder]) -> None:
+    only = holder(cluster).wait_until_entered()
     query(only.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
 
     only.kill()
     wait_for_end(only.server)
 
-    with postgres(folder / "cluster") as dsn:
+    with postgres(cluster) as dsn:
         assert query(dsn, "SELECT answer FROM kept") == 42
 
 
 def test_server_left_over_from_killed_holders_is_shared_and_stopped(
-    folder: Path, holder: Callable[..., Holder]
+    cluster: Path, holder: Callable[..., Holder]
 ) -> None:
-    only = holder(folder / "cluster").wait_until_entered()
+    only = holder(cluster).wait_until_entered()
     os.kill(only.watcher, signal.SIGKILL)
     only.kill()
 
-    with Server(folder / "cluster") as server:
+    with Server(cluster) as server:
         assert (server.dsn, server.pid) == (only.dsn, only.server)
         assert answers(server.dsn)
         dsn = server.dsn
@@ -241,11 +247,11 @@ def test_holders_that_start_at_once_share_one_server(folder: Path, holder: Calla
     wait_for_end(holders[0].server)
 
 
-def test_threads_share_one_server_and_the_last_stops_it(folder: Path) -> None:
+def test_threads_share_one_server_and_the_last_stops_it(cluster: Path) -> None:
     entered, leave, found = threading.Barrier(3, timeout=60), [threading.Event(), threading.Event()], set[str]()
 
     def use(number: int) -> None:
-        with Server(folder / "cluster") as server:
+        with Server(cluster) as server:
             found.add(server.dsn)
             entered.wait()
             leave[number].wait(60)
@@ -329,7 +335,7 @@ def test_forked_child_that_leaves_the_block_does_not_stop_the_server(holder: Cal
 
 @pytest.mark.parametrize("how", ["leave", "kill"])
 def test_forked_child_that_outlives_the_holder_does_not_keep_the_server(
-    folder: Path, holder: Callable[..., Holder], how: str
+    cluster: Path, holder: Callable[..., Holder], how: str
 ) -> None:
     script = HOLDER.replace(
         "    sys.stdin.read()",
@@ -342,7 +348,7 @@ def test_forked_child_that_outlives_the_holder_does_not_keep_the_server(
     sys.stdin.read()
 """,
     )
-    parent = holder(folder / "cluster", script=script).wait_until_entered()
+    parent = holder(cluster, script=script).wait_until_entered()
     child = int(parent.line())
     try:
         getattr(parent, how)()
@@ -381,13 +387,13 @@ def test_stopping_and_starting_twice_has_the_effect_of_once() -> None:
         assert server.pid == pid
 
 
-def test_killed_server_is_started_again_by_the_next_holder(folder: Path) -> None:
-    with Server(folder / "cluster") as first, psycopg.connect(first.dsn):
+def test_killed_server_is_started_again_by_the_next_holder(cluster: Path) -> None:
+    with Server(cluster) as first, psycopg.connect(first.dsn):
         pid = first.pid
         os.kill(pid, signal.SIGKILL)
         assert (first.path / "data" / "postmaster.pid").exists()
 
-        with Server(folder / "cluster") as second:
+        with Server(cluster) as second:
             assert second.pid != pid
             assert answers(first.dsn)
 
@@ -426,33 +432,33 @@ def test_port_is_the_requested_one() -> None:
         assert query(dsn, "SELECT inet_server_port()") == port
 
 
-def test_holder_that_requests_any_port_gets_that_of_the_running_server(folder: Path) -> None:
-    with postgres(folder / "cluster", port=0) as first, postgres(folder / "cluster", port=0) as second:
+def test_holder_that_requests_any_port_gets_that_of_the_running_server(cluster: Path) -> None:
+    with postgres(cluster, port=0) as first, postgres(cluster, port=0) as second:
         assert first == second
-        with postgres(folder / "cluster") as third:
+        with postgres(cluster) as third:
             assert query(third, "SELECT inet_client_addr()") is None
 
 
-def test_password_stays_with_the_cluster(folder: Path) -> None:
-    with postgres(folder / "cluster") as dsn:
+def test_password_stays_with_the_cluster(cluster: Path) -> None:
+    with postgres(cluster) as dsn:
         query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
-    with postgres(folder / "cluster", port=0) as dsn:
+    with postgres(cluster, port=0) as dsn:
         assert query(dsn, "SELECT answer FROM kept") == 42
 
 
-def test_port_that_the_running_server_does_not_have_is_refused(folder: Path) -> None:
-    with postgres(folder / "cluster") as dsn:
+def test_port_that_the_running_server_does_not_have_is_refused(cluster: Path) -> None:
+    with postgres(cluster) as dsn:
         with (
             pytest.raises(EmbeddedPostgresError, match="already runs, on no port"),
-            postgres(folder / "cluster", port=0),
+            postgres(cluster, port=0),
         ):
             pass
         assert answers(dsn)
-    with postgres(folder / "cluster", port=0) as dsn:
+    with postgres(cluster, port=0) as dsn:
         other = port_of(dsn) - 1
         with (
             pytest.raises(EmbeddedPostgresError, match=f"on port {other + 1}"),
-            postgres(folder / "cluster", port=other),
+            postgres(cluster, port=other),
         ):
             pass
 
@@ -554,12 +560,12 @@ def test_error_about_missing_binaries_says_what_to_install(monkeypatch: pytest.M
         pass
 
 
-def test_failed_start_shows_the_end_of_the_servers_log(folder: Path) -> None:
-    with postgres(folder / "cluster") as dsn:
+def test_failed_start_shows_the_end_of_the_servers_log(cluster: Path) -> None:
+    with postgres(cluster) as dsn:
         query(dsn, "SELECT 1")
-    with (folder / "cluster" / "data" / "postgresql.conf").open("a") as settings:
+    with (cluster / "data" / "postgresql.conf").open("a") as settings:
         settings.write("nonsense = 1\n")
 
     with pytest.raises(EmbeddedPostgresError, match='unrecognized configuration parameter "nonsense"'):
-        postgres(folder / "cluster").__enter__()
-    assert not (folder / "cluster" / "data" / "postmaster.pid").exists()
+        postgres(cluster).__enter__()
+    assert not (cluster / "data" / "postmaster.pid").exists()

@@ -195,13 +195,10 @@ def test_processes_that_open_a_new_session_at_the_same_moment_share_it(
 ) -> None:
     both = [processes.start(OPEN_AND_TALK, dsn, name) for name in ("left", "right")]
     for process in both:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+        assert process.line() == "ready"
     for process in both:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    ends = [processes.finish(process) for process in both]
+        process.write("go\n")
+    ends = [process.finish() for process in both]
 
     assert [(status, errors) for status, _, errors in ends] == [(0, ""), (0, "")]
     assert rows(connection) == (1, 3, 5)

@@ -223,7 +223,7 @@ def test_swarm_is_stored_after_each_node(repository: PostgresSessionRepository) 
 
 
 def test_swarm_goes_on_where_its_process_died(dsn: str, repository: PostgresSessionRepository) -> None:
-    assert processes.finish(processes.start(DIE_IN_B, dsn)) == (9, "", "")
+    assert processes.start(DIE_IN_B, dsn).finish() == (9, "", "")
     models = {"a": handoff("b"), "b": model("done")}
 
     restored = swarm(repository, models)

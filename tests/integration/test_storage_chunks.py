@@ -1,7 +1,6 @@
 """Large values: deduplication, deletion of unused chunks, and what a growing conversation costs on the server."""
 
 import asyncio
-import os
 import random
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ import psycopg
 import pytest
 
 from strands_psycopg import DatabaseError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
+from support.scale import TORTURE
 from support.snapshots import PLAIN, PUT, conversation, size, written
 from support.storage import NO_CHUNKS, chunks, needs_storage
 
@@ -146,7 +146,7 @@ def test_a_missing_chunk_is_an_error(storage: PostgresStorage, connection: Conne
 
 
 # The share falls with the length of the conversation.
-TURNS, SHARE = (1000, 0.05) if os.environ.get("STRANDS_TORTURE") else (300, 0.15)
+TURNS, SHARE = (1000, 0.05) if TORTURE else (160, 0.4)
 
 
 def test_an_immutable_snapshot_each_turn_takes_a_fraction_of_plain_storage(
@@ -166,7 +166,7 @@ def test_saving_a_megabyte_with_one_new_message_writes_a_tenth_of_the_wal(
     storage: PostgresStorage, connection: Connection
 ) -> None:
     connection.execute(PLAIN)
-    *_, before, after = conversation(1000)
+    before, after = conversation(1000, last=2)
     # Written in advance, since the first change of a page after a checkpoint logs the whole page.
     run(storage.write("snapshot_latest.json", before))
     connection.execute(PUT, ("snapshot_latest.json", before))

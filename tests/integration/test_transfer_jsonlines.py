@@ -26,6 +26,7 @@ from strands_psycopg.transfer import (
 from strands_psycopg.transfer.stored import StoredSessions
 from support import transfers
 from support.pausing import pause_before
+from support.scale import scale
 from support.tables import blocked
 from support.waiting import wait_until
 
@@ -105,7 +106,7 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scale(20, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=documents)
 def test_any_document_survives(repository: PostgresSessionRepository, document: object) -> None:
     session_id = next(_NUMBERS)
@@ -360,10 +361,10 @@ def test_export_and_import_take_little_memory(
 ) -> None:
     repository.create_session(Session("s", SessionType.AGENT))
     repository.create_agent("s", SessionAgent("a", {}, {}))
-    repository.create_message("s", "a", SessionMessage({"role": "user", "content": [{"text": "x" * 4_000}]}, 0))
+    repository.create_message("s", "a", SessionMessage({"role": "user", "content": [{"text": "x" * 16_000}]}, 0))
     connection.execute(
         "INSERT INTO strands_messages SELECT session_id, agent_id, n, message, NULL, NULL, NULL, write_id, created_at, "
-        "updated_at FROM strands_messages, generate_series(1, 8000) AS n"
+        "updated_at FROM strands_messages, generate_series(1, 2000) AS n"
     )
     tracemalloc.start()
     try:
@@ -371,5 +372,5 @@ def test_export_and_import_take_little_memory(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert result.messages == 8_001
+    assert result.messages == 2_001
     assert peak < 24 * 2**20

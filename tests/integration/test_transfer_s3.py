@@ -1,5 +1,7 @@
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
@@ -79,9 +81,19 @@ def test_conversation_continues(repository: PostgresSessionRepository, client: A
 
 
 def test_many_objects_keep_their_order(repository: PostgresSessionRepository, client: Any) -> None:
-    write_by_strands(client, "p", messages=1_040)
-    assert import_sessions(repository, S3Sessions(BUCKET, "p")).messages == 1_040
-    assert texts(repository) == [f"text {index}" for index in range(1_040)]
+    class Paging:
+        """Lists 50 objects at a time, where S3 lists 1,000."""
+
+        def get_object(self, **request: str) -> Any:
+            return client.get_object(**request)
+
+        def get_paginator(self, operation_name: str, /) -> Any:
+            paginator = client.get_paginator(operation_name)
+            return SimpleNamespace(paginate=partial(paginator.paginate, PaginationConfig={"PageSize": 50}))
+
+    write_by_strands(client, "p", messages=120)
+    assert import_sessions(repository, S3Sessions(BUCKET, "p", client=Paging())).messages == 120
+    assert texts(repository) == [f"text {index}" for index in range(120)]
 
 
 def test_gaps_are_closed_and_bad_objects_named(repository: PostgresSessionRepository, client: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository, SchemaError
 from strands_psycopg.migrator import Migrator, packaged_migrations
@@ -66,15 +66,15 @@ def test_database_with_another_encoding_is_refused(dsn: str, encoding: str) -> N
 
 @contextmanager
 def _other_database(dsn: str, encoding: str) -> Iterator[str]:
-    name = sql.Identifier("other_encoding_under_test")
+    dbname = f"{conninfo_to_dict(dsn)['dbname']}_{encoding.lower()}"
+    name = sql.Identifier(dbname)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(name))
         connection.execute(
             sql.SQL("CREATE DATABASE {} ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").format(
                 name, sql.Literal(encoding)
             )
         )
-        yield make_conninfo(dsn, dbname="other_encoding_under_test")
+        yield make_conninfo(dsn, dbname=dbname)
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 

@@ -1,7 +1,6 @@
 """A process that is frozen between two calls, while its connection dies in one way or another."""
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
@@ -11,6 +10,7 @@ import pytest
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import Server
 from support import processes
+from support.crew import Process
 from support.stopping import stopped
 from support.tables import texts
 from support.waiting import wait_until
@@ -39,30 +39,23 @@ def own_server() -> Iterator[Server]:
 def function(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator["Function"]:
     monkeypatch.setenv("DATABASE_URL", own_server.dsn)
     monkeypatch.setenv("MODEL", "support.echo:Echo")
-    with processes.limited(processes.start(RUNTIME)) as process:
-        function = Function(own_server, process)
-        assert function.line() == "ready\n"
-        yield function
+    with processes.start(RUNTIME) as process:
+        assert process.line() == "ready"
+        yield Function(own_server, process)
 
 
 class Function:
     """The process in which the function runs, and the server that it uses."""
 
-    def __init__(self, server: Server, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, server: Server, process: Process) -> None:
         self.server = server
         self.pid = process.pid
         self._process = process
 
-    def line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
     def call(self, session_id: str, prompt: str) -> str:
         """Call the function and give the answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"session_id": session_id, "prompt": prompt}) + "\n")
-        self._process.stdin.flush()
-        answer: str = json.loads(self.line())["answer"]
+        self._process.write(json.dumps({"session_id": session_id, "prompt": prompt}) + "\n")
+        answer: str = json.loads(self._process.line())["answer"]
         return answer
 
     def backends(self) -> list[int]:

@@ -14,14 +14,15 @@ import pytest
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import Server
 from support import processes
+from support.scale import scale
 from support.stopping import stopped
 from support.tables import Connection, one, texts
 from support.waiting import until, wait_until
 from support.web import Event, Web, answer, ask, client, turn
 from support.writes import message
 
-_CLIENTS = 100
-_SESSIONS = 20
+_CLIENTS = scale(40, 100)
+_SESSIONS = scale(8, 20)
 _TURNS = 2
 
 # So many processes may be short of the processor.
@@ -138,17 +139,17 @@ def test_both_processes_serve_that_were_forked_after_the_import(
         async with client(f"http://127.0.0.1:{port}") as http:
             answers.append(answer(await ask(http, "shared", f"asking {child}")))
 
-    with processes.limited(processes.start(FORK_AFTER_IMPORT, before)) as process:
-        assert process.stdout is not None
-        port, *children = map(int, process.stdout.readline().split())
+    with processes.start(FORK_AFTER_IMPORT, before) as process:
+        port, *children = map(int, process.line().split())
         for child, other in (children, children[::-1]):
             with stopped(other):
                 asyncio.run(ask_one(port, child))
         # The parent's and theirs: none uses another's connection.
         assert one(connection, OF_THE_WORKERS) >= 3
-        written, errors = process.communicate("\n")
+        process.write("\n")
+        status, written, errors = process.finish()
 
-    assert (process.returncode, errors) == (0, "")
+    assert (status, errors) == (0, "")
     assert written == f"{-signal.SIGTERM} {-signal.SIGTERM}\n"
     assert answers == [f"{child} heard asking {child}" for child in children]
     assert texts(connection, "shared") == [

@@ -1,6 +1,7 @@
-"""Processes that start at once: forked from one that has done the imports, and released together.
+"""Python processes that start at once: forked from one that has done the imports.
 
-Each runs a script whose global ``ready()`` waits until the test lets it go on. What it prints is read line by line.
+Each runs a script. Some are released together: their scripts call the global ``ready()``, which waits until the test
+lets them go on.
 """
 
 import json
@@ -11,58 +12,77 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 _DEADLINE = 60
 
-# Its requests are one packet each: JSON of a script with its arguments, with the child's three standard files, is
-# answered with the child's id; a child's id is answered with the status of its end.
+# Its requests are one packet each: JSON of a script with its surroundings, with the child's three standard files, is
+# answered with the child's id; a child's id is answered with the status of its end. A script runs where this one ends,
+# so that it ends as one of a process of its own does, exit handlers and all.
 _HOST = """
-import json, os, signal, socket, sys, traceback
+import gc, json, os, signal, socket, sys, traceback, types
 import support.agents
 
 control = socket.socket(fileno=int(sys.argv[1]))
-living = set()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+gc.collect()
+gc.freeze()
 
 def ready():
     print("ready", flush=True)
     os.read(0, 1)
 
-while True:
-    message, files, _, _ = socket.recv_fds(control, 1 << 20, 3)
-    if not message:
-        break
-    request = json.loads(message)
-    if isinstance(request, int):
-        status = os.waitstatus_to_exitcode(os.waitpid(request, 0)[1])
-        living.discard(request)
-        control.send(json.dumps(status).encode())
-        continue
-    child = os.fork()
-    if child == 0:
-        control.close()
-        for number, file in enumerate(files):
-            os.dup2(file, number)
+def serve():
+    living = set()
+    while True:
+        message, files, _, _ = socket.recv_fds(control, 1 << 20, 3)
+        if not message:
+            break
+        request = json.loads(message)
+        if isinstance(request, int):
+            status = os.waitstatus_to_exitcode(os.waitpid(request, 0)[1])
+            living.discard(request)
+            control.send(json.dumps(status).encode())
+            continue
+        child = os.fork()
+        if child == 0:
+            control.close()
+            for number, file in enumerate(files):
+                os.dup2(file, number)
+                os.close(file)
+            return request
+        for file in files:
             os.close(file)
-        sys.argv = ["crew", *request["arguments"]]
-        status = 0
-        try:
-            exec(compile(request["script"], "<script>", "exec"), {"__name__": "__main__", "ready": ready})
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    for file in files:
-        os.close(file)
-    living.add(child)
-    control.send(json.dumps(child).encode())
-for child in living:
-    os.kill(child, signal.SIGKILL)
+        living.add(child)
+        control.send(json.dumps(child).encode())
+    for child in living:
+        os.kill(child, signal.SIGKILL)
+
+def run(request):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["-c", *request["arguments"]]
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.ready = ready
+    script = compile(request["script"], "<script>", "exec")
+    if not request["abruptly"]:
+        return exec(script, vars(main))
+    status = 0
+    try:
+        exec(script, vars(main))
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+if request := serve():
+    run(request)
 """
 
 
@@ -75,6 +95,9 @@ class Crew:
             self._host = subprocess.Popen(
                 [sys.executable, "-c", _HOST, str(theirs.fileno())],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                # Pipes, so that Python reads and writes as it does for the children's, which take their places.
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
             )
         self._control.settimeout(_DEADLINE)
@@ -84,69 +107,110 @@ class Crew:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._control.close()
-        assert self._host.wait(_DEADLINE) == 0
+        with self._host:
+            assert self._host.wait(_DEADLINE) == 0
 
-    def start(self, script: str, *arguments: str) -> "Member":
-        """Fork a process that runs the script with these ``sys.argv[1:]``."""
-        return Member(self, script, arguments)
+    def start(self, script: str, *arguments: str) -> "Process":
+        """Fork a process that runs the script with these ``sys.argv[1:]`` and the environment of this one."""
+        return Process(self, script, arguments)
 
     @contextmanager
-    def of(self, number: int, script: str, *arguments: str) -> Iterator[list["Member"]]:
-        """Fork so many processes, give them when all of them wait in ``ready()``, and kill what is left of them."""
-        members = [self.start(script, *arguments, str(each)) for each in range(number)]
+    def of(self, number: int, script: str, *arguments: str) -> Iterator[list["Process"]]:
+        """Fork so many processes, yield them when all of them wait in ``ready()``, and kill those that are left.
+
+        Each has its number as a last argument. They end without exit handlers.
+        """
+        processes = [Process(self, script, (*arguments, str(each)), abruptly=True) for each in range(number)]
         try:
-            for member in members:
-                assert member.line() == "ready", member.errors()
-            yield members
+            for process in processes:
+                assert process.line() == "ready"
+            yield processes
         finally:
-            for member in members:
-                member.close()
+            for process in processes:
+                process.close()
 
     def ask(self, request: object, files: Iterable[int] = ()) -> int:
-        """Send the host a request and give its answer. For the members' use."""
+        """Send the host a request and return its answer. For the processes' use."""
         socket.send_fds(self._control, [json.dumps(request).encode()], list(files))
         return int(json.loads(self._control.recv(1024)))
 
 
-class Member:
-    """One forked process.
+class Process:
+    """One forked process, killed at the end of its ``with`` block.
 
     Attributes:
         pid: Its id.
     """
 
-    def __init__(self, crew: Crew, script: str, arguments: tuple[str, ...]) -> None:
+    def __init__(self, crew: Crew, script: str, arguments: tuple[str, ...], *, abruptly: bool = False) -> None:
         self._crew = crew
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._read = b""
         self._status: int | None = None
-        their_input, self._release = os.pipe()
+        their_input, self._input = os.pipe()
         self._output, their_output = os.pipe()
-        files = [their_input, their_output, self._errors.fileno()]
-        self.pid = crew.ask({"script": script, "arguments": arguments}, files)
+        request = {
+            "script": script,
+            "arguments": arguments,
+            "environment": dict(os.environ),
+            "folder": os.getcwd(),  # noqa: PTH109
+            "abruptly": abruptly,
+        }
+        self.pid = crew.ask(request, [their_input, their_output, self._errors.fileno()])
         os.close(their_input)
         os.close(their_output)
 
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, text: str) -> None:
+        """Write to its standard input."""
+        data = text.encode()
+        while data:
+            data = data[os.write(self._input, data) :]
+
     def release(self) -> None:
         """Let it go on from ``ready()``, or from the next one if it waits in none."""
-        os.write(self._release, b"x")
+        self.write("x")
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the lines that it prints until its end, from the last one that was read on."""
+        while b"\n" in self._read or self._read_more():
+            if b"\n" in self._read:
+                line, self._read = self._read.split(b"\n", 1)
+                yield line.decode()
 
     def line(self) -> str:
-        """Wait for the next line that it prints; the empty string if it has ended."""
-        deadline = time.monotonic() + _DEADLINE
-        while b"\n" not in self._read:
-            readable, _, _ = select.select([self._output], [], [], max(deadline - time.monotonic(), 0))
-            assert readable, f"process {self.pid} printed nothing in time"
-            data = os.read(self._output, 1 << 16)
-            if not data:
-                return ""
-            self._read += data
-        line, self._read = self._read.split(b"\n", 1)
-        return line.decode()
+        """Wait for the next line that it prints."""
+        line = next(iter(self), None)
+        assert line is not None, f"process {self.pid} has ended: {self.errors()}"
+        return line
 
     def lines(self) -> list[str]:
-        """Wait for its end and give the lines that it has printed since the last one that was read."""
-        return list(iter(self.line, ""))
+        """Wait for its end and return the lines that it has printed since the last one that was read."""
+        return list(self)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Close its standard input, wait for its end and close it.
+
+        Returns:
+            Its exit status, negative for a signal, what it wrote to standard output since the last line that was read,
+            and what it wrote to standard error.
+        """
+        if self._input >= 0:
+            os.close(self._input)
+            self._input = -1
+        try:
+            while self._read_more():
+                pass
+            return self.end(), self._read.decode(), self.errors()
+        finally:
+            self.close()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -155,18 +219,18 @@ class Member:
             os.kill(self.pid, number)
 
     def end(self) -> int:
-        """Wait for its end and give its exit status, negative for a signal."""
+        """Wait for its end and return its exit status, negative for a signal."""
         if self._status is None:
             self._status = self._crew.ask(self.pid)
         return self._status
 
     def errors(self) -> str:
-        """Give what it has written to standard error."""
+        """Return what it has written to standard error."""
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")
 
     def result(self) -> list[str]:
-        """Wait for its end, which must be a success, and give the lines that it has printed."""
+        """Wait for its end, which must be a success, and return the lines that it has printed."""
         lines = self.lines()
         assert self.end() == 0, self.errors()
         return lines
@@ -177,7 +241,16 @@ class Member:
             return
         self.signal(signal.SIGKILL)
         self.end()
-        os.close(self._release)
+        if self._input >= 0:
+            os.close(self._input)
         os.close(self._output)
         self._errors.close()
         self._output = -1
+
+    def _read_more(self) -> bool:
+        """Whether there was something to read before the end of its output."""
+        readable, _, _ = select.select([self._output], [], [], _DEADLINE)
+        assert readable, f"process {self.pid} printed nothing in time: {self.errors()}"
+        data = os.read(self._output, 1 << 16)
+        self._read += data
+        return bool(data)

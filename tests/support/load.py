@@ -1,7 +1,7 @@
 """Processes that take turns with agents, each on a session of its own, and report every turn that is acknowledged."""
 
 import queue
-import subprocess
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from support import processes
+from support.crew import Process
 
 _PROCESSES = 4
 _DEADLINE = 600
@@ -111,21 +112,14 @@ class Load:
         self._processes = [
             processes.start(_SCRIPT, self._dsn, session_id, str(self.turns_each)) for session_id in self.sessions
         ]
-        self._errors = [""] * _PROCESSES
-        self._readers = [
-            threading.Thread(target=work, args=(number, process), daemon=True)
-            for number, process in enumerate(self._processes)
-            for work in (self._read, self._read_errors)
-        ]
+        self._readers = [threading.Thread(target=self._read, args=(each,), daemon=True) for each in self._processes]
         for reader in self._readers:
             reader.start()
         try:
             for _ in self._processes:
-                assert self._lines.get(timeout=_DEADLINE) == "ready\n", self._errors
+                assert self._lines.get(timeout=_DEADLINE) == "ready", self._errors()
             for process in self._processes:
-                assert process.stdin is not None
-                process.stdin.write("go\n")
-                process.stdin.flush()
+                process.write("go\n")
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -135,14 +129,11 @@ class Load:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for process in self._processes:
-            process.kill()
-            process.wait()
+            process.signal(signal.SIGKILL)
         for reader in self._readers:
             reader.join()
         for process in self._processes:
-            for stream in (process.stdin, process.stdout, process.stderr):
-                assert stream is not None
-                stream.close()
+            process.close()
 
     def __iter__(self) -> Iterator[int]:
         """Give the number of acknowledged turns each time that it has grown, until all processes have ended well."""
@@ -156,14 +147,12 @@ class Load:
                 yield self.acknowledged
             else:
                 self.retries += int(line.split()[1])
-        assert [process.wait() for process in self._processes] == [0] * _PROCESSES, "\n".join(self._errors)
+        assert [process.end() for process in self._processes] == [0] * _PROCESSES, self._errors()
 
-    def _read(self, _number: int, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
+    def _read(self, process: Process) -> None:
+        for line in process:
             self._lines.put(line)
         self._lines.put(None)
 
-    def _read_errors(self, number: int, process: "subprocess.Popen[str]") -> None:
-        assert process.stderr is not None
-        self._errors[number] = process.stderr.read()
+    def _errors(self) -> str:
+        return "\n".join(process.errors() for process in self._processes)

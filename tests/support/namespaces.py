@@ -10,6 +10,7 @@ from typing import NamedTuple
 from psycopg import conninfo
 
 from support import processes
+from support.crew import Process
 
 IP = shutil.which("ip", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
 
@@ -60,7 +61,7 @@ class Cable(NamedTuple):
         """Take the link up."""
         _ip("-n", self.servers, "link", "set", "end", "up")
 
-    def start(self, script: str, *arguments: str) -> "subprocess.Popen[str]":
+    def start(self, script: str, *arguments: str) -> Process:
         """Start a process in the clients' namespace that runs the script with these ``sys.argv[1:]``."""
         return processes.start(_ENTER + script, self.clients, *arguments)
 
@@ -101,15 +102,9 @@ def cable(dsn: str) -> Iterator[Cable]:
             _ip("-n", name, "link", "set", "end", "up")
         socket = f"{server['host']}/.s.PGSQL.{server.get('port', 5432)}"
         forwarder = processes.start(_ENTER + _FORWARDER, servers, socket, "10.0.0.2", str(_PORT))
-        stack.callback(_end, forwarder)
-        assert forwarder.stdout is not None
-        assert forwarder.stdout.readline() == "ready\n"
+        stack.enter_context(forwarder)
+        assert forwarder.line() == "ready"
         yield Cable(clients, servers, conninfo.make_conninfo(dsn, host="10.0.0.2", port=_PORT))
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    with process:
-        process.kill()
 
 
 def _try(*arguments: str) -> int:

@@ -1,55 +1,49 @@
-"""Other Python processes, with this one's import path."""
+"""Other Python processes. Unless that is what a test is about, they have done their imports before they start."""
 
+import atexit
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import cache
+
+from support.crew import Crew, Process
 
 _DEADLINE = 60
 
 
-def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
+@cache
+def crew() -> Crew:
+    """Return the crew of this process, which lives as long."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(Crew())
+
+
+def start(script: str, *arguments: str) -> Process:
     """Start a process that runs the script with these ``sys.argv[1:]``."""
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@contextmanager
-def limited(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
-    """Kill the process at the end of the block, or when that takes too long: then there is nothing more to read."""
-    timer = threading.Timer(_DEADLINE, process.kill)
-    timer.start()
-    try:
-        with process:
-            try:
-                yield process
-            finally:
-                process.kill()
-    finally:
-        timer.cancel()
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    """Wait for a process's end; give its exit status and what it wrote to standard output and standard error."""
-    with process:
-        try:
-            written, errors = process.communicate(timeout=_DEADLINE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-    return process.returncode, written, errors
+    return crew().start(script, *arguments)
 
 
 def run(script: str, *arguments: str) -> str:
-    """Run the script in a process of its own to its end, which must be a success, and give what it printed."""
-    status, written, errors = finish(start(script, *arguments))
+    """Run the script in a process of its own to its end, which must be a success, and return what it printed."""
+    status, written, errors = start(script, *arguments).finish()
     assert status == 0, errors
     return written
+
+
+def interpret(script: str, *arguments: str) -> tuple[int, str, str]:
+    """Run the script in an interpreter of its own, which imports everything anew.
+
+    Returns:
+        Its exit status, and what it wrote to standard output and to standard error.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_DEADLINE,
+    )
+    return done.returncode, done.stdout, done.stderr

@@ -16,16 +16,22 @@ def snapshot(messages: list[dict[str, Any]]) -> bytes:
     return json.dumps({**head, "data": data, "app_data": {}}).encode()
 
 
-def conversation(turns: int) -> list[bytes]:
-    """Give the snapshots of a conversation of about a kilobyte each turn, of words of their own."""
+def conversation(turns: int, *, last: int | None = None) -> list[bytes]:
+    """Return the snapshots of a conversation of about a kilobyte each turn, of words of their own.
+
+    Args:
+        turns: Its turns.
+        last: Return only so many snapshots, the last ones.
+    """
     rng = random.Random(5)
     vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
     messages: list[dict[str, Any]] = []
     snapshots = []
-    for _ in range(turns):
+    for turn in range(turns):
         for role, words in (("user", 30), ("assistant", 125)):
             messages.append({"role": role, "content": [{"text": " ".join(rng.choices(vocabulary, k=words))}]})
-        snapshots.append(snapshot(messages))
+        if last is None or turn >= turns - last:
+            snapshots.append(snapshot(messages))
     return snapshots
 
 
