@@ -185,7 +185,9 @@ class AgentWriter(Collector):
 
     def is_write_due(self) -> bool:
         """Whether something that was asked for must be written; it does not wait for the database."""
-        if not self._announced and self._is_sync_due and is_stored(memory_of(self._agent), self._record):
+        # During a write the record is not what will be stored.
+        is_plain_sync = self._is_sync_due and not self._announced and not self._lock.locked()
+        if is_plain_sync and is_stored(memory_of(self._agent), self._record):
             self._is_sync_due = False
         return bool(self._announced) or self._is_sync_due or self._is_checkpoint_due
 

@@ -99,7 +99,7 @@ def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], reco
     for message, replaces in announced:
         position = _replaced(message, held) if replaces else _continued(message, in_memory, held, end)
         if position is None:
-            position = _unlogged(message, held)
+            position = _unlogged(message, in_memory, held)
             held[position : position + 1] = [HeldMessage(end, end, fingerprint(message), message)]
             written[end] = message
             end += 1
@@ -170,12 +170,14 @@ def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[He
     return position if has_more and continued is not message else None
 
 
-def _unlogged(message: Message, held: Sequence[HeldMessage]) -> int:
-    """Return the position of a message that memory held before it was announced; otherwise the end."""
+def _unlogged(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> int:
+    """Return the position of a message that was found in memory before it was announced; otherwise the end."""
+    same = [n for n, each in enumerate(held) if each.message is message]
+    if same and len(same) >= sum(each is message for each in in_memory):
+        return same[-1]
     key = tracking_id(message)
     for position, each in enumerate(held):
-        is_it = each.message is message or (key is not None and tracking_id(each.message) == key)
-        if is_it and each.original is None:
+        if each.original is None and key is not None and tracking_id(each.message) == key:
             return position
     return len(held)
 

@@ -1,7 +1,9 @@
 """What is stored of an agent besides its messages: state, conversation manager, interrupts, the model's own state."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from strands import Agent
 from strands.agent.state import AgentState
@@ -13,7 +15,14 @@ from strands_psycopg.repository.checkpoints import PINNED
 if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
 
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
 _PINNED_ATTRIBUTE = "_pin_first_applied"
+
+# See ``_copied``.
+_MOST_COPIES = 1_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +65,22 @@ def session_agent(agent: "LocalAgent", manager_state: dict[str, Any]) -> Session
     """Return an agent as it is to be stored, with this state of its conversation manager."""
     # Before strands-agents 1.57 bidirectional agents had a method of their own.
     from_bidi_agent = getattr(SessionAgent, "from_bidi_agent", None)
-    stored = (
-        SessionAgent.from_agent(agent)
-        if from_bidi_agent is None or isinstance(agent, Agent)
-        else from_bidi_agent(agent)
-    )
+    of_agent = SessionAgent.from_agent if from_bidi_agent is None or isinstance(agent, Agent) else from_bidi_agent
+    stored = _copied(lambda: of_agent(agent))
     stored.conversation_manager_state = manager_state
     if _has_pinned(agent):
         stored._internal_state = {**stored._internal_state, PINNED: True}
     return stored
+
+
+def _copied(copy_documents: Callable[[], _T]) -> _T:
+    """Return a copy of documents that other threads may change meanwhile, which older Strands does not prevent."""
+    for _ in range(_MOST_COPIES - 1):
+        try:
+            return copy_documents()
+        except RuntimeError as error:
+            logger.debug("error=<%s> | documents changed while they were copied, copying again", error)
+    return copy_documents()
 
 
 def load_documents(agent: "LocalAgent", stored: SessionAgent) -> list[Any]:

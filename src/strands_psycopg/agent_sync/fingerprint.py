@@ -26,7 +26,7 @@ class _Copy:
         return isinstance(other, _Copy) and _is_same(other._copy, self._copy)
 
     def __hash__(self) -> int:
-        return hash(type(self))  # there are few of them
+        return _hash(self._copy)
 
     def matches(self, value: Any) -> bool:
         try:
@@ -82,6 +82,15 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_copied(each) for each in value]
     return copy.deepcopy(value)  # the very same object, if it is immutable
+
+
+def _hash(value: Any) -> int:
+    if isinstance(value, dict):
+        return hash(tuple((key, _hash(each)) for key, each in value.items()))
+    if isinstance(value, list):
+        return hash(tuple(map(_hash, value)))
+    # Floats that are the same need not be equal, and what else may be there need not be hashable.
+    return hash(value) if isinstance(value, (str, bytes, int)) else 0
 
 
 def _is_same(value: Any, known: Any) -> bool:
