@@ -13,16 +13,17 @@ from strands.types.session import Session, SessionType
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main, options
+from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer import export_session, session_ids
-from support import processes, transfers
+from support import agents, processes, transfers
 from support.crew import Process
 from support.tables import blocked, one
 from support.waiting import wait_until
 
 MAIN = "import sys; from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
 
-COUNTS = {"sessions": 1, "agents": 2, "messages": 14, "multi_agents": 2}
-NOTHING = {"unchanged": 0, "gaps_closed": 0, "skipped": []}
+COUNTS = {"sessions": 1, **transfers.COUNTS}
+NOTHING = {"unchanged": 0, "gaps_closed": 0, "windows_omitted": 0, "checkpoints_omitted": 0, "skipped": []}
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +64,9 @@ def test_sessions_move_through_a_file(
         transfers.fill(repository, session_id)
     file = str(tmp_path / "sessions.jsonl")
     assert main(["export", "--prefix", "a-", "--to", file, "--dsn", dsn]) == 0
-    assert capsys.readouterr() == ("exported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
+    assert capsys.readouterr() == ("exported 2 sessions, 4 agents, 28 messages, 4 multi-agents, 6 checkpoints\n", "")
     assert main(["import", "--from", file, "--dsn", other_dsn]) == 0
-    assert capsys.readouterr() == ("imported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
+    assert capsys.readouterr() == ("imported 2 sessions, 4 agents, 28 messages, 4 multi-agents, 6 checkpoints\n", "")
     with PostgresSessionRepository(other_dsn) as other:
         assert exported(other, *session_ids(other)) == exported(repository, "a-1", "a-2") == Path(file).read_text()
     assert main(["import", "--from", file, "--dsn", other_dsn]) == 0
@@ -97,7 +98,11 @@ def test_sessions_move_through_a_pipe(repository: PostgresSessionRepository, dsn
     assert lines == exported(repository, "s", "t")
     import_ = processes.start(MAIN, "import", "--from", "-", "--dsn", other_dsn)
     import_.write(lines)
-    assert import_.finish() == (0, "imported 2 sessions, 4 agents, 28 messages, 4 multi-agents\n", "")
+    assert import_.finish() == (
+        0,
+        "imported 2 sessions, 4 agents, 28 messages, 4 multi-agents, 6 checkpoints\n",
+        "",
+    )
 
 
 def test_sessions_move_through_files(
@@ -117,6 +122,21 @@ def test_sessions_move_through_files(
     )
     with PostgresSessionRepository(other_dsn) as other:
         assert transfers.restored(other) == transfers.restored(repository)
+
+
+def test_windows_and_checkpoints_that_files_cannot_hold_are_counted(
+    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, tmp_path: Path
+) -> None:
+    agents.build(repository)("hello")
+    transfers.store_window(repository, "s", "default", Window((), 1))
+    transfers.store_checkpoint(repository, "s", "default", 2, Window((), None), {})
+    assert main(["export", "s", "--files", str(tmp_path), "--dsn", dsn]) == 0
+    assert capsys.readouterr() == (
+        "exported 1 session, 1 agent, 2 messages, 0 multi-agents\n"
+        "1 window left out: files hold the log only\n"
+        "1 checkpoint left out: files have no place for them\n",
+        "",
+    )
 
 
 def test_sessions_that_files_cannot_hold_are_reported_and_the_rest_is_exported(

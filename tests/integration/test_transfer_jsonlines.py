@@ -30,8 +30,6 @@ from support.scale import scale
 from support.tables import blocked
 from support.waiting import wait_until
 
-FILLED = TransferResult(sessions=1, agents=2, messages=2 * len(transfers.ODD), multi_agents=2)
-
 
 @pytest.fixture
 def other(empty_dsn: str, pool_options: dict[str, Any]) -> Iterator[PostgresSessionRepository]:
@@ -55,7 +53,7 @@ def test_session_is_identical_in_another_database(
 ) -> None:
     transfers.fill(repository)
     transfers.age(connection)
-    assert import_session(other, export_session(repository, "s")) == FILLED
+    assert import_session(other, export_session(repository, "s")) == transfers.FILLED
     assert transfers.rows(other_connection) == transfers.rows(connection)
     assert transfers.restored(other) == transfers.restored(repository)
     assert list(export_session(other, "s")) == list(export_session(repository, "s"))
@@ -72,7 +70,9 @@ def test_every_line_is_ascii_and_json_for_any_program(repository: PostgresSessio
     assert not re.search(
         r"\\ud[89ab]..(?!\\ud[c-f])", "".join(line.replace('"\\\\', "") for line in lines if "exact" not in line)
     )
-    kinds = ["session", *(["agent"] + ["message"] * len(transfers.ODD)) * 2, "multi_agent", "multi_agent", "end"]
+    log = ["agent"] + ["message"] * len(transfers.ODD)
+    kinds = ["session", *log, *["message_variant"] * 4, *["checkpoint"] * 2, *log, "checkpoint"]
+    kinds += ["multi_agent", "multi_agent", "end"]
     assert [record["kind"] for record in records] == kinds
     assert {key: records[0][key] for key in ("format", "version", "session_id", "session_type")} == {
         "format": "strands-psycopg",
@@ -80,7 +80,7 @@ def test_every_line_is_ascii_and_json_for_any_program(repository: PostgresSessio
         "session_id": "s",
         "session_type": "AGENT",
     }
-    assert records[-1] == {"kind": "end", "agents": 2, "messages": 2 * len(transfers.ODD), "multi_agents": 2}
+    assert records[-1] == {"kind": "end", **transfers.COUNTS}
     # What JSON can express is written as it is, in its own order of keys.
     assert json.dumps(records[2]["message"]) == json.dumps(transfers.message(0, transfers.ODD[0]).message)
     assert "message_exact" not in records[2]
@@ -145,8 +145,21 @@ _CHANGES = {
     "one message less": "DELETE FROM strands_messages WHERE agent_id = 'ö' AND message_id = 6",
     "one agent less": "DELETE FROM strands_agents WHERE agent_id = 'ö'",
     "one agent more": "INSERT INTO strands_agents SELECT session_id, 'more', state, state_exact, "
-    "conversation_manager_state, conversation_manager_state_exact, _internal_state, _internal_state_exact, write_id, "
-    "created_at, updated_at FROM strands_agents WHERE agent_id = 'a'",
+    "conversation_manager_state, conversation_manager_state_exact, _internal_state, _internal_state_exact, "
+    "memory_window, write_id, created_at, updated_at FROM strands_agents WHERE agent_id = 'a'",
+    "window": "UPDATE strands_agents SET memory_window = NULL WHERE agent_id = 'ö'",
+    "another window": "UPDATE strands_agents SET memory_window = jsonb_set(memory_window, '{next}', '5')",
+    "variant": "UPDATE strands_message_variants SET message_exact = NULL WHERE variant_id = 2",
+    "variant's message": "UPDATE strands_message_variants SET message_id = 1 WHERE variant_id = 2",
+    "one variant less": "DELETE FROM strands_message_variants WHERE variant_id = 4",
+    "one variant more": "INSERT INTO strands_message_variants SELECT session_id, agent_id, 5, message_id, message, "
+    "message_exact, created_at FROM strands_message_variants WHERE variant_id = 4",
+    "checkpoint": "UPDATE strands_checkpoints SET data = '{}', data_exact = NULL",
+    "checkpoint's window": 'UPDATE strands_checkpoints SET memory_window = \'{"items": [[0, 1]], "next": null}\'',
+    "checkpoint's time": "UPDATE strands_checkpoints SET created_at = created_at + interval '1 us'",
+    "one checkpoint less": "DELETE FROM strands_checkpoints WHERE agent_id = 'ö'",
+    "one checkpoint more": "INSERT INTO strands_checkpoints SELECT session_id, 'ö', snapshot_id, message_count, "
+    "memory_window, variant_ids, data, data_exact, write_id, created_at FROM strands_checkpoints WHERE agent_id = 'a'",
     "multi-agent": "UPDATE strands_multi_agents SET state = '{\"a\": 2}', state_exact = NULL",
     "one multi-agent less": "DELETE FROM strands_multi_agents WHERE multi_agent_id = 'swarm'",
     "one multi-agent more": "INSERT INTO strands_multi_agents SELECT session_id, 'more', state, state_exact, write_id, "
@@ -180,7 +193,7 @@ def test_session_that_is_deleted_while_it_is_compared_is_stored(
         assert reached.wait(30)
         repository.delete_session("s")
         go.set()
-        assert import_.result(30) == FILLED
+        assert import_.result(30) == transfers.FILLED
     assert list(export_session(repository, "s")) == lines
 
 
@@ -195,7 +208,7 @@ def test_several_sessions_follow_each_other(
     lines = [line for session_id in ids for line in export_session(repository, session_id)]
     counts: list[int] = []
     result = import_sessions(other, SessionLines(["\n", *lines, "\n"]), progress=counts.append)
-    assert result == FILLED + FILLED
+    assert result == transfers.FILLED + transfers.FILLED
     assert sum(counts) == result.messages
     assert list(session_ids(other)) == ids
     with pytest.raises(TransferError, match="more than one session; use import_sessions"):
@@ -221,7 +234,7 @@ def test_cut_off_stream_is_refused_wherever_it_is_cut(repository: PostgresSessio
     for end in range(1, len(lines)):
         assert "is cut off before its last line" in refused(repository, lines[:end])
         torn = "".join(lines[: end + 1])[: -len(lines[end]) // 2].splitlines(keepends=True)
-        assert re.search("is cut off before its last line|line 20 cannot be read", refused(repository, torn))
+        assert re.search(f"is cut off before its last line|line {len(lines)} cannot be read", refused(repository, torn))
     assert "contain no session" in refused(repository, [])
 
 
@@ -231,9 +244,11 @@ def test_missing_repeated_and_swapped_lines_are_refused(repository: PostgresSess
     for number in range(1, len(lines) - 1):
         assert refused(repository, lines[:number] + lines[number + 1 :])
         assert refused(repository, [*lines[:number], lines[number], *lines[number:]])
-    assert "does not have the next message of its agent in line 3" in refused(
-        repository, [*lines[:2], lines[3], lines[2], *lines[4:]]
-    )
+    # Messages, variants, checkpoints, and a message after a variant.
+    for number, refused_line in ((2, 3), (9, 11), (13, 15), (8, 10)):
+        swapped = [*lines[:number], lines[number + 1], lines[number], *lines[number + 2 :]]
+        reason = f"does not have the next message, variant or checkpoint of its agent in line {refused_line};"
+        assert reason in refused(repository, swapped)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +265,42 @@ def test_missing_repeated_and_swapped_lines_are_refused(repository: PostgresSess
         (2, '"message_id": 0', '"message_id": true', "line 3 cannot be read: message_id must be an integer"),
         (2, '"kind": "message"', '"kind": "massage"', "line 3 cannot be read: its kind is unknown"),
         (1, '"created_at"', '"made_at"', "line 2 lacks 'created_at'"),
+        (1, '"memory_window"', '"window"', "line 2 lacks 'memory_window'"),
+        (1, '"memory_window": {', '"memory_window": 1, "x": {', "memory_window must be a JSON object, not int"),
+        (1, '"items": [1, ', '"items": [true, ', "line 2 cannot be read: variant_id must be an integer, not bool"),
+        (1, '"items": [1, ', '"items": [0, ', "line 2 cannot be read: variant_id must be 1 or more, not 0"),
+        (
+            1,
+            '"items": [',
+            '"items": {}, "x": [',
+            "line 2 cannot be read: items of memory_window must be a list, not dict",
+        ),
+        (
+            1,
+            "[4, 5]",
+            "[5, 5]",
+            "line 2 cannot be read: a range of memory_window must be [first, stop] with first < stop",
+        ),
+        (1, "[4, 5]", "[4, 5, 6]", "line 2 cannot be read: a range of memory_window must be [first, stop] with first"),
+        (1, '"next": 6', '"next": "6"', "line 2 cannot be read: next of memory_window must be an integer, not str"),
+        (9, '"variant_id": 1', '"variant_id": 0', "line 10 cannot be read: variant_id must be 1 or more, not 0"),
+        (9, '"message_id": null, ', "", "line 10 lacks 'message_id'"),
+        (10, '"message_id": 3', '"message_id": -3', "line 11 cannot be read: message_id must be 0 or more, not -3"),
+        (
+            10,
+            '"agent_id": "a"',
+            '"agent_id": "b"',
+            "does not have the next message, variant or checkpoint of its agent",
+        ),
+        (13, "-7000-", "-4000-", "line 14 cannot be read: snapshot_id must be a UUID of version 7"),
+        (13, '"message_count": 5', '"message_count": 0.5', "line 14 cannot be read: message_count must be an integer"),
+        (
+            13,
+            '"memory_window": {',
+            '"memory_window": null, "x": {',
+            "memory_window must be a JSON object, not NoneType",
+        ),
+        (14, '"data": {', '"data": [], "x": {', "line 15 cannot be read: data must be a JSON object, not list"),
         (5, '_exact": "', '_exact": 5, "x": "', "line 6 cannot be read: message_exact must be a string"),
         (5, '_exact": "', '_exact": "x', "line 6 cannot be read: Expecting"),
     ],
@@ -286,12 +337,11 @@ def test_one_bad_session_does_not_prevent_importing_the_others(
         IncompleteTransferError, match="1 session was not imported: session 'b', which begins in line"
     ) as caught:
         import_sessions(other, SessionLines(lines))
-    assert caught.value.result == FILLED + FILLED
+    assert caught.value.result == transfers.FILLED + transfers.FILLED
     assert list(caught.value.failures) == ["b"]
     assert list(session_ids(other)) == ["a", "c"]
-    assert import_sessions(other, SessionLines([*exported["a"], *exported["b"], *exported["c"]])) == TransferResult(
-        sessions=1, agents=2, messages=14, multi_agents=2, unchanged=2
-    )
+    again = import_sessions(other, SessionLines([*exported["a"], *exported["b"], *exported["c"]]))
+    assert again == transfers.FILLED + TransferResult(unchanged=2)
 
 
 def test_export_does_not_contain_what_is_added_meanwhile(repository: PostgresSessionRepository) -> None:
@@ -348,7 +398,7 @@ def test_import_under_a_lease_is_fenced(
     transfers.fill(repository)
     lines = list(export_session(repository, "s"))
     with repository.lease("copy"):
-        assert import_session(repository, lines, session_id="copy") == FILLED
+        assert import_session(repository, lines, session_id="copy") == transfers.FILLED
     with repository.lease("other"):
         connection.execute("UPDATE strands_leases SET term = gen_random_uuid()")
         with pytest.raises(LeaseLostError, match="importing session 'other': another holder"):
@@ -362,15 +412,21 @@ def test_export_and_import_take_little_memory(
     repository.create_session(Session("s", SessionType.AGENT))
     repository.create_agent("s", SessionAgent("a", {}, {}))
     repository.create_message("s", "a", SessionMessage({"role": "user", "content": [{"text": "x" * 16_000}]}, 0))
-    connection.execute(
+    for statement in (
         "INSERT INTO strands_messages SELECT session_id, agent_id, n, message, NULL, NULL, NULL, write_id, created_at, "
-        "updated_at FROM strands_messages, generate_series(1, 2000) AS n"
-    )
+        "updated_at FROM strands_messages, generate_series(1, 749) AS n",
+        "INSERT INTO strands_message_variants SELECT session_id, agent_id, message_id + 1, NULL, message, NULL, "
+        "created_at FROM strands_messages",
+        "INSERT INTO strands_checkpoints SELECT session_id, agent_id, "
+        "(lpad(message_id::text, 12, '0') || '70008000000000000000')::uuid, 1, '{\"items\": [], \"next\": null}', "
+        "'{}', message, NULL, write_id, created_at FROM strands_messages",
+    ):
+        connection.execute(statement.encode())
     tracemalloc.start()
     try:
         result = import_session(other, export_session(repository, "s"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert result.messages == 2_001
+    assert (result.messages, result.message_variants, result.checkpoints) == (750, 750, 750)
     assert peak < 24 * 2**20

@@ -2,12 +2,18 @@
 
 import json
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import sql
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
+from strands_psycopg import PostgresSessionRepository
+from strands_psycopg.repository import session_tables
+from strands_psycopg.repository.agents import AgentChange
+from strands_psycopg.repository.window import Variant, Window
+from strands_psycopg.transfer import TransferResult
 from support.multi_agents import Team
 
 # Values that JSONB alone would change, that JSON cannot express, or that look like encoded bytes.
@@ -28,7 +34,14 @@ _HOLD_BYTES = SessionAgent("a", {"bytes": b""}, {}).to_dict()["state"] != {"byte
 IN_FILES = ODD[: 5 if _HOLD_BYTES else 4]
 BY_STRANDS = [*IN_FILES[:2], *IN_FILES[3:]]
 
-_TABLES = ("strands_sessions", "strands_agents", "strands_messages", "strands_multi_agents")
+_TABLES = (
+    "strands_sessions",
+    "strands_agents",
+    "strands_messages",
+    "strands_message_variants",
+    "strands_checkpoints",
+    "strands_multi_agents",
+)
 
 
 def message(index: int, document: object = None, *, redacted: bool = False) -> SessionMessage:
@@ -50,7 +63,10 @@ def fill(
     documents: list[Any] = ODD,
     multi_agents: bool = True,
 ) -> None:
-    """Store a session with two agents and two multi-agents that contain the documents."""
+    """Store a session with two agents and two multi-agents that contain the documents.
+
+    In PostgreSQL, and unless the documents are those for files, the agents have windows, variants and checkpoints.
+    """
     repository.create_session(Session(session_id, SessionType.AGENT))
     for agent_id in ("a", "ö"):
         repository.create_agent(
@@ -63,17 +79,73 @@ def fill(
     state = documents if documents is ODD else documents[:3]
     repository.create_multi_agent(session_id, Team("graph", {"b": state, "a": 1}))
     repository.create_multi_agent(session_id, Team("swarm", {}))
+    if isinstance(repository, PostgresSessionRepository) and documents is ODD:
+        _fill_windows(repository, session_id)
+
+
+def _fill_windows(repository: PostgresSessionRepository, session_id: str) -> None:
+    """Give an agent of ``fill`` a summary and edited messages, and both agents checkpoints."""
+    variants = [Variant(n, original, message(n, ODD).message) for n, original in ((1, None), (2, 3), (3, 4), (4, 0))]
+    store_window(repository, session_id, "a", Window((4, (1, 4), 3), 5), *variants[2:])
+    documents: dict[str, Any] = {"state": ODD, "system_prompt": None}
+    store_checkpoint(repository, session_id, "a", 5, Window((4, (1, 4), 3), None), documents)
+    store_window(repository, session_id, "a", Window((1, 2, (4, 5)), 6), *variants[:2])
+    store_checkpoint(repository, session_id, "a", 7, Window((1, 2, 1), None), {"z": 1, "a": {"b": b"", "a": 1}})
+    store_window(repository, session_id, "ö", Window(((0, 2),), None))
+    store_checkpoint(repository, session_id, "ö", 6, Window(((0, 2), (1, 2)), None), {})
+
+
+def store_window(
+    repository: PostgresSessionRepository, session_id: str, agent_id: str, window: Window, *variants: Variant
+) -> None:
+    """Store an agent's window with new variants; others that nothing refers to are deleted."""
+    change = AgentChange(agent_id, None, window, variants=variants)
+    session_tables(repository).agents.store(session_id, change, write_id=uuid4())
+
+
+def store_checkpoint(
+    repository: PostgresSessionRepository,
+    session_id: str,
+    agent_id: str,
+    number: int,
+    window: Window,
+    data: dict[str, Any],
+) -> UUID:
+    """Store a checkpoint of an agent when its log had a number of messages, and return the checkpoint's id."""
+    tables = session_tables(repository)
+    agent = tables.agents.read(session_id, agent_id)
+    assert agent is not None
+    snapshot_id = UUID(int=number << 80 | 7 << 76 | 2 << 62)
+    tables.checkpoints.save(
+        session_id,
+        agent_id,
+        snapshot_id,
+        data,
+        window,
+        message_count=number,
+        keep=None,
+        window_variant_ids=agent.window.variant_ids if agent.window else [],
+        expected=agent.write_id,
+    )
+    return snapshot_id
+
+
+# The counts of what ``fill`` stores in PostgreSQL, in the last line of JSON lines and as a result.
+COUNTS = {"agents": 2, "messages": 14, "message_variants": 4, "checkpoints": 3, "multi_agents": 2}
+FILLED = TransferResult(sessions=1, agents=2, messages=14, message_variants=4, checkpoints=3, multi_agents=2)
 
 
 def age(connection: psycopg.Connection[Any]) -> None:
     """Set the times of every row to different ones in the past."""
     for number, table in enumerate(_TABLES):
+        is_updated = table not in ("strands_message_variants", "strands_checkpoints")
+        update = sql.SQL(", updated_at = s.at + interval '1.000001 hours'" if is_updated else "")
         connection.execute(
             sql.SQL(
-                "UPDATE {0} AS t SET created_at = s.at, updated_at = s.at + interval '1.000001 hours' FROM ("
+                "UPDATE {0} AS t SET created_at = s.at {1} FROM ("
                 "SELECT ctid, '2025-01-02 03:04:05.000006Z'::timestamptz + row_number() OVER () * interval '1 day'"
                 " + %s * interval '1 ms' AS at FROM {0}) AS s WHERE t.ctid = s.ctid"
-            ).format(sql.Identifier(table)),
+            ).format(sql.Identifier(table), update),
             [number],
         )
 

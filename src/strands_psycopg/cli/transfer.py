@@ -48,8 +48,8 @@ def _add_export(commands: Commands) -> None:
         "--files",
         metavar="DIR",
         help="write files for FileSessionManager(storage_dir=DIR). Sessions that already exist there with the same "
-        "content are not changed. Sessions that files cannot represent are reported and not written, and the exit code "
-        "is 1",
+        "content are not changed. Checkpoints, and windows of agents that are not the end of their logs, are left out "
+        "and counted. Sessions that files cannot represent are reported and not written, and the exit code is 1",
     )
     export.add_argument("--json", action="store_true", help="print the counts as JSON; requires --to FILE or --files")
     export.set_defaults(run=lambda arguments: _export(export, arguments))
@@ -269,11 +269,16 @@ def _print_result(verb: str, result: transfer.TransferResult, *, as_json: bool, 
             (result.multi_agents, "multi-agent"),
         )
     )
-    print(f"{verb} {counts}")
+    checkpoints = f", {output.pluralize(result.checkpoints, 'checkpoint')}" if result.checkpoints else ""
+    print(f"{verb} {counts}{checkpoints}")
     if result.unchanged:
         print(f"{output.pluralize(result.unchanged, 'session')} unchanged")
     if result.gaps_closed:
         print(f"{output.pluralize(result.gaps_closed, 'gap')} in message indexes closed")
+    if result.windows_omitted:
+        print(f"{output.pluralize(result.windows_omitted, 'window')} left out: files hold the log only")
+    if result.checkpoints_omitted:
+        print(f"{output.pluralize(result.checkpoints_omitted, 'checkpoint')} left out: files have no place for them")
     for skipped in result.skipped:
         print("skipped:", printable(skipped), file=sys.stderr)
     for failure in failures.values():

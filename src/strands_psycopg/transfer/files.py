@@ -16,6 +16,7 @@ from strands.types.session import SessionMessage
 from strands_psycopg.codec import decode
 from strands_psycopg.errors import SessionExistsError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.window import stored_places
 from strands_psycopg.transfer.layout import (
     AGENT_PREFIX,
     JSON_SUFFIX,
@@ -27,7 +28,7 @@ from strands_psycopg.transfer.layout import (
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import MessageRow, Row, agent_row
 from strands_psycopg.transfer.sources import ImportIssues, UnreadableError
-from strands_psycopg.transfer.stored import StoredSession, StoredSessions
+from strands_psycopg.transfer.stored import StoredAgent, StoredSession, StoredSessions
 
 # The limit of most file systems, in bytes.
 _MAX_NAME_LENGTH = 255
@@ -121,6 +122,11 @@ def export_files(
     content, the session counts as unchanged. Bytes in the state of a multi-agent, and dicts that look like encoded
     bytes, are refused, because Strands would not read back the same value.
 
+    Files hold the agents with their logs, from which Strands restores the messages after those that its conversation
+    manager has removed, and a summary of these. They have no place for what else the agents hold in memory (pinned and
+    edited messages, offloaded results, ...) and for checkpoints: the result counts the agents for which that makes a
+    difference, and the checkpoints. Export JSON lines to keep both.
+
     Args:
         repository: Where the session is stored.
         session_id: The session.
@@ -184,8 +190,23 @@ def _write_session(stored: StoredSession, folder: Path) -> TransferResult:
         _write_file(path / "multi_agent.json", multi_agent.state, label)
     stored.check_not_deleted()
     return TransferResult(
-        sessions=1, agents=len(stored.agents), messages=messages, multi_agents=len(stored.multi_agents)
+        sessions=1,
+        agents=len(stored.agents),
+        messages=messages,
+        multi_agents=len(stored.multi_agents),
+        windows_omitted=sum(not _is_restored_by_strands(each) for each in stored.agents.values()),
+        checkpoints_omitted=sum(stored.checkpoint_count(agent_id) for agent_id in stored.agents),
     )
+
+
+def _is_restored_by_strands(stored: StoredAgent) -> bool:
+    """Whether Strands restores an agent with the messages of its window."""
+    state = stored.agent.conversation_manager_state
+    places = stored_places(stored.window, state, stored.messages)
+    if state.get("summary_message") and places and places[0] < 0:
+        # Strands restores the summary, too.
+        del places[0]
+    return places == stored_places(None, state, stored.messages)
 
 
 def _message_record(row: MessageRow) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Import of sessions, each in one transaction, so that it is stored completely or not at all."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from uuid import UUID, uuid4
 
@@ -14,10 +15,13 @@ from strands_psycopg.repository.fragments import check_lease, compose
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.rows import (
     AgentRow,
+    CheckpointRow,
     MessageRow,
     MultiAgentRow,
+    PartRow,
     Row,
     SessionRow,
+    VariantRow,
     agent_row,
     multi_agent_row,
     session_row,
@@ -40,25 +44,38 @@ _INSERT_SESSION = """
 
 _SELECT_WRITE_ID = "SELECT write_id::text FROM {sessions} WHERE session_id = %(session_id)s"
 
-_COPY_AGENTS = """
-    COPY {agents} (
-        session_id, write_id, agent_id, state, state_exact, conversation_manager_state,
-        conversation_manager_state_exact, _internal_state, _internal_state_exact, created_at, updated_at
-    ) FROM STDIN
-"""
-
-_COPY_MESSAGES = """
-    COPY {messages} (
-        session_id, write_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact,
-        created_at, updated_at
-    ) FROM STDIN
-"""
-
-_COPY_MULTI_AGENTS = """
-    COPY {multi_agents} (
-        session_id, write_id, multi_agent_id, state, state_exact, created_at, updated_at
-    ) FROM STDIN
-"""
+# For each kind of row, in an order in which foreign keys hold. Fields of rows are columns, in the same order.
+_COPY = {
+    AgentRow: """
+        COPY {agents} (
+            session_id, write_id, agent_id, state, state_exact, conversation_manager_state,
+            conversation_manager_state_exact, _internal_state, _internal_state_exact, memory_window, created_at,
+            updated_at
+        ) FROM STDIN
+    """,
+    MessageRow: """
+        COPY {messages} (
+            session_id, write_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact,
+            created_at, updated_at
+        ) FROM STDIN
+    """,
+    VariantRow: """
+        COPY {message_variants} (
+            session_id, agent_id, variant_id, message_id, message, message_exact, created_at
+        ) FROM STDIN
+    """,
+    CheckpointRow: """
+        COPY {checkpoints} (
+            session_id, write_id, agent_id, snapshot_id, message_count, memory_window, variant_ids, data, data_exact,
+            created_at
+        ) FROM STDIN
+    """,
+    MultiAgentRow: """
+        COPY {multi_agents} (
+            session_id, write_id, multi_agent_id, state, state_exact, created_at, updated_at
+        ) FROM STDIN
+    """,
+}
 
 # A batch ends after this many rows, or about this many characters of JSON, whichever comes first.
 _MAX_BATCH_ROWS = 1_000
@@ -135,9 +152,7 @@ class _Importer:
         self._progress = progress
         self._insert_session = compose(self._database, _INSERT_SESSION)
         self._select_write_id = compose(self._database, _SELECT_WRITE_ID)
-        self._copy_agents = compose(self._database, _COPY_AGENTS)
-        self._copy_messages = compose(self._database, _COPY_MESSAGES)
-        self._copy_multi_agents = compose(self._database, _COPY_MULTI_AGENTS)
+        self._copy = {kind: compose(self._database, statement) for kind, statement in _COPY.items()}
 
     def store(self, session: SourceSession) -> TransferResult:
         """Store a session, unless it already exists with the same content.
@@ -180,16 +195,12 @@ class _Importer:
             return TransferResult(skipped=tuple(issues.skipped))
         batches = _Batches(rows)
         if self._insert(cursor, operation, first, write_id):
-            for agents, messages, multi_agents in batches:
+            for batch in batches:
                 with watchdog.watch(cursor.connection, _BATCH_TIMEOUT):
-                    for statement, batch in (
-                        (self._copy_agents, agents),
-                        (self._copy_messages, messages),
-                        (self._copy_multi_agents, multi_agents),
-                    ):
-                        _copy(cursor, statement, first.session_id, write_id, batch)
+                    for kind, statement in self._copy.items():
+                        _copy(cursor, statement, first.session_id, write_id, batch.get(kind, ()))
                 if self._progress is not None:
-                    self._progress(len(messages))
+                    self._progress(len(batch.get(MessageRow, ())))
         elif cursor.execute(self._select_write_id, {"session_id": first.session_id}).fetchall() != [(str(write_id),)]:
             return None
         else:
@@ -198,9 +209,11 @@ class _Importer:
                 pass
         return TransferResult(
             sessions=1,
-            agents=batches.agents,
-            messages=batches.messages,
-            multi_agents=batches.multi_agents,
+            agents=batches.counts[AgentRow],
+            messages=batches.counts[MessageRow],
+            message_variants=batches.counts[VariantRow],
+            checkpoints=batches.counts[CheckpointRow],
+            multi_agents=batches.counts[MultiAgentRow],
             gaps_closed=issues.gaps_closed,
             skipped=tuple(issues.skipped),
         )
@@ -215,59 +228,42 @@ class _Importer:
 
 
 class _Batches:
-    """Groups rows into batches; in each, rows come after the rows that their foreign keys refer to.
+    """Groups rows into batches, each of which has the rows of each kind in order.
 
     Attributes:
-        agents: Number of agents in the batches so far.
-        messages: Number of messages in them.
-        multi_agents: Number of multi-agents in them.
+        counts: Number of rows of each kind in the batches so far.
     """
 
     def __init__(self, rows: Iterator[Row]) -> None:
-        self.agents = self.messages = self.multi_agents = 0
+        self.counts: Counter[type[Row]] = Counter()
         self._rows = rows
 
-    def __iter__(self) -> Iterator[tuple[list[AgentRow], list[MessageRow], list[MultiAgentRow]]]:
-        agents: list[AgentRow] = []
-        messages: list[MessageRow] = []
-        multi_agents: list[MultiAgentRow] = []
-        size = 0
+    def __iter__(self) -> Iterator[dict[type[Row], list[Row]]]:
+        batch: dict[type[Row], list[Row]] = {}
+        size = count = 0
         for row in self._rows:
-            match row:
-                case AgentRow():
-                    agents.append(row)
-                    self.agents += 1
-                    size += len(row.state) + len(row.conversation_manager_state) + len(row.internal_state)
-                case MessageRow():
-                    messages.append(row)
-                    self.messages += 1
-                    size += len(row.message)
-                case MultiAgentRow():
-                    multi_agents.append(row)
-                    self.multi_agents += 1
-                    size += len(row.state)
-            if len(agents) + len(messages) + len(multi_agents) >= _MAX_BATCH_ROWS or size >= _MAX_BATCH_CHARACTERS:
-                yield agents, messages, multi_agents
-                agents, messages, multi_agents, size = [], [], [], 0
-        yield agents, messages, multi_agents
+            batch.setdefault(type(row), []).append(row)
+            self.counts[type(row)] += 1
+            count += 1
+            size += sum(len(value) for value in row if isinstance(value, str))
+            if count >= _MAX_BATCH_ROWS or size >= _MAX_BATCH_CHARACTERS:
+                yield batch
+                batch = {}
+                size = count = 0
+        yield batch
 
 
-def _copy(
-    cursor: Cursor[TupleRow],
-    statement: bytes,
-    session_id: str,
-    write_id: UUID,
-    rows: list[AgentRow] | list[MessageRow] | list[MultiAgentRow],
-) -> None:
+def _copy(cursor: Cursor[TupleRow], statement: bytes, session_id: str, write_id: UUID, rows: Sequence[Row]) -> None:
     if rows:
         with cursor.copy(statement) as copy:
             for row in rows:
-                copy.write_row((session_id, write_id, *row))
+                # A variant has no write id.
+                copy.write_row((session_id, *row) if isinstance(row, VariantRow) else (session_id, write_id, *row))
 
 
 def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
     """Whether a stored session equals the rows, times included."""
-    messages: Iterator[MessageRow] = iter(())
+    parts: Iterator[PartRow] = iter(())
     missing = {("agent", agent_id) for agent_id in stored.agents}
     missing |= {("multi-agent", multi_agent_id) for multi_agent_id in stored.multi_agents}
     for row in rows:
@@ -275,18 +271,19 @@ def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
             case SessionRow():
                 same = row == session_row(stored.session)
             case AgentRow():
-                same = next(messages, None) is None and row.agent_id in stored.agents
+                same = next(parts, None) is None and row.agent_id in stored.agents
                 if same:
-                    same = row == agent_row(stored.agents[row.agent_id].agent)
+                    agent = stored.agents[row.agent_id]
+                    same = row == agent_row(agent.agent, agent.window)
                     missing.discard(("agent", row.agent_id))
-                    messages = stored.messages(row.agent_id)
-            case MessageRow():
-                same = row == next(messages, None)
+                    parts = stored.parts(row.agent_id)
             case MultiAgentRow():
                 same = row.multi_agent_id in stored.multi_agents
                 if same:
                     same = row == multi_agent_row(*stored.multi_agents[row.multi_agent_id])
                     missing.discard(("multi-agent", row.multi_agent_id))
+            case _:
+                same = row == next(parts, None)
         if not same:
             return False
-    return next(messages, None) is None and not missing
+    return next(parts, None) is None and not missing

@@ -1,36 +1,36 @@
 """Sessions as JSON lines: for backups, for other databases and for programs that read JSON.
 
-A session is a line of kind ``session`` with the format's name and version, a line for each ``agent`` followed by one
-for each of its messages (``message``), a line for each ``multi_agent``, and a line of kind ``end`` with their counts. A
-session without that last line is incomplete. ``kind`` is the first key of every line. A file may contain several
-sessions.
-
-Every line is ASCII and JSON that any program can read. Documents keep the order of their keys. If a document contains
-values that programs read differently (NaN, lone surrogates, -0.0, large floats, ...), a key ``<name>_exact`` beside it
-contains its exact text, which an import reads instead; see ``codec``.
+A session is a line of kind ``session`` with the format's name and version, the lines of each agent, a line for each
+``multi_agent``, and a line of kind ``end`` with their counts. The lines of an agent are one of kind ``agent``, one for
+each message of its log (``message``), one for each message that it or a checkpoint has in another form
+(``message_variant``), and one for each ``checkpoint``. A session without the last line is incomplete. A file may
+contain several sessions. See ``lines`` for the lines themselves.
 """
 
 import json
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar
+from uuid import UUID
 
-from strands.types.session import Session, SessionAgent, SessionMessage
+from strands.types.session import Session
 
-from strands_psycopg.codec import decode
 from strands_psycopg.errors import BadFileError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.transfer.importing import import_one
+from strands_psycopg.transfer.lines import KINDS, format_line, kind_of, parse_row
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import (
     AgentRow,
+    CheckpointRow,
     MessageRow,
+    MultiAgentRow,
+    PartRow,
     Row,
     SessionRow,
+    VariantRow,
     agent_row,
-    message_row,
     multi_agent_row,
     session_row,
 )
@@ -42,17 +42,11 @@ _T = TypeVar("_T")
 FORMAT = "strands-psycopg"
 VERSION = 1
 
-# For each kind, the plain fields and the documents of its lines. The times follow.
-_FIELDS = {
-    "session": (("session_id", "session_type"), ()),
-    "agent": (("agent_id",), ("state", "conversation_manager_state", "_internal_state")),
-    "message": (("agent_id", "message_id"), ("message", "redact_message")),
-    "multi_agent": (("multi_agent_id",), ("state",)),
-}
+# What the last line of a session counts.
+_COUNTS = ("agents", "messages", "message_variants", "checkpoints", "multi_agents")
 
-_TIMES = ("created_at", "updated_at")
-
-_KIND = re.compile(r'\s*\{\s*"kind"\s*:\s*"(\w+)"')
+# Before the place of an agent's first message.
+_START = (0, -1)
 
 # A session of more than this many bytes is kept in a temporary file while it is read.
 _MAX_IN_MEMORY = 2**22
@@ -61,9 +55,14 @@ _MAX_IN_MEMORY = 2**22
 def export_session(repository: PostgresSessionRepository, session_id: str) -> Iterator[str]:
     """Return an iterator over a session's JSON lines, each with its line end.
 
-    Agents, multi-agents and the number of each agent's messages are those at the time of this call. Messages are read
-    page by page while the iterator is consumed, so memory use is constant and no transaction is held. Agents may go on
-    writing meanwhile: what they add is not exported; what they redact is redacted in the lines that follow.
+    Agents with their windows, message variants and checkpoints, multi-agents and the number of each agent's messages
+    are those at the time of this call. Messages are read page by page while the iterator is consumed, and variants and
+    checkpoints wait in a temporary file if they are many, so memory use is constant and no transaction is held.
+
+    Agents may go on writing meanwhile. What they add is not exported, and what they delete is. What they redact is
+    redacted in the lines that follow, in messages and their variants; except in a variant of no message of the log,
+    such as a summary, that is redacted and then deleted. As in the database, the documents of agents and checkpoints
+    are not redacted.
 
     Raises:
         SessionNotFoundError: The session does not exist.
@@ -127,7 +126,7 @@ class SessionLines:
         while header is not None:
             number, line = header
             header = None
-            if _kind(line) == "session":
+            if kind_of(line) == "session":
                 with closing(_LinesSession(number, line, self._session_id)) as session:
                     header = session.spool(lines)
                     yield session
@@ -162,7 +161,7 @@ class _LinesSession:
     def spool(self, lines: Iterator[tuple[int, str]]) -> tuple[int, str] | None:
         """Read lines up to the end of the session, and return the next session's first line if it was read too."""
         for number, line in lines:
-            kind = _kind(line)
+            kind = kind_of(line)
             if kind == "session":
                 return number, line
             self._lines.write(line.strip() + "\n")
@@ -176,29 +175,32 @@ class _LinesSession:
         yield self._parse(self._first_line, self._header, self._parse_session)
         if not self._is_complete:
             raise self._inconsistent("is cut off before its last line")
-        counts = dict.fromkeys(("agents", "messages", "multi_agents"), 0)
-        agent_id, index = None, 0
+        counts = dict.fromkeys(_COUNTS, 0)
+        agent_id, latest = None, _START
         seen: set[tuple[type[Row], str]] = set()
         self._lines.seek(0)
         for number, line in enumerate(self._lines, start=self._first_line + 1):
             if not line.strip():
                 continue
-            kind = _kind(line)
-            if kind == "end":
+            if kind_of(line) == "end":
                 if self._parse(number, line, lambda record: {name: record[name] for name in counts}) != counts:
                     raise self._inconsistent("does not match the counts in its last line")
                 return
-            row = self._parse(number, line, _parse_row)
-            if isinstance(row, MessageRow):
-                if (row.agent_id, row.message_id) != (agent_id, index):
-                    raise self._inconsistent(f"does not have the next message of its agent in line {number}")
-                index += 1
-            else:
+            row = self._parse(number, line, parse_row)
+            if isinstance(row, AgentRow | MultiAgentRow):
                 if (type(row), row[0]) in seen:
                     raise self._inconsistent(f"repeats an agent or multi-agent in line {number}")
                 seen.add((type(row), row[0]))
-                agent_id, index = (row.agent_id if isinstance(row, AgentRow) else None), 0
-            counts[f"{kind}s"] += 1
+                agent_id, latest = (row.agent_id if isinstance(row, AgentRow) else None), _START
+            else:
+                place = _place(row)
+                has_gap = isinstance(row, MessageRow) and place != (0, latest[1] + 1)
+                if row.agent_id != agent_id or place <= latest or has_gap:
+                    raise self._inconsistent(
+                        f"does not have the next message, variant or checkpoint of its agent in line {number}"
+                    )
+                latest = place
+            counts[f"{KINDS[type(row)]}s"] += 1
             yield row
 
     def close(self) -> None:
@@ -227,59 +229,30 @@ class _LinesSession:
         )
 
 
+def _place(row: PartRow) -> tuple[int, int]:
+    """Return what the lines of an agent are ordered by."""
+    match row:
+        case MessageRow():
+            return 0, row.message_id
+        case VariantRow():
+            return 1, row.variant_id
+        case CheckpointRow():
+            return 2, UUID(row.snapshot_id).int
+
+
 def _export_lines(stored: StoredSession) -> Iterator[str]:
-    yield _format_line("session", session_row(stored.session), f'"format": "{FORMAT}", "version": {VERSION}')
-    messages = 0
-    for agent in stored.agents.values():
-        yield _format_line("agent", agent_row(agent.agent))
-        for message in stored.messages(agent.agent.agent_id):
-            yield _format_line("message", message)
-            messages += 1
-    for multi_agent in stored.multi_agents.values():
-        yield _format_line("multi_agent", multi_agent_row(*multi_agent))
+    counts = dict.fromkeys(_COUNTS, 0)
+    yield format_line(session_row(stored.session), f'"format": "{FORMAT}", "version": {VERSION}')
+    for row in _rows(stored):
+        yield format_line(row)
+        counts[f"{KINDS[type(row)]}s"] += 1
     stored.check_not_deleted()
-    counts = {"agents": len(stored.agents), "messages": messages, "multi_agents": len(stored.multi_agents)}
     yield json.dumps({"kind": "end", **counts}) + "\n"
 
 
-def _format_line(kind: str, row: Row, *more: str) -> str:
-    plain, documents = _FIELDS[kind]
-    parts = [f'"kind": "{kind}"', *more, *(f'"{name}": {json.dumps(getattr(row, name))}' for name in plain)]
-    for name in documents:
-        column = name.lstrip("_")
-        text, exact = getattr(row, column), getattr(row, f"{column}_exact")
-        parts.append(f'"{name}": {"null" if text is None else text}')
-        # The JSON text above already has the order of keys.
-        if exact is not None and not exact.startswith("order "):
-            parts.append(f'"{name}_exact": {json.dumps(exact)}')
-    parts += [f'"{name}": "{getattr(row, name).isoformat(timespec="microseconds")}"' for name in _TIMES]
-    return "{" + ", ".join(parts) + "}\n"
-
-
-def _kind(line: str) -> str | None:
-    match = _KIND.match(line)
-    return match and match[1]
-
-
-def _parse_row(record: dict[str, Any]) -> Row:
-    kind = record["kind"]
-    if kind not in _FIELDS or kind == "session":
-        raise ValueError("its kind is unknown")
-    documents = {name: _decode_document(record, name) for name in _FIELDS[kind][1]}
-    times = [record[name] for name in _TIMES]
-    if kind == "agent":
-        return agent_row(SessionAgent(record["agent_id"], *documents.values(), *times))
-    if kind == "message":
-        message, redaction = documents.values()
-        return message_row(record["agent_id"], SessionMessage(message, record["message_id"], redaction, *times))
-    return multi_agent_row(record["multi_agent_id"], documents["state"], *times)
-
-
-def _decode_document(record: dict[str, Any], name: str) -> Any:
-    exact = record.get(f"{name}_exact")
-    if exact is not None and not isinstance(exact, str):
-        raise ValueError(f"{name}_exact must be a string")
-    if exact is not None:
-        return decode("null", exact)
-    # Only the codec decodes bytes.
-    return decode(json.dumps(record[name]), None)
+def _rows(stored: StoredSession) -> Iterator[Row]:
+    for agent_id, agent in stored.agents.items():
+        yield agent_row(agent.agent, agent.window)
+        yield from stored.parts(agent_id)
+    for multi_agent in stored.multi_agents.values():
+        yield multi_agent_row(*multi_agent)

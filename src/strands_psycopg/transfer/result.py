@@ -14,18 +14,27 @@ class TransferResult:
         sessions: Number of sessions that were written.
         agents: Number of agents in these sessions.
         messages: Number of messages in them.
+        message_variants: Number of messages in a form that the agent's log does not have, such as summaries and
+            truncated tool results.
+        checkpoints: Number of checkpoints of their agents.
         multi_agents: Number of multi-agents in them.
         unchanged: Number of sessions that already existed with the same content; ``sessions`` does not include them.
         gaps_closed: Number of gaps in message indexes that were closed.
+        windows_omitted: Number of agents whose messages in memory are not those that Strands restores from its files.
+        checkpoints_omitted: Number of checkpoints that were not exported, since Strands' files have no place for them.
         skipped: What was left out because it could not be read: its name and the reason.
     """
 
     sessions: int = 0
     agents: int = 0
     messages: int = 0
+    message_variants: int = 0
+    checkpoints: int = 0
     multi_agents: int = 0
     unchanged: int = 0
     gaps_closed: int = 0
+    windows_omitted: int = 0
+    checkpoints_omitted: int = 0
     skipped: tuple[str, ...] = ()
 
     def __add__(self, other: "TransferResult") -> "TransferResult":

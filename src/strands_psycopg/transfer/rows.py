@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg.codec import encode
-from strands_psycopg.repository.identifiers import check_id, check_index
+from strands_psycopg.repository.identifiers import check_id, check_index, parse_snapshot_id
+from strands_psycopg.repository.window import Window
 
 
 class SessionRow(NamedTuple):
@@ -28,6 +29,7 @@ class AgentRow(NamedTuple):
     conversation_manager_state_exact: str | None
     internal_state: str
     internal_state_exact: str | None
+    memory_window: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -45,6 +47,30 @@ class MessageRow(NamedTuple):
     updated_at: datetime
 
 
+class VariantRow(NamedTuple):
+    """A message in a form that the agent's log does not have."""
+
+    agent_id: str
+    variant_id: int
+    message_id: int | None
+    message: str
+    message_exact: str | None
+    created_at: datetime
+
+
+class CheckpointRow(NamedTuple):
+    """A checkpoint of an agent."""
+
+    agent_id: str
+    snapshot_id: str
+    message_count: int
+    memory_window: str
+    variant_ids: list[int]
+    data: str
+    data_exact: str | None
+    created_at: datetime
+
+
 class MultiAgentRow(NamedTuple):
     """A multi-agent."""
 
@@ -55,7 +81,10 @@ class MultiAgentRow(NamedTuple):
     updated_at: datetime
 
 
-Row: TypeAlias = SessionRow | AgentRow | MessageRow | MultiAgentRow
+# The rows that belong to an agent. They follow its own row, in this order.
+PartRow: TypeAlias = MessageRow | VariantRow | CheckpointRow
+
+Row: TypeAlias = SessionRow | AgentRow | PartRow | MultiAgentRow
 
 
 def session_row(session: Session) -> SessionRow:
@@ -69,13 +98,14 @@ def session_row(session: Session) -> SessionRow:
     )
 
 
-def agent_row(agent: SessionAgent) -> AgentRow:
-    """Encode an agent."""
+def agent_row(agent: SessionAgent, window: Window | None = None) -> AgentRow:
+    """Encode an agent and its window; None is the end of its log."""
     return AgentRow(
         check_id("agent_id", agent.agent_id),
         *_encode_object("state", agent.state),
         *_encode_object("conversation_manager_state", agent.conversation_manager_state),
         *_encode_object("_internal_state", agent._internal_state),
+        None if window is None else window.dumps(),
         *_times(agent),
     )
 
@@ -94,6 +124,32 @@ def message_row(agent_id: str, message: SessionMessage) -> MessageRow:
     )
 
 
+def variant_row(agent_id: str, variant_id: int, message_id: int | None, message: Any, created_at: str) -> VariantRow:
+    """Encode a variant of a message."""
+    return VariantRow(
+        check_id("agent_id", agent_id),
+        _check_variant_id(variant_id),
+        None if message_id is None else check_index("message_id", message_id),
+        *_encode_object("message", message),
+        _parse_time("created_at", created_at),
+    )
+
+
+def checkpoint_row(
+    agent_id: str, snapshot_id: str, message_count: int, window: Window, data: Any, created_at: str
+) -> CheckpointRow:
+    """Encode a checkpoint."""
+    return CheckpointRow(
+        check_id("agent_id", agent_id),
+        _check_snapshot_id(snapshot_id),
+        check_index("message_count", message_count),
+        window.dumps(),
+        sorted(set(window.variant_ids)),
+        *_encode_object("data", data),
+        _parse_time("created_at", created_at),
+    )
+
+
 def multi_agent_row(multi_agent_id: str, state: Any, created_at: str, updated_at: str) -> MultiAgentRow:
     """Encode a multi-agent's state."""
     return MultiAgentRow(
@@ -102,6 +158,45 @@ def multi_agent_row(multi_agent_id: str, state: Any, created_at: str, updated_at
         _parse_time("created_at", created_at),
         _parse_time("updated_at", updated_at),
     )
+
+
+def parse_window(document: Any) -> Window:
+    """Read a window from JSON.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(document, dict):
+        raise ValueError(f"memory_window must be a JSON object, not {type(document).__name__}")
+    items, following = document["items"], document["next"]
+    if not isinstance(items, list):
+        raise ValueError(f"items of memory_window must be a list, not {type(items).__name__}")
+    return Window(
+        tuple(_parse_range(item) if isinstance(item, list) else _check_variant_id(item) for item in items),
+        None if following is None else check_index("next of memory_window", following),
+    )
+
+
+def _parse_range(item: list[Any]) -> tuple[int, int]:
+    if len(item) == 2:
+        first, stop = (check_index("a range of memory_window", index) for index in item)
+        if first < stop:
+            return first, stop
+    raise ValueError("a range of memory_window must be [first, stop] with first < stop")
+
+
+def _check_variant_id(value: Any) -> int:
+    # A place of 0 is the first message of the log.
+    if check_index("variant_id", value) == 0:
+        raise ValueError("variant_id must be 1 or more, not 0")
+    return check_index("variant_id", value)
+
+
+def _check_snapshot_id(value: Any) -> str:
+    try:
+        return str(parse_snapshot_id(value))
+    except ValueError:
+        raise ValueError("snapshot_id must be a UUID of version 7") from None
 
 
 def _encode_object(field: str, document: Any) -> tuple[str, str | None]:

@@ -1,6 +1,7 @@
 """Complete reads of stored sessions, without holding a transaction or all messages in memory."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 from psycopg import Cursor
@@ -13,7 +14,10 @@ from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.agents import session_agent
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.transfer.rows import MessageRow, message_row
+from strands_psycopg.repository.window import Window
+from strands_psycopg.transfer.rows import MessageRow, PartRow, message_row
+from strands_psycopg.transfer.spooled import PartsReader, SpooledParts
+from strands_psycopg.watchdog import watchdog
 
 # For this transaction only: its statements see one snapshot.
 _REPEATABLE_READ = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -24,7 +28,7 @@ _SESSION = """
 
 _AGENTS = """
     SELECT t.agent_id, t.state::text, t.state_exact, t.conversation_manager_state::text,
-        t.conversation_manager_state_exact, t._internal_state::text, t._internal_state_exact,
+        t.conversation_manager_state_exact, t._internal_state::text, t._internal_state_exact, t.memory_window::text,
         coalesce((
             SELECT max(m.message_id) + 1 FROM {messages} AS m
             WHERE m.session_id = %(session_id)s AND m.agent_id = t.agent_id
@@ -58,6 +62,9 @@ _PAGE_CHARACTERS = 2**20
 _FIRST_PAGE_MESSAGES = 16
 _MAX_PAGE_MESSAGES = 1_000
 
+# In seconds, for the whole transaction that reads a snapshot; a single response has the database's own limit.
+_SNAPSHOT_TIMEOUT = 600.0
+
 
 class StoredMultiAgent(NamedTuple):
     """A multi-agent with its times."""
@@ -69,9 +76,10 @@ class StoredMultiAgent(NamedTuple):
 
 
 class StoredAgent(NamedTuple):
-    """An agent and the number of its messages."""
+    """An agent, its window (None if that is the end of its log), and the number of its messages."""
 
     agent: SessionAgent
+    window: Window | None
     messages: int
 
 
@@ -79,7 +87,7 @@ class StoredSession:
     """A session as of one snapshot.
 
     Messages are read on demand, up to the last one of the snapshot. Those that have been redacted or replaced since
-    are returned as they are now.
+    are returned as they are now. Variants and checkpoints are those of the snapshot (see ``SpooledParts``).
 
     Attributes:
         session: The session.
@@ -94,12 +102,26 @@ class StoredSession:
         session: Session,
         agents: dict[str, StoredAgent],
         multi_agents: dict[str, StoredMultiAgent],
+        spooled: SpooledParts,
     ) -> None:
         self.session = session
         self.agents = agents
         self.multi_agents = multi_agents
+        self._spooled = spooled
         self._sessions = sessions
         self._write_id = write_id
+
+    def parts(self, agent_id: str) -> Iterator[PartRow]:
+        """Yield an agent's messages, then its variants, then its checkpoints, each in order.
+
+        Raises:
+            TransferError: Some messages were deleted after the snapshot.
+        """
+        return chain(self.messages(agent_id), self._spooled.variants(agent_id), self._spooled.checkpoints(agent_id))
+
+    def checkpoint_count(self, agent_id: str) -> int:
+        """Return the number of an agent's checkpoints."""
+        return self._spooled.checkpoint_count(agent_id)
 
     def messages(self, agent_id: str) -> Iterator[MessageRow]:
         """Yield an agent's messages in order.
@@ -141,6 +163,7 @@ class StoredSessions:
         self._session = compose(self._database, _SESSION)
         self._agents = compose(self._database, _AGENTS)
         self._multi_agents = compose(self._database, _MULTI_AGENTS)
+        self._parts = PartsReader(self._database)
         self._agent_identities = compose(self._database, _AGENT_IDENTITIES)
         self._ids = compose(self._database, _IDS)
 
@@ -153,12 +176,16 @@ class StoredSessions:
         key = {"session_id": check_id("session_id", session_id)}
         operation = f"reading session {session_id!r}"
 
-        def read_snapshot(cursor: Cursor[TupleRow]) -> list[list[TupleRow]]:
-            cursor.execute(_REPEATABLE_READ)
-            statements = (self._session, self._agents, self._multi_agents)
-            return [cursor.execute(statement, key).fetchall() for statement in statements]
+        def read_snapshot(cursor: Cursor[TupleRow]) -> tuple[list[list[TupleRow]], SpooledParts]:
+            with watchdog.watch(cursor.connection, self._database.response_timeout):
+                cursor.execute(_REPEATABLE_READ)
+                statements = (self._session, self._agents, self._multi_agents)
+                found = [cursor.execute(statement, key).fetchall() for statement in statements]
+            return found, self._parts.read(cursor, session_id)
 
-        sessions, agents, multi_agents = self._database.transact(operation, read_snapshot)
+        (sessions, agents, multi_agents), spooled = self._database.transact(
+            operation, read_snapshot, response_timeout=_SNAPSHOT_TIMEOUT
+        )
         if not sessions:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
         write_id, session_type, created_at, updated_at = sessions[0]
@@ -168,6 +195,7 @@ class StoredSessions:
             Session(session_id, SessionType(session_type), created_at, updated_at or created_at),
             {row[0]: _parse_agent(row) for row in agents},
             {row[0]: _parse_multi_agent(row) for row in multi_agents},
+            spooled,
         )
 
     def ids(self, prefix: str = "") -> Iterator[str]:
@@ -209,8 +237,8 @@ def _deleted_error(session_id: str) -> TransferError:
 
 
 def _parse_agent(row: TupleRow) -> StoredAgent:
-    agent_id, *documents, messages, created_at, updated_at = row
-    return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), messages)
+    agent_id, *documents, window, messages, created_at, updated_at = row
+    return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), Window.loads(window), messages)
 
 
 def _parse_multi_agent(row: TupleRow) -> StoredMultiAgent:

@@ -1,0 +1,190 @@
+"""The variants and checkpoints of a session, kept from the moment when it was read.
+
+Other than messages of the log, they may be deleted by the agent's next turn.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from tempfile import SpooledTemporaryFile
+from typing import Any, NamedTuple
+from weakref import finalize
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+from strands_psycopg.codec import decode
+from strands_psycopg.database import Database
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.window import Window
+from strands_psycopg.transfer.rows import CheckpointRow, VariantRow, checkpoint_row, variant_row
+from strands_psycopg.watchdog import watchdog
+
+_CREATED_AT = """to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
+
+# The write id is that of the message of the log, which changes when the message is redacted; NULL if it has been.
+_VARIANTS = """
+    SELECT t.agent_id, t.variant_id, t.message_id, t.message::text, t.message_exact, {created_at},
+        CASE WHEN m.redact_message IS NULL THEN m.write_id::text END
+    FROM {message_variants} AS t LEFT JOIN {messages} AS m
+        ON m.session_id = %(session_id)s AND m.agent_id = t.agent_id AND m.message_id = t.message_id
+    WHERE t.session_id = %(session_id)s ORDER BY t.agent_id, t.variant_id
+""".replace("{created_at}", _CREATED_AT)
+
+_CHECKPOINTS = """
+    SELECT t.agent_id, t.snapshot_id::text, t.message_count, t.memory_window::text, t.data::text, t.data_exact,
+        {created_at}
+    FROM {checkpoints} AS t WHERE t.session_id = %(session_id)s ORDER BY t.agent_id, t.snapshot_id
+""".replace("{created_at}", _CREATED_AT)
+
+# Variants as they are now; where one is no longer stored, what its message has been redacted to since.
+_CURRENT_VARIANTS = """
+    SELECT r.variant_id, coalesce(t.message, m.redact_message)::text,
+        CASE WHEN t.variant_id IS NULL THEN m.redact_message_exact ELSE t.message_exact END
+    FROM unnest(
+        %(variant_ids)s::bigint[], %(message_ids)s::bigint[], %(times)s::timestamptz[], %(write_ids)s::uuid[]
+    ) AS r (variant_id, message_id, created_at, write_id)
+    LEFT JOIN {message_variants} AS t ON t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
+        AND t.variant_id = r.variant_id AND t.created_at = r.created_at
+    LEFT JOIN {messages} AS m ON m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s
+        AND m.message_id = r.message_id AND m.write_id <> r.write_id AND m.redact_message IS NOT NULL
+"""
+
+# More than this many bytes are kept in a temporary file.
+_MAX_IN_MEMORY = 2**22
+
+# Variants are compared with what is stored now in pages of about this many characters of JSON.
+_PAGE_CHARACTERS = 2**20
+_MAX_PAGE_VARIANTS = 1_000
+
+
+class _Variant(NamedTuple):
+    """A message in a form that the log does not have, as the snapshot has it.
+
+    Attributes:
+        variant_id: Its id.
+        message_id: The message of the log that it is a form of, if there is one.
+        message: The text of its column.
+        message_exact: The text of its exact column.
+        created_at: When it was stored.
+        write_id: The write id of the message of the log; None if there is none, or it has been redacted.
+    """
+
+    variant_id: int
+    message_id: int | None
+    message: str
+    message_exact: str | None
+    created_at: str
+    write_id: str | None
+
+
+class _Spool:
+    """Rows of values that JSON can hold, by agent; in a temporary file if they are many."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115
+        self._places: dict[str, tuple[int, int]] = {}
+        finalize(self, self._file.close)
+
+    def add(self, agent_id: str, row: Sequence[Any]) -> None:
+        """Add a row of an agent. Those of one agent must follow each other, and all be added before any is read."""
+        start, count = self._places.get(agent_id, (self._file.tell(), 0))
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._places[agent_id] = start, count + 1
+
+    def count(self, agent_id: str) -> int:
+        """Return the number of an agent's rows."""
+        return self._places.get(agent_id, (0, 0))[1]
+
+    def rows(self, agent_id: str) -> Iterator[list[Any]]:
+        """Yield the rows of an agent in the order in which they were added."""
+        position, count = self._places.get(agent_id, (0, 0))
+        for _ in range(count):
+            # Another iterator may have read elsewhere meanwhile.
+            self._file.seek(position)
+            line = self._file.readline()
+            position += len(line)
+            yield json.loads(line)
+
+
+class SpooledParts:
+    """The variants and checkpoints of a session as of one snapshot, even if they are deleted later.
+
+    Variants that are redacted later are redacted here too. One that is deleted as well is redacted only if it is a form
+    of a message of the log.
+    """
+
+    def __init__(self, reader: "PartsReader", session_id: str, variants: _Spool, checkpoints: _Spool) -> None:
+        self._reader = reader
+        self._session_id = session_id
+        self._variants = variants
+        self._checkpoints = checkpoints
+
+    def variants(self, agent_id: str) -> Iterator[VariantRow]:
+        """Yield an agent's variants in the order of their ids."""
+        for page in self._pages(agent_id):
+            current = self._reader.current_variants(self._session_id, agent_id, page)
+            for each in page:
+                message = decode(*current.get(each.variant_id, (each.message, each.message_exact)))
+                yield variant_row(agent_id, each.variant_id, each.message_id, message, each.created_at)
+
+    def _pages(self, agent_id: str) -> Iterator[list[_Variant]]:
+        page: list[_Variant] = []
+        characters = 0
+        for values in self._variants.rows(agent_id):
+            page.append(_Variant(*values))
+            characters += len(page[-1].message)
+            if len(page) == _MAX_PAGE_VARIANTS or characters > _PAGE_CHARACTERS:
+                yield page
+                page, characters = [], 0
+        if page:
+            yield page
+
+    def checkpoints(self, agent_id: str) -> Iterator[CheckpointRow]:
+        """Yield an agent's checkpoints, oldest first."""
+        for snapshot_id, message_count, window, data, data_exact, created_at in self._checkpoints.rows(agent_id):
+            stored = Window.loads(window) or Window((), None)
+            yield checkpoint_row(agent_id, snapshot_id, message_count, stored, decode(data, data_exact), created_at)
+
+    def checkpoint_count(self, agent_id: str) -> int:
+        """Return the number of an agent's checkpoints."""
+        return self._checkpoints.count(agent_id)
+
+
+class PartsReader:
+    """Reads variants and checkpoints."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._variants = compose(database, _VARIANTS)
+        self._checkpoints = compose(database, _CHECKPOINTS)
+        self._current_variants = compose(database, _CURRENT_VARIANTS)
+
+    def read(self, cursor: Cursor[TupleRow], session_id: str) -> SpooledParts:
+        """Read those of a session in a transaction."""
+        spools = (self._spool(cursor, statement, session_id) for statement in (self._variants, self._checkpoints))
+        return SpooledParts(self, session_id, *spools)
+
+    def _spool(self, cursor: Cursor[TupleRow], statement: bytes, session_id: str) -> _Spool:
+        spool = _Spool()
+        rows = cursor.stream(statement, {"session_id": session_id})
+        while True:
+            with watchdog.watch(cursor.connection, self._database.response_timeout):
+                row = next(rows, None)
+            if row is None:
+                return spool
+            spool.add(row[0], row[1:])
+
+    def current_variants(
+        self, session_id: str, agent_id: str, variants: Sequence[_Variant]
+    ) -> dict[int, tuple[str, str | None]]:
+        """Return the columns of variants that are still stored, or whose message has been redacted since, by id."""
+        parameters = {
+            "session_id": session_id,
+            "agent_id": agent_id,
+            "variant_ids": [each.variant_id for each in variants],
+            "message_ids": [each.message_id for each in variants],
+            "times": [each.created_at for each in variants],
+            "write_ids": [each.write_id for each in variants],
+        }
+        rows = self._database.fetch(f"reading session {session_id!r}", self._current_variants, parameters).rows
+        return {variant_id: (message, exact) for variant_id, message, exact in rows if message is not None}
