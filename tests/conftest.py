@@ -25,7 +25,7 @@ from support.servers import QuickServer
 
 
 def pytest_configure() -> None:
-    """Let tests interrupt processes: a shell's background jobs ignore Ctrl-C, and so would their children."""
+    """Allow tests to interrupt processes: a shell's background jobs ignore Ctrl-C, and so would their children."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -84,7 +84,7 @@ def side_of(diff: str, sign: str) -> str:
 
 
 def missing(needs: str | None) -> str | None:
-    """Give what a block needs, ``strands-agents>=1.54``, if it is not installed."""
+    """Return what a block needs, ``strands-agents>=1.54``, if it is not installed."""
     if needs is None:
         return None
     requirement = Requirement(needs)

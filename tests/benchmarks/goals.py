@@ -93,7 +93,7 @@ _BOUNDS = [
 
 
 def goals(results: Results) -> Iterator[Goal]:
-    """Give the goals for which everything was measured."""
+    """Return the goals for which everything was measured."""
     for ratio in _RATIOS:
         measured = results.ratio(ratio.mine, ratio.theirs)
         if measured is not None:

@@ -42,7 +42,7 @@ class Job(NamedTuple):
 
 
 def jobs(*, quick: bool) -> list[Job]:
-    """Give all works, in their order.
+    """Return all works, in their order.
 
     Args:
         quick: So little of each that the figures mean nothing.
@@ -101,7 +101,7 @@ def jobs(*, quick: bool) -> list[Job]:
 
 
 def late_jobs(*, quick: bool) -> list[Job]:
-    """Give the works that leave so much behind that the others must have been done."""
+    """Return the works that leave so much behind that the others must have been done."""
     million, keys = (5_000, 500) if quick else (1_000_000, 100_000)
     some = 200 if quick else 1_000
     return [

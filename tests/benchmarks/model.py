@@ -24,22 +24,22 @@ _WORDS = ["".join(_RANDOM.choices("abcdefghijklmnopqrstuvwxyz", k=_RANDOM.randin
 
 
 def text(words: int) -> str:
-    """Give some words, about six bytes each."""
+    """Return some words, about six bytes each."""
     return " ".join(_RANDOM.choices(_WORDS, k=words))
 
 
 def conversation(messages: int) -> list[dict[str, Any]]:
-    """Give a conversation as Strands keeps it: prompts of about 150 bytes, answers of about 600."""
+    """Return a conversation as Strands keeps it: prompts of about 150 bytes, answers of about 600."""
     return [assistant_message() if index % 2 else user_message() for index in range(messages)]
 
 
 def user_message() -> dict[str, Any]:
-    """Give a prompt as a message."""
+    """Return a prompt as a message."""
     return {"role": "user", "content": [{"text": text(25)}], "tracking_id": str(uuid4())}
 
 
 def assistant_message() -> dict[str, Any]:
-    """Give an answer as a message."""
+    """Return an answer as a message."""
     return {
         "role": "assistant",
         "content": [{"text": text(100)}],

@@ -39,7 +39,7 @@ class Process:
         self._process.communicate()
 
     def do(self, work: str, numbers: dict[str, Any]) -> dict[str, list[float]]:
-        """Have a work done and give what was measured."""
+        """Run a job and return what was measured."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([work, numbers]), file=self._process.stdin, flush=True)

@@ -51,12 +51,12 @@ class Results:
         return list(self._rounds[work])
 
     def figure(self, work: str, contender: str, *, beyond: str | None = None) -> Figure | None:
-        """Give a figure, if it was measured; what it is beyond another contender's in the same round, if so wished."""
+        """Return a figure, if it was measured; beyond another contender's in the same round, if so wished."""
         medians = self._medians(work, contender, beyond)
         return _quartiles(medians) if medians else None
 
     def ratio(self, mine: tuple[str, str, str | None], theirs: tuple[str, str, str | None]) -> Figure | None:
-        """Give one figure as a multiple of another, round by round; each is what ``figure`` takes."""
+        """Return one figure as a multiple of another, round by round; each is what ``figure`` takes."""
         pairs = zip(self._medians(*mine), self._medians(*theirs), strict=False)
         ratios = [own / other for own, other in pairs]
         return _quartiles(ratios) if ratios else None

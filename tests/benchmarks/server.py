@@ -32,7 +32,7 @@ class Databases:
         self._made: set[str] = set()
 
     def dsn(self, name: str) -> str:
-        """Give the DSN of a database, which is made if it is missing."""
+        """Return the DSN of a database, which is made if it is missing."""
         if name not in self._made:
             self._connection.execute(f'CREATE DATABASE "{name}"'.encode())
             self._made.add(name)
@@ -49,7 +49,7 @@ class Databases:
         return Counts(*self._connection.execute(query, [name]).fetchall()[0])
 
     def checkpoint(self) -> None:
-        """Have the server write everything down, so that it need not do so in the middle of what comes."""
+        """Make the server write a checkpoint, so that it does not write one during the measurement."""
         self._connection.execute("CHECKPOINT")
 
     def close(self) -> None:

@@ -23,17 +23,17 @@ class Contender(Protocol):
     """Something that keeps sessions. It may have a method of a work's name, which then takes that function's place."""
 
     def manager(self, session_id: str) -> Any:
-        """Give a session manager for a new agent; None for an agent without a session."""
+        """Return a session manager for a new agent; None for an agent without a session."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Return everything back."""
 
 
 _numbers = itertools.count()
 
 
 def new_session() -> str:
-    """Give an id that was not used yet."""
+    """Return an id that was not used yet."""
     return f"session-{time.time_ns()}-{next(_numbers)}"
 
 
@@ -158,7 +158,7 @@ def crowd(contender: Contender, *, agents: int, count: int) -> Measured:
 
 @contextmanager
 def _longest_step() -> Iterator[list[float]]:
-    """Give a list that tells how long the steps took that the loop ran in this block, from one wait to the next."""
+    """Return a list that tells how long the steps took that the loop ran in this block, from one wait to the next."""
     steps: list[float] = []
     run = asyncio.Handle._run
 

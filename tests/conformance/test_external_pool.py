@@ -81,7 +81,7 @@ def saying(text: str) -> Message:
 
 
 def settings(connection: Connection) -> dict[str, object]:
-    """Give all that a user of the connection could find changed."""
+    """Return all that a user of the connection could find changed."""
     return {
         "autocommit": connection.autocommit,
         "status": TransactionStatus(connection.pgconn.transaction_status),

@@ -205,7 +205,7 @@ def files(tmp_path: Path) -> FileSessionManager:
 
 @pytest.fixture
 def unlimited_integers() -> Iterator[None]:
-    """Let Python write integers of any length, as it always did before 3.10.7."""
+    """Allow Python to write integers of any length, as it always did before 3.10.7."""
     if not hasattr(sys, "set_int_max_str_digits"):
         yield
         return

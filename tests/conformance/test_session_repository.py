@@ -622,7 +622,7 @@ def session_before_and_after(
     *,
     idle: str,
 ) -> tuple[Session, Session]:
-    """Give session "s" as it is after so much time without a write, and as a call then leaves it."""
+    """Return session "s" as it is after so much time without a write, and as a call then leaves it."""
     fill(repository, 1)
     repository.create_multi_agent("s", Team("t", {}))
     connection.execute(

@@ -49,7 +49,7 @@ def real_now() -> datetime.datetime:
 
 @pytest.fixture(params=[-3600, 3600], ids=["an hour slow", "an hour fast"])
 def shift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Put this process's clock, as Python code sees it, off by an hour."""
+    """Set this process's clock, as Python code sees it, off by an hour."""
     seconds: float = request.param
 
     class Shifted(datetime.datetime):
@@ -132,7 +132,7 @@ def test_writes_go_on_when_the_servers_clock_was_set(seconds: float, own_dsn: st
 
 @pytest.fixture
 def odd(own_dsn: str, look: Connection) -> Callable[[], None]:
-    """Give the database odd settings, for connections made from then on."""
+    """Return the database odd settings, for connections made from then on."""
 
     def odd() -> None:
         alter = sql.SQL("ALTER DATABASE {} SET {} = {}")

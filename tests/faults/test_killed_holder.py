@@ -36,7 +36,7 @@ def of_holder(dsn: str) -> str:
 
 
 def backends(connection: Connection) -> list[int]:
-    """Give the process ids of the holder's connections."""
+    """Return the process ids of the holder's connections."""
     found = connection.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'holder' ORDER BY 1")
     return [pid for (pid,) in found]
 

@@ -45,7 +45,7 @@ def look(empty_dsn: str) -> Iterator[Connection]:
 
 
 def waiting(look: Connection, *, for_their_turn: bool) -> list[str]:
-    """Give the processes that wait for the advisory lock, or those that hold it and wait for another lock."""
+    """Return the processes that wait for the advisory lock, or those that hold it and wait for another lock."""
     return [name for (name,) in look.execute(_WAITING, [for_their_turn])]
 
 

@@ -63,7 +63,7 @@ def advisory_locks(connection: Connection) -> int:
 
 
 def links(connection: Connection) -> int:
-    """Tell how many connections PgBouncer has to this database: it is known by its clients' application name."""
+    """Return how many connections PgBouncer has to this database: it is known by its clients' application name."""
     found: int = one(
         connection,
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "

@@ -127,7 +127,7 @@ class Parent:
         assert self._process.line() == line
 
     def go_on(self) -> None:
-        """Let it go on from where it is."""
+        """Resume it from where it is."""
         self._process.write("\n")
 
     def finish(self) -> None:

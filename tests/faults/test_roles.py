@@ -38,7 +38,7 @@ def as_role(role_dsn: str, pool_options: dict[str, Any]) -> Iterator[PostgresSes
 
 
 def failure_of(agent: Agent, prompt: str) -> Exception:
-    """Give what ended a turn, which Strands wraps if it was in its event loop."""
+    """Return what ended a turn, which Strands wraps if it was in its event loop."""
     with pytest.raises((StrandsPsycopgError, EventLoopException)) as raised:
         agent(prompt)
     error: Exception = getattr(raised.value, "original_exception", raised.value)
@@ -133,7 +133,7 @@ def test_right_taken_away_in_the_middle_of_a_turn(as_role: PostgresSessionReposi
 
 
 def kinds(connection: Connection) -> list[str]:
-    """Give the kind of each message's first block."""
+    """Return the kind of each message's first block."""
     query = "SELECT jsonb_object_keys(message['content'][0]) FROM strands_messages ORDER BY message_id"
     return [kind for (kind,) in connection.execute(query)]
 

@@ -32,7 +32,7 @@ SLACK = 5.0
 
 
 def everyone(look: Connection) -> list[int]:
-    """Give the processes of the whole server, but for its first."""
+    """Return the processes of the whole server, but for its first."""
     return [pid for (pid,) in look.execute(EVERYONE).fetchall()]
 
 

@@ -40,7 +40,7 @@ def loopback() -> Iterator[str]:
 
 
 def all_that_is_said(error: BaseException) -> str:
-    """Give every text that a log could show of an error and of those that led to it."""
+    """Return every text that a log could show of an error and of those that led to it."""
     said = ["".join(traceback.format_exception(error))]
     chain: list[BaseException | None] = [error]
     while chain:

@@ -30,7 +30,7 @@ def texts(messages: list[Message]) -> list[str]:
 
 
 def summarizing() -> dict[str, Any]:
-    """Give an agent's options: its fourth turn overflows; the script's last reply is also what it is summarized to."""
+    """Return an agent's options: its fourth turn overflows; the script's last reply is also its summary."""
     return {
         "conversation_manager": SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2),
         "model": OverflowingModel([["one"], ["two"], ["three"], ["four"]], overflows={3}),

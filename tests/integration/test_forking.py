@@ -398,7 +398,7 @@ def test_manager_that_keeps_nothing_has_nothing_before_the_cut(repository: Postg
 
 
 def summarized(repository: PostgresSessionRepository) -> Agent:
-    """Give an agent whose first three messages of eight are in a summary."""
+    """Return an agent whose first three messages of eight are in a summary."""
     manager = SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2)
     replies = [["one"], ["two"], ["three"], ["four"]]
     agent = build(repository, conversation_manager=manager, model=OverflowingModel(replies, overflows={3}))

@@ -71,7 +71,7 @@ def rows(connection: Connection) -> list[tuple[str, str]]:
 
 
 def expire(connection: Connection) -> None:
-    """Have every lease expire now, as if its holder had not renewed it for its ttl."""
+    """Make every lease expire now, as if its holder had not renewed it for its ttl."""
     connection.execute("UPDATE strands_leases SET expires_at = now() - interval '1 ms'")
 
 
@@ -966,7 +966,7 @@ def test_forked_child_neither_holds_nor_frees_the_session(dsn: str, connection: 
 
 
 def take_over(other: PostgresSessionRepository, connection: Connection) -> Lease:
-    """Have the lease expire and enter a new one; both again where the holder has renewed its own in between."""
+    """Make the lease expire and enter a new one; both again where the holder has renewed its own in between."""
     while True:
         expire(connection)
         with suppress(SessionBusyError):

@@ -60,7 +60,7 @@ def ids(page: SessionPage) -> list[str]:
 
 
 def walk(repository: PostgresSessionRepository, **options: Any) -> list[list[str]]:
-    """Give the ids of every page."""
+    """Return the ids of every page."""
     pages = [repository.list_sessions(**options)]
     while pages[-1].next is not None:
         pages.append(repository.list_sessions(before=pages[-1].next, **options))
@@ -282,7 +282,7 @@ def nodes(explained: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def touched(explained: dict[str, Any]) -> dict[str, int]:
-    """Give how many rows of each table were read."""
+    """Return how many rows of each table were read."""
     rows: dict[str, int] = {}
     for node in nodes(explained):
         if "Relation Name" in node:

@@ -54,7 +54,7 @@ def greeting(text: str = "hello") -> list[Message]:
 
 
 def failure_of(turn: Callable[[], object]) -> Exception:
-    """Give the error that ends a turn. Strands wraps some of those that come after the turn's first message."""
+    """Return the error that ends a turn. Strands wraps some of those that come after the turn's first message."""
     try:
         turn()
     except EventLoopException as error:
@@ -78,7 +78,7 @@ def texts(repository: PostgresSessionRepository) -> list[str]:
 
 
 def refuse_messages(connection: Connection, condition: str) -> Callable[[], object]:
-    """Have the server refuse messages for which the condition is false, until what is returned is called."""
+    """Make the server refuse messages for which the condition is false, until what is returned is called."""
     name = "refused_by_test"
     connection.execute(f"ALTER TABLE strands_messages ADD CONSTRAINT {name} CHECK ({condition})".encode())
     return lambda: connection.execute(f"ALTER TABLE strands_messages DROP CONSTRAINT {name}".encode())
@@ -239,7 +239,7 @@ def test_manager_that_was_overtaken_between_its_turns_is_refused_at_the_next(
 def test_overtaken_turn_is_refused_at_its_next_write(repository: PostgresSessionRepository) -> None:
     @tool
     def overtake() -> str:
-        """Let another manager take a turn."""
+        """Take a turn with another manager."""
         build(repository, replies=[["other"]])("overtaken")
         return "done"
 

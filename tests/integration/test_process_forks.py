@@ -43,7 +43,7 @@ pytestmark = [
 
 
 def in_child(work: Callable[[], object]) -> Any:
-    """Give what ``work`` returns in a forked child, which has a minute for it."""
+    """Return what ``work`` returns in a forked child, which has a minute for it."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -65,7 +65,7 @@ def in_child(work: Callable[[], object]) -> Any:
 
 
 def backends(repository: PostgresSessionRepository) -> list[int]:
-    """Give the server's process for each of a few statements."""
+    """Return the server's process for each of a few statements."""
     return sorted({repository._database.fetch("", b"SELECT pg_backend_pid()", {}).rows[0][0] for _ in range(5)})
 
 

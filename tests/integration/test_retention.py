@@ -48,7 +48,7 @@ def fill(repository: PostgresSessionRepository, *session_ids: str) -> None:
 
 
 def age(connection: Connection, session_id: str, seconds: float) -> None:
-    """Have a session been active for the last time so many seconds ago."""
+    """Set the last activity of a session to so many seconds ago."""
     connection.execute(
         "UPDATE strands_sessions SET updated_at = now() - make_interval(secs => %s) WHERE session_id = %s",
         [float(seconds), session_id],
@@ -188,7 +188,7 @@ def test_leased_session_stays_until_its_lease_is_over(
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a purge stand still for as long as a test likes."""
+    """Stop a purge for as long as a test likes."""
     monkeypatch.setattr(retention, "_IDLE_TIMEOUT", "SET LOCAL idle_in_transaction_session_timeout = 0")
 
 

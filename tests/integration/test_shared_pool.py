@@ -46,7 +46,7 @@ class Recorded(PostgresStorage):
 
 @tool
 def report(number: int) -> str:
-    """Give a report of about 20 KB."""
+    """Return a report of about 20 KB."""
     return "\n".join(f"report {number}, line {line}: {'x' * (line % 40)}" for line in range(500))
 
 

@@ -48,7 +48,7 @@ def at_rds(dsn: str, certificate: Path, client: Any, *, proxy: bool = False) -> 
 
 
 def rds_dsn(dsn: str, client: Any) -> Callable[[], str]:
-    """Give what a repository asks for a DSN at each connect: a token is good for a connect within 15 minutes."""
+    """Return what a repository asks for a DSN at each connect: a token is good for a connect within 15 minutes."""
     given = conninfo_to_dict(dsn)
 
     def with_token() -> str:

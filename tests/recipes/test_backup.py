@@ -33,7 +33,7 @@ def backup(connection: Connection, tmp_path: Path, request: pytest.FixtureReques
 
 
 def rows(connection: Connection) -> dict[str, list[str]]:
-    """Give every row of every table but the leases, as text."""
+    """Return every row of every table but the leases, as text."""
     tables = connection.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'strands%'").fetchall()
     return {
         table: [row for (row,) in connection.execute(f"SELECT t::text FROM {table} AS t ORDER BY 1".encode())]

@@ -59,7 +59,7 @@ class Function:
         return answer
 
     def backends(self) -> list[int]:
-        """Give the ids of the server's processes that serve it."""
+        """Return the ids of the server's processes that serve it."""
         with psycopg.connect(self.server.dsn) as connection:
             return [pid for (pid,) in connection.execute(OF_THE_FUNCTION)]
 
@@ -76,7 +76,7 @@ def restart(function: Function) -> AbstractContextManager[None]:
 
 
 def silence(function: Function) -> AbstractContextManager[None]:
-    """Let the other end of the connection stand still, which nobody is told."""
+    """Stop the other end of the connection, without telling anybody."""
     return stopped(*function.backends())
 
 

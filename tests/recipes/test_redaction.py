@@ -42,7 +42,7 @@ def guarded(repository: PostgresSessionRepository, session_id: str = "s") -> Non
 
 
 def found(dsn: str) -> list[str]:
-    """Give the places where ``find_text.sql`` finds the text."""
+    """Return the places where ``find_text.sql`` finds the text."""
     output = programs.run(
         *("psql", "--no-psqlrc", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", f"--set=text={SECRET}"),
         *(f"--file={FIND_TEXT}", f"--dbname={dsn}"),
@@ -51,14 +51,14 @@ def found(dsn: str) -> list[str]:
 
 
 def in_pages(connection: Connection) -> bool:
-    """Tell whether the messages' file has the text, in whatever version of a row or in none."""
+    """Return whether the messages' file has the text, in whatever version of a row or in none."""
     connection.execute("CHECKPOINT")
     query = "SELECT position(%s::bytea IN pg_read_binary_file(pg_relation_filepath('strands_messages'))) > 0"
     return bool(one(connection, query, SECRET.encode()))
 
 
 def in_log(connection: Connection) -> bool:
-    """Tell whether the write-ahead log has the text."""
+    """Return whether the write-ahead log has the text."""
     query = "SELECT bool_or(position(%s::bytea IN pg_read_binary_file('pg_wal/' || name)) > 0) FROM pg_ls_waldir()"
     return bool(one(connection, query, SECRET.encode()))
 

@@ -58,7 +58,7 @@ def test_runtime_role_does_all_that_an_application_does(migrated: Roles) -> None
 
 
 def allowed(dsn: str, statements: list[str]) -> list[str]:
-    """Give those of the statements for which the role has the rights."""
+    """Return those of the statements for which the role has the rights."""
     found = []
     for statement in statements:
         with psycopg.connect(dsn) as connection:

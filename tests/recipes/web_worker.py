@@ -71,7 +71,7 @@ async def take_turn(lease: Lease, prompt: str, events: "asyncio.Queue[tuple[str,
 
 
 def refusal(error: Exception) -> HTTPException:
-    """Tell what a client is told."""
+    """Return what a client is told."""
     again = {"Retry-After": "1"}
     # So Strands wraps what fails once the model has answered.
     match error.__cause__ if isinstance(error, EventLoopException) else error:
@@ -106,7 +106,7 @@ async def post_turn(request: Request) -> Response:
 
 
 async def server_sent(event: tuple[str, Any], events: "asyncio.Queue[tuple[str, Any]]") -> AsyncIterator[str]:
-    """Give this event and those after it as server-sent events."""
+    """Return this event and those after it as server-sent events."""
     while True:
         name, data = event
         if isinstance(data, HTTPException):
@@ -118,7 +118,7 @@ async def server_sent(event: tuple[str, Any], events: "asyncio.Queue[tuple[str, 
 
 
 async def get_session(request: Request) -> Response:
-    """Give the messages that are stored."""
+    """Return the messages that are stored."""
     try:
         messages = await asyncio.to_thread(repository.list_messages, request.path_params["session_id"], "default")
     except Exception as error:
@@ -128,7 +128,7 @@ async def get_session(request: Request) -> Response:
 
 
 async def get_health(request: Request) -> Response:
-    """Tell whether this worker reaches its tables, with one look at an index."""
+    """Return whether this worker reaches its tables, with one look at an index."""
     try:
         await asyncio.wait_for(asyncio.to_thread(repository.read_session, "health"), 5)
     except Exception as error:
@@ -138,7 +138,7 @@ async def get_health(request: Request) -> Response:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Let the turns of clients that have left end too, and close the pool; in this process, after its fork."""
+    """Wait until the turns of clients that have left end too, and close the pool; in this process, after its fork."""
     yield
     if turns:
         logger.warning("turns=<%d> | waiting for turns whose clients have left", len(turns))

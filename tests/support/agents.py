@@ -48,7 +48,7 @@ def restore_checkpoint(agent: Agent, snapshot_id: str) -> None:
 
 
 def dump(agent: Agent) -> str:
-    """Give all that a session keeps of an agent, as one JSON text, in which the order of keys counts."""
+    """Return all that a session keeps of an agent, as one JSON text, in which the order of keys counts."""
     return json.dumps(
         encode_bytes_values(
             {

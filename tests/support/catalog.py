@@ -58,30 +58,30 @@ _LAYOUT = """
 
 
 def objects(dsn: str, schema: str = "public") -> list[str]:
-    """Give the names of all tables, indexes, constraints and functions of a schema."""
+    """Return the names of all tables, indexes, constraints and functions of a schema."""
     with psycopg.connect(dsn) as connection:
         return [row[0] for row in connection.execute(_OBJECTS, {"schema": f'"{schema}"'})]
 
 
 def tables(dsn: str, schema: str = "public") -> list[str]:
-    """Give the names of all tables of a schema."""
+    """Return the names of all tables of a schema."""
     with psycopg.connect(dsn) as connection:
         return [row[0] for row in connection.execute(_TABLES, [schema])]
 
 
 def views(dsn: str, schema: str = "public") -> list[str]:
-    """Give the names of all views of a schema."""
+    """Return the names of all views of a schema."""
     with psycopg.connect(dsn) as connection:
         return [row[0] for row in connection.execute(_VIEWS, [schema])]
 
 
 def read_by_views(dsn: str, schema: str) -> list[tuple[str, str, str]]:
-    """Give the tables and views that the views of a schema read: view, schema, name."""
+    """Return the tables and views that the views of a schema read: view, schema, name."""
     with psycopg.connect(dsn) as connection:
         return connection.execute(_READ_BY_VIEWS, {"schema": f'"{schema}"'}).fetchall()
 
 
 def layout(dsn: str) -> list[tuple[str, ...]]:
-    """Give all columns, constraints, indexes and views of the schema ``public``, with their definitions."""
+    """Return all columns, constraints, indexes and views of the schema ``public``, with their definitions."""
     with psycopg.connect(dsn) as connection:
         return connection.execute(_LAYOUT, {"schema": "public"}).fetchall()

@@ -175,7 +175,7 @@ class Process:
             data = data[os.write(self._input, data) :]
 
     def release(self) -> None:
-        """Let it go on from ``ready()``, or from the next one if it waits in none."""
+        """Resume it from ``ready()``, or from the next one if it waits in none."""
         self.write("x")
 
     def __iter__(self) -> Iterator[str]:

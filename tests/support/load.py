@@ -46,12 +46,12 @@ with PostgresSessionRepository(dsn) as repository:
 
 
 def ask(turn: int) -> str:
-    """Give a turn's prompt."""
+    """Return a turn's prompt."""
     return f"ask {turn}"
 
 
 def replies(turn: int) -> list[list[str | dict[str, Any]]]:
-    """Give what the model says in a turn, call by call."""
+    """Return what the model says in a turn, call by call."""
     answer: list[str | dict[str, Any]] = [f"answer {turn}"]
     if turn % 4:
         return [answer]
@@ -59,7 +59,7 @@ def replies(turn: int) -> list[list[str | dict[str, Any]]]:
 
 
 def transcript(turns: int) -> list[str]:
-    """Give what ``stored`` gives after so many turns."""
+    """Return what ``stored`` gives after so many turns."""
     lines = []
     for turn in range(turns):
         lines.append(f"user: {ask(turn)}")
@@ -136,7 +136,7 @@ class Load:
             process.close()
 
     def __iter__(self) -> Iterator[int]:
-        """Give the number of acknowledged turns each time that it has grown, until all processes have ended well."""
+        """Return the number of acknowledged turns each time that it has grown, until all processes have ended well."""
         running, deadline = _PROCESSES, time.monotonic() + _DEADLINE
         while running:
             line = self._lines.get(timeout=max(deadline - time.monotonic(), 0))

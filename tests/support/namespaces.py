@@ -76,7 +76,7 @@ with open("/run/netns/" + sys.argv.pop(1)) as namespace:
 
 
 def missing() -> str:
-    """Tell what is missing for namespaces; nothing if they can be made."""
+    """Return what is missing for namespaces; nothing if they can be made."""
     if IP is None:
         return "no program ip (iproute2)"
     name = f"strands-{os.getpid()}-probe"

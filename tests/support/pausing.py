@@ -8,7 +8,7 @@ import pytest
 
 
 def pause_before(monkeypatch: pytest.MonkeyPatch, statement: bytes) -> tuple[threading.Event, threading.Event]:
-    """Have the first thread that is about to send a statement wait.
+    """Make the first thread that is about to send a statement wait.
 
     Gives what tells that one waits, and what lets it go on.
     """

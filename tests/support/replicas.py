@@ -35,7 +35,7 @@ class Pair(NamedTuple):
         wait_until(lambda: execute(self.primary.dsn, "SELECT sync_state FROM pg_stat_replication") == [("sync",)])
 
     def promote(self) -> None:
-        """Have the standby take writes."""
+        """Make the standby take writes."""
         assert execute(self.standby.dsn, "SELECT pg_promote()") == [(True,)]
 
 

@@ -6,5 +6,5 @@ TORTURE = bool(os.environ.get("STRANDS_TORTURE"))
 
 
 def scale(small: int, full: int) -> int:
-    """Give the count for this run."""
+    """Return the count for this run."""
     return full if TORTURE else small

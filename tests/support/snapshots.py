@@ -43,11 +43,11 @@ PUT = """
 
 
 def size(connection: Connection, *tables: str) -> int:
-    """Tell how many bytes tables take on the disk, with their indexes."""
+    """Return how many bytes tables take on the disk, with their indexes."""
     total = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(%s::text[]) AS name"
     return int(connection.execute(total, [list(tables)]).fetchall()[0][0])
 
 
 def written(connection: Connection) -> int:
-    """Tell how many bytes of WAL the server has written."""
+    """Return how many bytes of WAL the server has written."""
     return int(connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").fetchall()[0][0])

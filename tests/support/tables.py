@@ -19,27 +19,27 @@ _TEXTS = """
 
 
 def contents(connection: Connection) -> dict[str, list[str]]:
-    """Give every row of every table as text."""
+    """Return every row of every table as text."""
     query = sql.SQL("SELECT t::text FROM {} AS t ORDER BY 1")
     return {table: [row[0] for row in connection.execute(query.format(sql.Identifier(table)))] for table in TABLES}
 
 
 def texts(connection: Connection, session_id: str = "s", agent_id: str = "default") -> list[str]:
-    """Give the first text of each message of an agent, in order; their indexes must have no gap."""
+    """Return the first text of each message of an agent, in order; their indexes must have no gap."""
     rows = connection.execute(_TEXTS, [session_id, agent_id]).fetchall()
     assert [index for index, _ in rows] == list(range(len(rows)))
     return [text for _, text in rows]
 
 
 def one(connection: Connection, query: str, *parameters: object) -> Any:
-    """Give the value of a query that has one."""
+    """Return the value of a query that has one."""
     row = connection.execute(query.encode(), parameters).fetchone()
     assert row is not None
     return row[0]
 
 
 def blocked(connection: Connection) -> int:
-    """Tell how many statements in this database wait for a lock."""
+    """Return how many statements in this database wait for a lock."""
     found: int = one(
         connection,
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",

@@ -76,12 +76,12 @@ class Web:
         return log.count("startup complete") == self._workers and "running on" in log
 
     def log(self) -> str:
-        """Give what it has written."""
+        """Return what it has written."""
         with open(self._log.name) as log:  # noqa: PTH123
             return log.read()
 
     def pids(self) -> list[int]:
-        """Give the ids of the processes that have served, in the order of their start."""
+        """Return the ids of the processes that have served, in the order of their start."""
         return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log())]
 
     def terminate(self) -> None:
@@ -101,7 +101,7 @@ class Event(NamedTuple):
 
 
 def client(url: str) -> httpx.AsyncClient:
-    """Give a client of the server there."""
+    """Return a client of the server there."""
     return httpx.AsyncClient(base_url=url, timeout=_DEADLINE, limits=httpx.Limits(max_connections=None))
 
 
@@ -127,7 +127,7 @@ async def ask(http: httpx.AsyncClient, session_id: str, prompt: str) -> list[Eve
 
 
 def answer(events: list[Event]) -> str | None:
-    """Give the answer if it was acknowledged."""
+    """Return the answer if it was acknowledged."""
     if not events or events[-1].name != "done":
         return None
     return "".join(event.data for event in events[:-1])

@@ -48,7 +48,7 @@ class Wire:
         self._connections.append(connection)
 
     def during(self, call: Callable[[], object]) -> Exchange:
-        """Tell what goes over the connection during a call."""
+        """Return what goes over the connection during a call."""
         (connection,) = self._connections
         with tempfile.TemporaryFile() as file:
             connection.pgconn.trace(file.fileno())

@@ -221,7 +221,7 @@ _IGNORED = ["session_id", "snapshot_id", "write_id", "term", "created_at", "upda
 
 
 def rows(connection: psycopg.Connection[Any], session_id: str) -> dict[str, list[Any]]:
-    """Give a session's rows in every table, without what differs between two sessions that were written alike."""
+    """Return a session's rows in every table, without what differs between two sessions that were written alike."""
     query = sql.SQL(
         "SELECT to_jsonb(t) - %s::text[] #- '{{message,tracking_id}}' #- '{{message,metadata}}' FROM {} AS t "
         "WHERE session_id = %s ORDER BY 1"

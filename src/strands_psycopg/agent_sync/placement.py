@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Sequence
 from operator import attrgetter
+from typing import cast
 
 from strands.types.content import Message
 
@@ -19,12 +20,12 @@ def is_as_held(messages: Sequence[Message], held: Sequence[HeldMessage]) -> bool
 
 
 def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[list[HeldMessage], list[Variant]]:
-    """Give every message of memory a place.
+    """Return the place of every message of memory.
 
-    A message is found by identity, by content or by tracking id. One that is found and has been edited, and one that
-    is not found, becomes a variant. But what was redacted is never stored again: another form of a redacted message is
-    a variant only if it has the content of the redaction, or is an edit of a message that had it; otherwise the
-    redaction stands for it.
+    A message is found by identity, by content, by tracking id or by its neighbours. One that is found and has been
+    edited, and one that is not found, becomes a variant. But what was redacted is never stored again: another form of a
+    redacted message is a variant only if it has the content of the redaction, or is an edit of a message that had it;
+    otherwise the redaction stands for it.
 
     Returns:
         What memory holds, in order, and the new variants among it.
@@ -38,13 +39,16 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
     variants: list[Variant] = []
     place: int
     original: int | None
-    for (message, known), index in zip(sought, find_messages(sought, record.held), strict=True):
+    found = find_messages(sought, record.held)
+    for (message, known), index, replaced in zip(sought, found, _replaced(messages, found, record), strict=True):
         match = None if index is None else record.held[index]
         left = record.left.get(known) if isinstance(known, bytes) else None
         if match is None and left is not None:
-            place, original, is_withheld = left, left, False
+            redaction = record.redacted.get(left)
+            place, original = left, left
+            is_withheld = not (redaction is None or is_unchanged(message.get("content"), redaction))
         else:
-            original = record.redacted_ids.get(tracking_id(message) or "") if match is None else match.original
+            original = replaced if match is None else match.original
             redaction = None if original is None else record.redacted.get(original)
             is_edit = match is not None and match.message is message and not match.is_withheld
             is_withheld = not (redaction is None or is_edit or is_unchanged(message.get("content"), redaction))
@@ -58,6 +62,31 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
                 next_variant_id += 1
         held.append(HeldMessage(place, original, known, message, is_withheld))
     return held, variants
+
+
+def _replaced(messages: Sequence[Message], found: Sequence[int | None], record: AgentRecord) -> list[int | None]:
+    """Return, for messages that were not found, the indexes in the log of those that they have replaced.
+
+    They replace as many messages of the same roles between the same neighbours, so one that an application has put in
+    the place of another is known to be a form of it. What has been redacted is only known by its tracking id.
+    """
+    replaced: list[int | None] = [record.redacted_ids.get(tracking_id(message) or "") for message in messages]
+    remaining = set(found)
+    start = 0
+    while start < len(found):
+        stop = next((n for n in range(start, len(found)) if found[n] is not None), len(found))
+        if start < stop:
+            before = -1 if start == 0 else cast(int, found[start - 1])
+            after = len(record.held) if stop == len(found) else cast(int, found[stop])
+            gone = [n for n in range(before + 1, after) if n not in remaining]
+            roles = [record.held[n].message.get("role") for n in gone]
+            if roles == [message.get("role") for message in messages[start:stop]]:
+                for position, index in enumerate(gone, start):
+                    original = record.held[index].original
+                    if replaced[position] is None and original not in record.redacted:
+                        replaced[position] = original
+        start = stop + 1
+    return replaced
 
 
 def find_messages(sought: Sequence[tuple[Message, Fingerprint]], held: Sequence[HeldMessage]) -> list[int | None]:

@@ -10,7 +10,7 @@ class Contender:
         self._folder = folder
 
     def manager(self, session_id: str) -> FileSessionManager:
-        """Give a session manager."""
+        """Return a session manager."""
         return FileSessionManager(session_id, storage_dir=self._folder)
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ class Contender:
         self.storage = _Plain(dsn)
 
     def manager(self, session_id: str) -> _Manager:
-        """Give a session manager."""
+        """Return a session manager."""
         return _Manager(self._connection, session_id)
 
     def close(self) -> None:
@@ -167,11 +167,11 @@ class _Plain:
         self._connection.execute(_PUT, [key, data])
 
     async def read(self, key: str) -> bytes:
-        """Give a value."""
+        """Return a value."""
         rows = self._connection.execute("SELECT data FROM plain WHERE key = %s", [key], binary=True).fetchall()
         return bytes(rows[0][0])
 
     async def list(self, prefix: str) -> list[str]:
-        """Give the keys with a prefix."""
+        """Return the keys with a prefix."""
         query = "SELECT key FROM plain WHERE key >= %s AND key < %s ORDER BY key"
         return [key for (key,) in self._connection.execute(query, [prefix, prefix + "\U0010ffff"])]

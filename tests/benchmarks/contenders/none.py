@@ -8,7 +8,7 @@ class Contender:
         pass
 
     def manager(self, session_id: str) -> None:
-        """Give no session manager."""
+        """Return no session manager."""
 
     def close(self) -> None:
-        """Have nothing to give back."""
+        """Return nothing: no figures are kept."""

@@ -26,7 +26,7 @@ class Contender:
         return PostgresStorage(self._repository)
 
     def manager(self, session_id: str) -> PostgresSessionManager:
-        """Give a session manager."""
+        """Return a session manager."""
         return PostgresSessionManager(session_id, self._repository)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ class Contender:
         SQLModel.metadata.create_all(self._engine)
 
     def manager(self, session_id: str) -> Any:
-        """Give a session manager."""
+        """Return a session manager."""
         return PostgresSessionManager(session_id=session_id, engine=self._engine)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ class Contender:
         self.manager("the first creates the table")
 
     def manager(self, session_id: str) -> Any:
-        """Give a session manager."""
+        """Return a session manager."""
         return SQLSessionManager(session_id, engine=self._engine)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 
 def url(driver: str, dsn: str) -> str:
-    """Give the URL for a DSN of the form key=value."""
+    """Return the URL for a DSN of the form key=value."""
     options = dict(part.split("=", 1) for part in shlex.split(dsn))
     database = options.pop("dbname")
     user = options.pop("user")
