@@ -420,6 +420,22 @@ def test_prompt_that_is_said_again_is_in_the_log_again(repository: PostgresSessi
     assert dump(build(repository)) == dump(agent)
 
 
+def test_ids_that_strands_gives_to_messages_without_are_stored_with_them(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    """Initial messages, and those of a session that older Strands has written."""
+    messages: Messages = [
+        {"role": "user", "content": [{"text": "hello"}]},
+        {"role": "assistant", "content": [{"text": "x" * 20_000}]},
+    ]
+    agent = build(repository, messages=messages)
+    agent("1")
+    assert dump(build(repository)) == dump(agent)
+    assert log(repository) == json.dumps(agent.messages)
+    assert one(connection, "SELECT count(*) FROM strands_message_variants") == 0
+    assert one(connection, "SELECT count(memory_window) FROM strands_agents") == 0
+
+
 def test_agents_that_share_their_messages_are_each_restored_as_left(repository: PostgresSessionRepository) -> None:
     def both(messages: Messages | None) -> list[Agent]:
         manager = PostgresSessionManager("s", repository)

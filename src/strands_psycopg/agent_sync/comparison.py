@@ -9,7 +9,7 @@ from strands.types.content import Message
 
 from strands_psycopg.agent_sync.documents import documents_version, manager_state, session_agent
 from strands_psycopg.agent_sync.fingerprint import fingerprint
-from strands_psycopg.agent_sync.placement import is_as_held, place_messages
+from strands_psycopg.agent_sync.placement import Placement, is_as_held, place_messages
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 from strands_psycopg.repository.agents import EncodedAgent
 from strands_psycopg.repository.window import Variant, Window, stored_places
@@ -129,9 +129,10 @@ def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord)
     """
     log = log_write(announced, list(memory.agent.messages), record)
     stored = log.after
-    held, variants = stored.held, list[Variant]()
-    if not is_as_held(memory.messages, held):
-        held, variants = place_messages(memory.messages, stored)
+    if is_as_held(memory.messages, stored.held):
+        held, variants, identified = Placement(stored.held)
+    else:
+        held, variants, identified = place_messages(memory.messages, stored)
     documents, version, digest = _changed_documents(memory, record)
     window = _window(held, memory.manager_state, stored)
     after = replace(
@@ -143,8 +144,9 @@ def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord)
         documents_digest=digest,
         left=left_messages(stored, held),
     )
-    stores_agent = documents is not None or window != record.window
-    return Write(log.appended, log.replaced, variants, documents, window, stores_agent, after)
+    stores_agent = documents is not None or window != record.window or bool(identified)
+    replaced = {**log.replaced, **identified}
+    return Write(log.appended, replaced, variants, documents, window, stores_agent, after)
 
 
 def _replaced(message: Message, held: Sequence[HeldMessage]) -> int | None:

@@ -1,9 +1,10 @@
 """Finding the messages of memory among those that are stored."""
 
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import cast
+from types import MappingProxyType
+from typing import NamedTuple, cast
 
 from strands.types.content import Message
 
@@ -19,24 +20,36 @@ def is_as_held(messages: Sequence[Message], held: Sequence[HeldMessage]) -> bool
     return len(messages) == len(held) and are_unchanged(messages, map(_FINGERPRINT, held))
 
 
-def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[list[HeldMessage], list[Variant]]:
+class Placement(NamedTuple):
+    """Where the messages of memory are stored.
+
+    Attributes:
+        held: The messages with their places, in order.
+        variants: Those that must be stored.
+        identified: Messages of the log, by their indexes, to which Strands has only added a tracking id.
+    """
+
+    held: Sequence[HeldMessage]
+    variants: Sequence[Variant] = ()
+    identified: Mapping[int, Message] = MappingProxyType({})
+
+
+def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placement:
     """Return the place of every message of memory.
 
     A message is found by identity, by content, by tracking id or by its neighbours. One that is found and has been
     edited, and one that is not found, becomes a variant. But what was redacted is never stored again: another form of a
     redacted message is a variant only if it has the content of the redaction, or is an edit of a message that had it;
     otherwise the redaction stands for it.
-
-    Returns:
-        What memory holds, in order, and the new variants among it.
     """
     removed = next((n for n, each in enumerate(record.held) if messages and each.message is messages[0]), 0)
     if removed and is_as_held(messages, record.held[removed:]):
-        return list(record.held[removed:]), []
+        return Placement(record.held[removed:])
     sought = [(message, fingerprint(message)) for message in messages]
     next_variant_id = record.next_variant_id
     held: list[HeldMessage] = []
     variants: list[Variant] = []
+    identified: dict[int, Message] = {}
     place: int
     original: int | None
     found = find_messages(sought, record.held)
@@ -54,6 +67,8 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
             is_withheld = not (redaction is None or is_edit or is_unchanged(message.get("content"), redaction))
             if match is not None and match.fingerprint == known:
                 place = match.place
+            elif match is not None and match.place == original is not None and _is_identified(message, match):
+                place, identified[original] = original, message
             elif is_withheld and original is not None:
                 place = original
             else:
@@ -61,7 +76,13 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> tuple[li
                 variants.append(Variant(next_variant_id, original, message))
                 next_variant_id += 1
         held.append(HeldMessage(place, original, known, message, is_withheld))
-    return held, variants
+    return Placement(held, variants, identified)
+
+
+def _is_identified(message: Message, match: HeldMessage) -> bool:
+    if match.message is not message or tracking_id(message) is None:
+        return False
+    return is_unchanged({key: value for key, value in message.items() if key != "tracking_id"}, match.fingerprint)
 
 
 def _replaced(messages: Sequence[Message], found: Sequence[int | None], record: AgentRecord) -> list[int | None]:
