@@ -39,7 +39,12 @@ from support.tables import one
 
 PINS = hasattr(SlidingWindowConversationManager(), "pin_first")
 SNAPSHOTS = hasattr(Agent, "take_snapshot")
-OFFLOADS = "context_manager" in inspect.signature(Agent).parameters
+try:
+    from strands.storage.storage import StorageSearchResult  # noqa: F401
+
+    OFFLOADS = "context_manager" in inspect.signature(Agent).parameters
+except ImportError:  # before strands-agents 1.54
+    OFFLOADS = False
 
 needs_checkpoints = pytest.mark.skipif(not SNAPSHOTS, reason="this version of Strands has no snapshots")
 
