@@ -112,6 +112,7 @@ def use(repository: PostgresSessionRepository) -> None:
             repository.create_message(session_id, "a", message)
         messages[1].redact_message = saying("redacted")
         repository.update_message(session_id, "a", messages[1])
+        messages[1].message = saying("redacted")  # what was redacted is nowhere
         repository.update_agent(session_id, agent)
         assert repository.read_session(session_id) == session
         assert repository.read_agent(session_id, "a") == agent
