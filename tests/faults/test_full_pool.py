@@ -77,7 +77,7 @@ def test_pool_that_is_full_past_its_timeout_is_an_error_in_time_and_recovers(
         build(repository, "c")("again")
 
     assert str(raised.value) == (
-        "storing message 0 and state of agent 'default' in session 'c': all 2 connections of the pool were in use "
+        "storing message 0 of agent 'default' in session 'c': all 2 connections of the pool were in use "
         "for 0.5 s; raise max_size or timeout, or lower the load"
     )
     assert retries() == []

@@ -16,8 +16,8 @@ from support.scale import scale
 from support.tables import Connection, one
 from support.waiting import wait_until
 
-# Seconds from a process's start, in which it restores its agent and takes a few turns.
-_LONGEST_LIFE = 0.4
+# A life is at most so many times what a process takes from its start to its first message.
+_LONGEST_LIFE = 4
 
 # Two tool calls in each turn. What the session manager has stored is printed: its hook comes before this one.
 WRITE = """
@@ -91,10 +91,15 @@ def test_acknowledged_messages_survive_any_number_of_kills(
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     acknowledged: list[str] = []
+    longest_life = 0.0
     for life in range(scale(10, 200)):
+        started = time.monotonic()
         writer = crew.start(WRITE, make_conninfo(dsn, application_name="writer"), str(life))
+        if life == 0:
+            acknowledged.append(json.dumps(json.loads(writer.line()), sort_keys=True))
+            longest_life = _LONGEST_LIFE * (time.monotonic() - started)
         # The moment shall be any, so there is nothing to wait for.
-        time.sleep(moments.uniform(0, _LONGEST_LIFE))
+        time.sleep(moments.uniform(0, longest_life))
         writer.signal(signal.SIGKILL)
         acknowledged += [json.dumps(json.loads(line), sort_keys=True) for line in writer.lines()]
         assert writer.end() == -signal.SIGKILL, writer.errors()
