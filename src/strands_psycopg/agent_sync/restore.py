@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
+from strands import Agent
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types._snapshot import SNAPSHOT_SCHEMA_VERSION, Snapshot
 from strands.types.content import Message, Messages
@@ -61,7 +62,7 @@ def restore(agent: "LocalAgent", conversation: Conversation) -> AgentRecord:
     before = load_documents(agent, stored.agent)
     held = _held(conversation, before)
     # Of a conversation that the model's provider keeps, nothing is restored.
-    if agent.model.stateful:
+    if isinstance(agent, Agent) and agent.model.stateful:
         held = []
     else:
         summary = before if stored.window is None else []
@@ -106,7 +107,9 @@ def check_loadable(agent: "LocalAgent") -> None:
     Raises:
         RuntimeError: It is running in a way in which it cannot.
     """
-    agent.load_snapshot(Snapshot("agent", SNAPSHOT_SCHEMA_VERSION, {}, {}))
+    # Before strands-agents 1.57 bidirectional agents have no snapshots.
+    if hasattr(agent, "load_snapshot"):
+        agent.load_snapshot(Snapshot("agent", SNAPSHOT_SCHEMA_VERSION, {}, {}))
 
 
 def _held(conversation: Conversation, before: list[Message]) -> list[HeldMessage]:
