@@ -86,8 +86,11 @@ def wait_for_end(look: Connection, backends_before: list[int]) -> None:
 
 
 @changes
-@pytest.mark.parametrize("lost", ["request", "answer"])
-@guards
+@pytest.mark.parametrize(
+    ("lost", "guard"),
+    [("request", False), ("answer", False), ("answer", True)],
+    ids=["request", "answer", "answer, guarded"],
+)
 def test_change_is_made_if_any_round_trip_is_lost(
     change: str, lost: str, guard: bool, own_dsn: str, look: Connection, retries: Retries
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import random
+import signal
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -301,6 +302,8 @@ def test_every_write_has_a_write_id_of_its_own(
     assert len(found) == 4
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_is_another_writer_that_saw_what_its_parent_had_seen(
     direct_dsn: str, connection: Connection, watcher: Connection
 ) -> None:
@@ -312,6 +315,7 @@ def test_a_forked_child_is_another_writer_that_saw_what_its_parent_had_seen(
             wait_until(lambda: blocked(watcher) == 1)
             child = os.fork()
             if child == 0:
+                signal.alarm(30)
                 try:
                     refused(storage, b"child's")
                     assert run(storage.read("k")) == b"parent's"
