@@ -26,7 +26,7 @@ from strands.types.exceptions import ContextWindowOverflowException, EventLoopEx
 
 from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, PostgresStorage
 from strands_psycopg.scripted_model import ScriptedModel
-from support.agents import LOOK_UP, OverflowingModel, build, dump, look_up
+from support.agents import LOOK_UP, OverflowingModel, build, dump, look_up, manager_of
 from support.tables import Connection, one
 
 HAS_PINS = "pin_first" in inspect.signature(SlidingWindowConversationManager).parameters
@@ -519,6 +519,18 @@ def test_state_that_others_change_all_the_time_does_not_break_a_turn(repository:
     agent("last")
 
     assert dump(build(repository)) == dump(agent)
+
+
+def test_summary_that_was_removed_from_memory_stays_out(repository: PostgresSessionRepository) -> None:
+    def summarizing() -> ConversationManager:
+        return SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2)
+
+    agent = build(repository, model=OverflowingModel([["ok"]], overflows={3}), conversation_manager=summarizing())
+    for number in range(4):
+        agent(str(number))
+    assert agent.conversation_manager.get_state()["summary_message"] == agent.messages.pop(0)
+    manager_of(agent).sync_agent(agent)
+    assert dump(build(repository, conversation_manager=summarizing())) == dump(agent)
 
 
 def test_summary_is_the_conversation_managers_own_object_after_a_restore(

@@ -202,7 +202,8 @@ def documents_digest(documents: EncodedAgent) -> bytes:
 def _window(held: Sequence[HeldMessage], state: dict[str, Any], stored: AgentRecord) -> Window | None:
     """Return the window of an agent that holds this: none if it is plain, as it is stored if that still says so."""
     places, end = [each.place for each in held], stored.next_message_id
-    if places == stored_places(None, state, end):
+    # Without a window, the summary is restored with the end of the log.
+    if places == stored_places(None, state, end) and not state.get("summary_message"):
         return None
     if stored.window is not None and places == stored.window.places(end):
         return stored.window
