@@ -159,7 +159,8 @@ def test_snapshots_of_the_latest_state_are_no_checkpoints(
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "x", str(uuid4()), "../../etc/passwd", "0190A8C0-7A3E-7000-8000-000000000000", 7]
+    "wrong",
+    ["", "x", "58dbae1f-a824-4af6-943b-e1e427442108", "../../etc/passwd", "0190A8C0-7A3E-7000-8000-000000000000", 7],
 )
 def test_wrong_id_is_a_value_error(repository: PostgresSessionRepository, wrong: Any) -> None:
     agent = build(repository)
