@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from strands import Agent

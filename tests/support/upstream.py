@@ -49,7 +49,7 @@ class _Substitute(PostgresStorage):
     def __init__(self, place: str, options: dict[str, Any]) -> None:
         if given := sorted(name for name, value in options.items() if value is not None):
             pytest.skip(f"PostgresStorage has no {', '.join(given)}")
-        super().__init__(self.repository, prefix=place)
+        super().__init__(self.repository, prefix=place, guard_overwrites=True)
 
 
 # Strands keeps what a class of this mark holds in snapshots, and the names of the others.

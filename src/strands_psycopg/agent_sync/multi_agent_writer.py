@@ -1,6 +1,7 @@
 """Storing graphs and swarms as they are in memory."""
 
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -30,8 +31,8 @@ class MultiAgentWriter(Collector):
         self._multi_agent = multi_agent
         self._guard = guard
         self._write_id: UUID
-        # The newest state that has to be written.
-        self._due: dict[str, Any] | None = None
+        # The newest state that has to be written, if there is one; other threads may replace it at any time.
+        self._due: deque[dict[str, Any]] = deque(maxlen=1)
         # Held during a write, so that writes keep their order.
         self._lock = threading.Lock()
 
@@ -67,13 +68,13 @@ class MultiAgentWriter(Collector):
 
         The state is taken at once, in the caller's thread, since a graph's other nodes go on changing it.
         """
-        self._due = self._multi_agent.serialize_state()
+        self._due.append(self._multi_agent.serialize_state())
         if not self.is_collecting:
             self.write()
 
     def is_write_due(self) -> bool:
         """Whether something that was asked for must be written."""
-        return self._due is not None
+        return bool(self._due)
 
     def write(self) -> None:
         """Write what was asked for; an older state never follows a newer one.
@@ -83,9 +84,8 @@ class MultiAgentWriter(Collector):
             StrandsPsycopgError: The write failed, or an earlier one of the manager has failed.
         """
         with self._lock, self._guard.writing():
-            state, self._due = self._due, None
-            if state is not None:
-                write_id = uuid4()
+            if self._due:
+                state, write_id = self._due.popleft(), uuid4()
                 self._rows.update(
                     self._session_id,
                     self._multi_agent.id,

@@ -117,12 +117,11 @@ def _held(conversation: Conversation, before: list[Message]) -> list[HeldMessage
 
     A message that the conversation manager has in its state, too, is the same object, as it was in memory.
     """
-    of_manager = {known: message for message in before if isinstance(known := fingerprint(message), bytes)}
+    of_manager = {fingerprint(message): message for message in before}
     held = []
     for place, original, message, _ in conversation.messages:
         known = fingerprint(message)
-        shared = of_manager.get(known, message) if isinstance(known, bytes) else message
-        held.append(HeldMessage(place, original, known, shared))
+        held.append(HeldMessage(place, original, known, of_manager.get(known, message)))
     return held
 
 
