@@ -95,6 +95,7 @@ class Life:
         self.secrets: list[str] = []
         # What takes the place of a redacted message under its tracking id may be a copy from before, and is not stored.
         self.redacted_ids: set[str | None] = set()
+        self.has_copies = False
         self.number = 0
         self.agent, self.manager = self.build()
         self.listen()
@@ -136,6 +137,9 @@ class Life:
         self.number += 1
         messages = self.agent.messages
         index = place % len(messages) if messages else 0
+        self.has_copies |= name in ("copy", "repeat", "load")
+        if name == "edit" and self.has_copies and messages and messages[index].get("tracking_id") in self.redacted_ids:
+            return
         match name:
             case "say" | "tool" | "overflow":
                 self.turn(f"{name} {self.number}")
