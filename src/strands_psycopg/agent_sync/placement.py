@@ -64,6 +64,7 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
             original = replaced if match is None else match.original
             redaction = None if original is None else record.redacted.get(original)
             is_edit = match is not None and match.message is message and not match.is_withheld
+            is_edit = is_edit or (original is not None and record.redactions.get(original) is message)
             is_withheld = not (redaction is None or is_edit or is_unchanged(message.get("content"), redaction))
             if match is not None and match.fingerprint == known:
                 place = match.place

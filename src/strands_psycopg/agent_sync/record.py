@@ -44,6 +44,7 @@ class AgentRecord:
         documents_digest: A hash of these documents.
         held: The messages of memory that have a place, in order.
         redacted: What messages of the log were redacted to, by their indexes: the fingerprint of their content.
+        redactions: The very messages that were given as redactions, by the same indexes.
         redacted_ids: The indexes of those with a tracking id, by it.
         left: Messages of the log that memory held and holds no more, by fingerprint: the latest of them.
     """
@@ -56,6 +57,7 @@ class AgentRecord:
     documents_digest: bytes
     held: Sequence[HeldMessage]
     redacted: Mapping[int, Fingerprint] = field(default_factory=dict)
+    redactions: Mapping[int, Message] = field(default_factory=dict)
     redacted_ids: Mapping[str, int] = field(default_factory=dict)
     left: Mapping[bytes, int] = field(default_factory=dict)
 

@@ -87,6 +87,7 @@ def redacted_record(
         record,
         held=after,
         redacted={**record.redacted, **dict.fromkeys(stored, content)},
+        redactions={**record.redactions, **dict.fromkeys(stored, redacted)},
         redacted_ids={**record.redacted_ids, **({key: max(stored)} if key is not None and stored else {})},
     )
 
