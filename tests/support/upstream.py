@@ -1,5 +1,7 @@
 """A pytest plugin for Strands' own tests: their storages are ours, in a PostgreSQL of the run's own.
 
+They guard against overwriting, which must not be in the way of anything that Strands does with one storage.
+
 A test is skipped that asks for an option which only the backend has: a search strategy, a sandbox, a client's settings.
 """
 

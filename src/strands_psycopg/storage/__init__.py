@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from psycopg import Connection
@@ -16,9 +16,9 @@ from typing_extensions import Self
 from strands_psycopg import worker
 from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
-from strands_psycopg.lease import Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.storage.seen_writes import SeenWrites
+from strands_psycopg.storage.source import HasDatabase, is_storable, shared_database, shared_leases
 from strands_psycopg.storage.text_search import searchable_text, tsquery
 from strands_psycopg.storage.value_reader import MAX_KEY_SIZE, ValueReader
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
@@ -31,20 +31,12 @@ except ImportError:  # before strands-agents 1.54
 
 _T = TypeVar("_T")
 
-_MAX_SESSION_ID_LENGTH = 255
-
 _NO_STOP_WORDS: frozenset[str] = frozenset()
 
 try:
     from strands.storage.search.keyword import STOP_WORDS
 except ImportError:  # before strands-agents 1.62
     STOP_WORDS = _NO_STOP_WORDS
-
-
-class HasDatabase(Protocol):
-    """An object whose database a storage can share, such as a ``PostgresSessionRepository``."""
-
-    _database: Database
 
 
 class PostgresStorage(Storage):
@@ -59,17 +51,17 @@ class PostgresStorage(Storage):
     threads, never on the event loop. Nothing connects before the first call. Each call can raise ``StorageError``; if
     the cause is in the database, it is a ``PostgresStorageError``.
 
-    The last writer of a key wins, unless the storage guards against that: with ``guard_overwrites`` it remembers for
-    each key which write it has read or made last, and if another one has come first, ``write`` and ``delete`` raise
-    ``StorageConflictError`` and store nothing, until the key is read again. A key that it has found missing, or has
-    deleted, must still be missing; one that it has neither read nor written is written without a check. ``list`` and
-    ``search`` are no reads. Views of the storage, and all managers on it, count as one writer: managers that must not
-    overwrite each other need storages of their own, which may share a repository. The storage holds one UUID per key
-    that it has seen, for as long as it lives.
+    By default the last writer of a key wins. With ``guard_overwrites`` the storage remembers for each key which write
+    it has read or made last. If another write or a deletion came after that one, ``write`` and ``delete`` raise
+    ``StorageConflictError`` and store nothing, until the key is read again; deleting what is gone already is no error.
+    A key that was found missing, or was deleted, must still be missing. A key that was neither read nor written is
+    written without a check; ``list`` and ``search`` do not count as reading. A storage and its namespaces are one
+    writer: managers that must not overwrite each other need a storage each, which may share a repository. The storage
+    keeps one UUID for each key that it has seen, as long as it lives.
 
-    A storage of a session, ``session_id``, writes under the session's lease: while this process holds one through the
-    repository, ``write`` and ``delete`` check it, and if another holder has taken over, they raise a
-    ``PostgresStorageError`` whose cause is a ``LeaseLostError``, and store nothing.
+    With ``session_id``, writes are fenced by the session's lease: while one is held through the repository, ``write``
+    and ``delete`` check it. If another holder has taken over, they raise ``PostgresStorageError``, whose cause is a
+    ``LeaseLostError``, and store nothing. While none is held, they check nothing.
 
     Args:
         source: As ``conninfo`` of ``PostgresSessionRepository``; or such a repository, whose pool, schema, table prefix
@@ -81,8 +73,8 @@ class PostgresStorage(Storage):
             ``english``; ``simple`` compares words as they are. Values written with another one are found by the words
             of that one.
         search_limit: The maximum number of values that ``search`` returns.
-        guard_overwrites: Whether a write raises ``StorageConflictError`` if another one came first.
-        session_id: The session that the storage belongs to; ``source`` must be a repository.
+        guard_overwrites: Whether to raise ``StorageConflictError`` if another writer came first.
+        session_id: The session whose lease fences writes; ``source`` must be a repository.
         retry_timeout: For how many seconds a statement is retried while the database is unavailable.
         response_timeout: After how many seconds without a response a connection counts as lost. Values above some
             50 MB need a longer one than the default, and those of hundreds of megabytes a longer ``retry_timeout`` too.
@@ -90,8 +82,8 @@ class PostgresStorage(Storage):
 
     Raises:
         ImportError: The installed strands-agents is older than 1.54, whose ``Storage`` is the first with a search.
-        TypeError: ``source`` is of a wrong type, or it has a pool already and options for one are passed too, or there
-            is a ``session_id`` and it is no repository.
+        TypeError: ``source`` is of a wrong type, has a pool already and options for one are passed too, or is no
+            repository although there is a ``session_id``.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
 
@@ -135,7 +127,7 @@ class PostgresStorage(Storage):
             self._database = self._own_database
         else:
             self._own_database = None
-            self._database = _shared_database(source)
+            self._database = shared_database(source)
             if (schema, table_prefix, retry_timeout, response_timeout, pool_options) != (None, "strands_", 30, 30, {}):
                 raise TypeError("a storage on a repository shares its database; pass the options to the repository")
         normalized = _normalize_prefix(prefix).rstrip("/")
@@ -144,7 +136,7 @@ class PostgresStorage(Storage):
         self._search_limit = search_limit
         self._stop_words = STOP_WORDS if text_search_config == "simple" else _NO_STOP_WORDS
         self._session_id = session_id
-        self._leases = None if session_id is None else _leases_of_session(source, session_id)
+        self._leases = None if session_id is None else shared_leases(source, session_id)
         seen = SeenWrites() if guard_overwrites else None
         self._reader = ValueReader(self._database, text_search_config=text_search_config, seen=seen)
         self._writer = ValueWriter(
@@ -203,7 +195,7 @@ class PostgresStorage(Storage):
 
         Raises:
             StorageError: The key is refused, or the value has more than 256 MiB.
-            StorageConflictError: With ``guard_overwrites``, another write of the key came first; nothing was stored.
+            StorageConflictError: Another writer came first, and nothing was stored.
             PostgresStorageError: The session's lease was lost, and nothing was stored; or the database failed.
         """
         full_key = self._full_key(key)
@@ -220,6 +212,7 @@ class PostgresStorage(Storage):
 
         Raises:
             StorageError: The key is refused.
+            PostgresStorageError: The database failed.
         """
         return await _in_worker(partial(self._reader.read, self._full_key(key)))
 
@@ -228,8 +221,7 @@ class PostgresStorage(Storage):
 
         Raises:
             StorageError: The key is refused.
-            StorageConflictError: With ``guard_overwrites``, another write of the key came first, and its value was not
-                deleted. That another deletion came first is no error.
+            StorageConflictError: Another writer came first, and nothing was deleted.
             PostgresStorageError: The session's lease was lost, and nothing was deleted; or the database failed.
         """
         await _in_worker(partial(self._writer.delete, self._full_key(key), term=self._term()))
@@ -273,36 +265,8 @@ class PostgresStorage(Storage):
         return full_key
 
 
-def _shared_database(source: object) -> Database:
-    database = getattr(source, "_database", None)
-    if not isinstance(database, Database):
-        raise TypeError(
-            "source must be a DSN, a callable that returns one, a psycopg_pool.ConnectionPool or a "
-            f"PostgresSessionRepository, not {type(source).__name__}"
-        )
-    return database
-
-
-def _leases_of_session(source: object, session_id: object) -> Leases:
-    leases = getattr(getattr(source, "_tables", None), "leases", None)
-    if not isinstance(leases, Leases):
-        raise TypeError(
-            f"session_id requires a PostgresSessionRepository as source, whose leases it has, not "
-            f"{type(source).__name__}"
-        )
-    if not isinstance(session_id, str) or not 1 <= len(session_id) <= _MAX_SESSION_ID_LENGTH:
-        raise ValueError(f"session_id must be a string of 1 to {_MAX_SESSION_ID_LENGTH} characters")
-    if not _is_storable(session_id):
-        raise ValueError("session_id must not contain NUL or a lone surrogate")
-    return leases
-
-
-def _is_storable(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _check_characters(field: str, text: str) -> None:
-    if not _is_storable(text):
+    if not is_storable(text):
         raise PostgresStorageError(f"a {field} must not contain NUL or a lone surrogate")
 
 

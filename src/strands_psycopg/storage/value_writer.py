@@ -1,8 +1,7 @@
 """Storing and deleting values: small ones are stored inline, large ones in chunks.
 
-A storage with a guard passes the write ids of the values that it may replace, and a storage of a session the term of
-its lease. The statement that stores or deletes a value inline does so only if both hold; if it does not, a transaction
-repeats it that first locks the lease and the value, and raises what is wrong.
+Each statement makes the checks that the storage needs. If one that stores or deletes a value inline has done nothing, a
+transaction tries again: it locks the lease and the value first, and raises what is wrong.
 """
 
 import logging
@@ -10,22 +9,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from hashlib import blake2b
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import LeaseLostError, StorageConflictError, StrandsPsycopgError
+from strands_psycopg.errors import StrandsPsycopgError
 from strands_psycopg.storage.chunk_store import ChunkStore, new_cursor
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
+from strands_psycopg.storage.write_checks import Change, WriteChecks
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_Statement = tuple[bytes, dict[str, object]]
+_Row = dict[str, object]
+_Statement = tuple[bytes, _Row]
 
 # In bytes. Up to this size one row takes no more space than a list of chunks would.
 _MAX_INLINE_SIZE = 8192
@@ -50,31 +51,6 @@ _MAX_TIMEOUT = 2**31 - 1
 
 # If the server crashes, the deletion of chunks may be undone. They are then still marked as released.
 _SET_ASYNCHRONOUS_COMMIT = b"SELECT set_config('synchronous_commit', 'off', true)"
-
-# What a statement checks for a storage with a guard; for one without, each is ``true``.
-_GUARDED = {
-    # Whether the value s may be replaced.
-    "unchanged": "(%(expected)s::uuid[] IS NULL OR s.write_id = ANY(%(expected)s))",
-    # Whether the value may be replaced, or may be missing. Without the lock, another transaction could delete the row
-    # before the INSERT, which would then restore a deleted value.
-    "present": """(
-        %(expected)s::uuid[] IS NULL OR %(missing)s::uuid = ANY(%(expected)s) OR EXISTS (
-            SELECT true FROM {storage} AS s WHERE s.key = %(key)s AND s.write_id = ANY(%(expected)s) FOR UPDATE
-        )
-    )""",
-}
-
-# What a statement checks for a storage of a session; for another one it is ``true``. Locking the row until the end of
-# the transaction prevents a takeover between this check and the write.
-_LEASED = {
-    "fenced": """(
-        %(term)s::uuid IS NULL OR EXISTS (
-            SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s FOR SHARE
-        )
-    )""",
-}
-
-_LOCK_LEASE = "SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s FOR SHARE"
 
 _UPSERT_INLINE = """
     WITH upsert AS (
@@ -118,24 +94,6 @@ _DELETE_INLINE = """
 _DELETE = "DELETE FROM {storage} AS s WHERE s.key = %(key)s AND {unchanged} RETURNING s.chunk_ids"
 
 
-class _Change(NamedTuple):
-    """A value to store or delete.
-
-    Attributes:
-        operation: What is being done, for errors and log lines.
-        key: The full key.
-        expected: The write ids of the values that may be replaced; None if every value may be.
-        term: Of the lease that must be held; None if no lease must be.
-        row: The parameters of the statements.
-    """
-
-    operation: str
-    key: str
-    expected: list[UUID] | None
-    term: UUID | None
-    row: dict[str, object]
-
-
 class ValueWriter:
     """Stores and deletes the values of one database, schema and table prefix.
 
@@ -162,14 +120,13 @@ class ValueWriter:
         self._configuration = text_search_config
         self._seen = seen
         self._session_id = session_id
-        checks = dict.fromkeys(_GUARDED.keys() | _LEASED.keys(), "true")
-        checks |= (_GUARDED if seen is not None else {}) | (_LEASED if session_id is not None else {})
-        self._upsert_inline = _compose(database, _UPSERT_INLINE, checks)
-        self._lock_lease = database.statement(_LOCK_LEASE)
+        checks = WriteChecks(database, guarded=seen is not None, leased=session_id is not None)
+        self._lock_lease = checks.lock_lease
+        self._upsert_inline = checks.compose(_UPSERT_INLINE)
         self._lock = database.statement(_LOCK)
-        self._upsert = _compose(database, _UPSERT, checks)
-        self._delete_inline = _compose(database, _DELETE_INLINE, checks)
-        self._delete = _compose(database, _DELETE, checks)
+        self._upsert = checks.compose(_UPSERT)
+        self._delete_inline = checks.compose(_DELETE_INLINE)
+        self._delete = checks.compose(_DELETE)
 
     def write(self, key: str, data: bytes, text: str | None, *, term: UUID | None) -> None:
         """Store a value, replacing any earlier one.
@@ -187,18 +144,20 @@ class ValueWriter:
         """
         write_id = uuid4()
         with self._replacing(key, write_id) as expected:
-            change = self._change(f"writing {key!r}", key, expected, term)
-            change.row.update(size=len(data), text=text, configuration=self._configuration, write_id=write_id)
+            change = Change(f"writing {key!r}", key, expected, self._session_id, term)
+            row = change.parameters | {"size": len(data), "text": text, "configuration": self._configuration}
+            row["write_id"] = write_id
             if len(data) > _MAX_INLINE_SIZE:
                 chunks = split(data)
                 chunk_ids = [chunk_id(chunk, self._scope) for chunk in chunks]
-                change.row.update(data=None, chunk_ids=chunk_ids)
+                row |= {"data": None, "chunk_ids": chunk_ids}
                 by_id = dict(zip(chunk_ids, chunks, strict=True))
-                self._transact_and_clean_up(change, self._lock, partial(self._upsert_locked, change, by_id))
-            else:
-                change.row.update(data=data, chunk_ids=None)
-                if not self._run_inline(change, self._upsert_inline):
-                    self._transact_and_clean_up(change, self._lock, partial(self._upsert_locked, change, {}))
+                work = partial(self._upsert_locked, change, row, by_id)
+                self._transact_and_clean_up(change, (self._lock, row), work)
+            elif not self._run_inline(change, self._upsert_inline, row | {"data": data}):
+                row |= {"data": data, "chunk_ids": None}
+                work = partial(self._upsert_locked, change, row, {})
+                self._transact_and_clean_up(change, (self._lock, row), work)
 
     def delete(self, key: str, *, term: UUID | None) -> None:
         """Delete a value, if there is one.
@@ -211,53 +170,56 @@ class ValueWriter:
             StrandsPsycopgError: As in ``write``.
         """
         with self._replacing(key, MISSING) as expected:
-            change = self._change(f"deleting {key!r}", key, expected, term)
-            if not self._run_inline(change, self._delete_inline):
-                self._transact_and_clean_up(change, self._delete, partial(self._release_deleted, change))
+            change = Change(f"deleting {key!r}", key, expected, self._session_id, term)
+            row = change.parameters
+            if not self._run_inline(change, self._delete_inline, row):
+                work = partial(self._release_deleted, change, row)
+                self._transact_and_clean_up(change, (self._delete, row), work)
 
     def _replacing(self, key: str, write_id: UUID) -> AbstractContextManager[list[UUID] | None]:
         return nullcontext() if self._seen is None else self._seen.replacing(key, write_id)
 
-    def _change(self, operation: str, key: str, expected: list[UUID] | None, term: UUID | None) -> _Change:
-        row: dict[str, object] = {"key": key, "expected": expected, "missing": MISSING}
-        row.update(session_id=self._session_id, term=term)
-        return _Change(operation, key, expected, term, row)
-
-    def _run_inline(self, change: _Change, statement: bytes) -> bool:
+    def _run_inline(self, change: Change, statement: bytes, row: _Row) -> bool:
         """Store or delete a value without chunks; return False, doing nothing, if that takes a transaction."""
         # A late attempt cannot see from the row that there have been newer writes.
         self._database.synchronise_clock()
-        return bool(self._database.write(change.operation, statement, change.row).rows[0][1])
+        return bool(self._database.write(change.operation, statement, row).rows[0][1])
 
     def _upsert_locked(
-        self, change: _Change, chunks: dict[UUID, memoryview], cursor: Cursor[TupleRow], locked: list[TupleRow]
+        self,
+        change: Change,
+        row: _Row,
+        chunks: dict[UUID, memoryview],
+        cursor: Cursor[TupleRow],
+        locked: list[TupleRow],
     ) -> bool:
         """Store a value in a transaction that has locked its row; return whether there are released chunks."""
         while True:
-            _check_unchanged(change, locked)
+            change.check_unchanged(locked)
             new = sorted(chunks.keys() - self._chunks.lock_existing(chunks, cursor))
             unused = set(locked[0][0] or ()) - chunks.keys() if locked else set()
             with cursor.connection.pipeline():
                 self._chunks.insert(new, [chunks[chunk_id] for chunk_id in new], cursor)
-                upsert = new_cursor(cursor).execute(self._upsert, change.row | {"locked": bool(locked)})
+                upsert = new_cursor(cursor).execute(self._upsert, row | {"locked": bool(locked)})
                 released = self._chunks.release(unused, cursor)
             if upsert.rowcount:
                 return released.fetchone() is not None
-            locked = cursor.execute(self._lock, change.row).fetchall()
+            locked = cursor.execute(self._lock, row).fetchall()
 
-    def _release_deleted(self, change: _Change, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
+    def _release_deleted(self, change: Change, row: _Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
         """Release the chunks of a value that this transaction has deleted; return whether there are released chunks."""
+        # There is no value, or one that may not be deleted.
         if not deleted and change.expected is not None:
-            _check_unchanged(change, cursor.execute(self._lock, change.row).fetchall())
+            change.check_unchanged(cursor.execute(self._lock, row).fetchall())
         with cursor.connection.pipeline():
             released = self._chunks.release(set(deleted[0][0] or ()) if deleted else set(), cursor)
         return released.fetchone() is not None
 
     def _transact_and_clean_up(
-        self, change: _Change, first: bytes, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]
+        self, change: Change, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]
     ) -> None:
         """Store or delete a value in a transaction, then delete released chunks in further ones."""
-        if self._transact(change.operation, (first, change.row), work, term=change.term):
+        if self._transact(change.operation, first, work, leased=change if change.term is not None else None):
             try:
                 while self._transact("deleting unused chunks", (_SET_ASYNCHRONOUS_COMMIT, {}), self._delete_released):
                     pass
@@ -274,48 +236,22 @@ class ValueWriter:
         first: _Statement,
         work: Callable[[Cursor[TupleRow], list[TupleRow]], _T],
         *,
-        term: UUID | None = None,
+        leased: Change | None = None,
     ) -> _T:
         """Run a transaction that begins with the statement ``first``, whose rows are passed to ``work``.
 
-        If it has a term, it locks the lease before, or raises ``LeaseLostError``.
+        If there is a change that needs a lease, the lease is locked before and checked.
         """
         milliseconds = str(int(min(self._database.response_timeout * 1000, _MAX_TIMEOUT)))
-        lease = {"session_id": self._session_id, "term": term}
 
         def transaction(cursor: Cursor[TupleRow]) -> _T:
             with cursor.connection.pipeline():
                 cursor.execute(_READ_COMMITTED)
                 new_cursor(cursor).execute(_SET_TIMEOUTS, {"milliseconds": milliseconds})
-                held = new_cursor(cursor).execute(self._lock_lease, lease) if term is not None else None
+                lease = new_cursor(cursor).execute(self._lock_lease, leased.parameters) if leased else None
                 result = new_cursor(cursor).execute(*first)
-            if held is not None and not held.fetchall():
-                raise LeaseLostError(
-                    f"{operation}: another holder has taken over session {self._session_id!r}, or its lease was "
-                    "deleted; nothing was stored. Stop writing, and take a new lease to continue from what is stored",
-                    session_id=str(self._session_id),
-                )
+            if leased and lease:
+                leased.check_lease(lease.fetchall())
             return work(cursor, result.fetchall())
 
         return self._database.transact(operation, transaction)
-
-
-def _compose(database: Database, template: str, checks: dict[str, str]) -> bytes:
-    for name, check in checks.items():
-        template = template.replace("{" + name + "}", check)
-    return database.statement(template)
-
-
-def _check_unchanged(change: _Change, locked: list[TupleRow]) -> None:
-    """Check the value that is to be changed, whose row has been locked if there is one.
-
-    Raises:
-        StorageConflictError: It may not be replaced.
-    """
-    if change.expected is not None and (locked[0][1] if locked else MISSING) not in change.expected:
-        raise StorageConflictError(
-            f"{change.operation}: another writer has written or deleted the value since this storage last read or "
-            "wrote it; nothing was stored. To continue from what is stored, build a new session manager and agent; "
-            "hold a lease to keep other writers away",
-            key=change.key,
-        )

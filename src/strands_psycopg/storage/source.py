@@ -1,0 +1,54 @@
+"""What a storage shares with the repository, or other object, that it is built on."""
+
+from typing import Protocol
+
+from strands_psycopg.database import Database
+from strands_psycopg.lease import Leases
+
+_MAX_SESSION_ID_LENGTH = 255
+
+
+class HasDatabase(Protocol):
+    """An object whose database a storage can share, such as a ``PostgresSessionRepository``."""
+
+    _database: Database
+
+
+def shared_database(source: object) -> Database:
+    """Return the database of a source.
+
+    Raises:
+        TypeError: It has none.
+    """
+    database = getattr(source, "_database", None)
+    if not isinstance(database, Database):
+        raise TypeError(
+            "source must be a DSN, a callable that returns one, a psycopg_pool.ConnectionPool or a "
+            f"PostgresSessionRepository, not {type(source).__name__}"
+        )
+    return database
+
+
+def shared_leases(source: object, session_id: object) -> Leases:
+    """Return the leases of a source, one of which may be on a session.
+
+    Raises:
+        TypeError: The source has none, since it is no repository.
+        ValueError: No session can have that id.
+    """
+    leases = getattr(getattr(source, "_tables", None), "leases", None)
+    if not isinstance(leases, Leases):
+        raise TypeError(
+            f"session_id requires a PostgresSessionRepository as source, whose leases it has, not "
+            f"{type(source).__name__}"
+        )
+    if not isinstance(session_id, str) or not 1 <= len(session_id) <= _MAX_SESSION_ID_LENGTH:
+        raise ValueError(f"session_id must be a string of 1 to {_MAX_SESSION_ID_LENGTH} characters")
+    if not is_storable(session_id):
+        raise ValueError("session_id must not contain NUL or a lone surrogate")
+    return leases
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can store a text."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
