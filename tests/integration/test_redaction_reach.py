@@ -255,6 +255,18 @@ def test_message_that_has_left_memory_is_redacted_and_no_other(
     assert build(repository).messages[0]["content"] == [{"text": GONE}]
 
 
+def test_message_that_gets_its_id_after_its_redaction_is_not_stored_again(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    agent = build(repository, messages=[saying(f"my card is {SECRET}"), saying("ok", "assistant")])
+    manager_of(agent).redact_latest_message(saying(GONE), agent)
+    # Strands gives it one now.
+    agent("go on")
+
+    assert rows_with(connection, SECRET) == []
+    assert log(repository) == [GONE, "ok", "go on", "ok"]
+
+
 def test_redacted_message_does_not_come_back_from_a_snapshot_in_another_process(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:

@@ -62,22 +62,32 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
             is_withheld = not (redaction is None or is_unchanged(message.get("content"), redaction))
         else:
             original = replaced if match is None else match.original
-            redaction = None if original is None else record.redacted.get(original)
-            is_edit = match is not None and match.message is message and not match.is_withheld
-            is_edit = is_edit or (original is not None and record.redactions.get(original) is message)
-            is_withheld = not (redaction is None or is_edit or is_unchanged(message.get("content"), redaction))
+            redaction, given = (
+                (None, None) if original is None else (record.redacted.get(original), record.redactions.get(original))
+            )
+            is_withheld = not (
+                redaction is None
+                or is_unchanged(message.get("content"), redaction)
+                or _is_edit(message, known, match, given)
+            )
             if match is not None and match.fingerprint == known:
                 place = match.place
-            elif match is not None and match.place == original is not None and _is_identified(message, match):
-                place, identified[original] = original, message
             elif is_withheld and original is not None:
                 place = original
+            elif match is not None and match.place == original is not None and _is_identified(message, match):
+                place, identified[original] = original, message
             else:
                 place = -next_variant_id
                 variants.append(Variant(next_variant_id, original, message))
                 next_variant_id += 1
         held.append(HeldMessage(place, original, known, message, is_withheld))
     return Placement(held, variants, identified)
+
+
+def _is_edit(message: Message, known: Fingerprint, match: HeldMessage | None, given: Message | None) -> bool:
+    """Whether a message is, or equals as it is now, one that had the content of its redaction."""
+    held = None if match is None or match.is_withheld else match.message
+    return any(each is message or is_unchanged(each, known) for each in (held, given) if each is not None)
 
 
 def _is_identified(message: Message, match: HeldMessage) -> bool:
