@@ -101,6 +101,7 @@ def test_serialization_failure_in_the_callers_pool_is_repeated(
     with ConnectionPool(own_dsn, configure=configure, open=True) as pool, ThreadPoolExecutor() as executor:
         repository = PostgresSessionRepository(pool)
         talker = build(repository)
+        talker.state.set("mood", "good")  # stored with the message, so that the statement waits for the agent's row
         with psycopg.connect(own_dsn) as other:
             other.execute("UPDATE strands_agents SET created_at = created_at")
             turn = executor.submit(talker, "hello")
