@@ -269,9 +269,10 @@ class PostgresSessionManager(SessionManager):
     def redact_latest_message(self, redact_message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
         """Replace a message, wherever it is stored, with what it is redacted to.
 
-        It is the message with the tracking id of ``redact_message``, or the one that this is or has replaced in the
-        agent's messages, or else the last one of its role. Its text is then in no row of the session any more, except
-        in what others have made of it: the agent's state, summaries, answers.
+        It is the message with the tracking id of ``redact_message``, even if it has left memory, or the one that this
+        is or has replaced in the agent's messages, or else the last one of its role. Other agents of this manager that
+        share it have it redacted, too. Its text is then in no row of the session any more, except in what others have
+        made of it: the agent's state, summaries, answers, offloaded content in a storage.
 
         Raises:
             SessionException: The agent has no message to redact.
