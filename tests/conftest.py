@@ -39,10 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two for each processor, since tests wait as long as they compute."""
+    """Two for each processor, since tests wait as long as they compute, and not more than are useful."""
     files_only = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
     # Workers take seconds to start, more than most files, and would share the roles of a given server.
-    return 0 if files_only or config.getoption("--postgresql-host") else 2 * (os.cpu_count() or 1)
+    return 0 if files_only or config.getoption("--postgresql-host") else min(2 * (os.cpu_count() or 1), 8)
 
 
 # Tests that look at the server's own connections or settings, which PgBouncer hides.
