@@ -104,13 +104,23 @@ class PostgresSessionManager(SessionManager):
             return session
 
     @classmethod
-    def from_dsn(cls, session_id: str, dsn: str, **options: Any) -> Self:
+    def from_dsn(
+        cls,
+        session_id: str,
+        dsn: str,
+        *,
+        snapshot_trigger: SnapshotTrigger | None = None,
+        keep_snapshots: int | None = None,
+        **options: Any,
+    ) -> Self:
         """Return a manager that owns its repository; ``close`` or the context manager closes it.
 
         Args:
             session_id: The id of the session.
             dsn: The ``conninfo`` of the ``PostgresSessionRepository``.
-            **options: Its other arguments.
+            snapshot_trigger: As of the constructor.
+            keep_snapshots: As of the constructor.
+            **options: The other arguments of the repository.
 
         Raises:
             TypeError: As ``PostgresSessionRepository`` does.
@@ -120,7 +130,7 @@ class PostgresSessionManager(SessionManager):
         """
         repository = PostgresSessionRepository(dsn, **options)
         try:
-            manager = cls(session_id, repository)
+            manager = cls(session_id, repository, snapshot_trigger=snapshot_trigger, keep_snapshots=keep_snapshots)
         except BaseException:
             repository.close()
             raise
