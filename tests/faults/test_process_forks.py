@@ -16,10 +16,13 @@ Connection = psycopg.Connection[Any]
 
 # Prints a line after each step and waits for one before the next. Warnings of retries go to standard error.
 PARENT = """
-import os, sys, threading
+import os, sys, threading, warnings
 from support.agents import build
 from support.writes import message
 from strands_psycopg import PostgresSessionRepository
+
+# From Python 3.12 on, of a fork beside the threads of a pool.
+warnings.simplefilter("ignore", DeprecationWarning)
 
 def step(line):
     print(line, flush=True)

@@ -537,8 +537,11 @@ def test_processes_that_share_chunks_work_through_pgbouncer(
 
 
 FORK = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
 from strands_psycopg import PostgresStorage
+
+# From Python 3.12 on, of a fork beside the threads of a pool.
+warnings.simplefilter("ignore", DeprecationWarning)
 
 def use(name):
     for size in (10, 50_000):
