@@ -19,9 +19,9 @@ from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionType
 from typing_extensions import Self
 
-from strands_psycopg import worker
 from strands_psycopg.agent_sync.agent_writer import AgentWriter
 from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
+from strands_psycopg.agent_sync.record import AgentRecord
 from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
@@ -83,6 +83,7 @@ class PostgresSessionManager(SessionManager):
         self.session_id = session_id
         self.session_repository = repository
         self._tables = session_tables(repository)
+        self._workers = self._tables.database.workers
         self._guard = WriteGuard(session_id, self._tables.leases)
         self._agents: dict[str, AgentWriter] = {}
         self._multi_agents: dict[str, MultiAgentWriter] = {}
@@ -165,7 +166,7 @@ class PostgresSessionManager(SessionManager):
             by_event.add_callback(agent_stopped, lambda event: self.sync_agent(event.agent))
             by_event.add_callback(agent_stopped, self._evaluate_trigger)
         for event_type, callbacks in by_event.callbacks.items():
-            dispatch = _in_worker if event_type in _INITIALIZING else self._off_loop
+            dispatch = self._in_worker if event_type in _INITIALIZING else self._off_loop
             registry.add_callback(event_type, dispatch(callbacks))
 
     def _off_loop(self, callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
@@ -174,18 +175,25 @@ class PostgresSessionManager(SessionManager):
             try:
                 writer = self._writer_of(event)
                 try:
-                    with nullcontext() if writer is None else writer.collecting():
+                    with self._guard.recording(), nullcontext() if writer is None else writer.collecting():
                         for callback in callbacks:
                             callback(event)
                 finally:
                     # What an override has passed on before it raised an error is stored all the same.
                     if writer is not None and writer.is_write_due():
-                        await worker.run(writer.write)
+                        await self._workers.run_async(writer.write)
             except Exception as failure:
                 # A cancelled turn still ends with a sync. If that fails, the turn must end as cancelled all the same.
                 if isinstance(ending, asyncio.CancelledError):
                     raise ending from failure
                 raise
+
+        return dispatch
+
+    def _in_worker(self, callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
+        async def dispatch(event: BaseHookEvent) -> None:
+            for callback in callbacks:
+                await self._workers.run_async(partial(callback, event))
 
         return dispatch
 
@@ -226,6 +234,12 @@ class PostgresSessionManager(SessionManager):
         """
         if agent.agent_id in self._agents:
             raise SessionException("The `agent_id` of an agent must be unique in a session.")
+        record = self._workers.run(partial(self._read_or_create_agent, agent))
+        self._agents[agent.agent_id] = AgentWriter(
+            self._tables, self.session_id, agent, record, self._guard, keep_snapshots=self._keep_snapshots
+        )
+
+    def _read_or_create_agent(self, agent: "LocalAgent") -> AgentRecord:
         conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
         if conversation is None:
             stored, messages, window = new_agent(agent)
@@ -240,10 +254,7 @@ class PostgresSessionManager(SessionManager):
                     conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
                     if conversation is None:
                         raise
-        record = new_record(agent, stored, window, write_id) if conversation is None else restore(agent, conversation)
-        self._agents[agent.agent_id] = AgentWriter(
-            self._tables, self.session_id, agent, record, self._guard, keep_snapshots=self._keep_snapshots
-        )
+        return new_record(agent, stored, window, write_id) if conversation is None else restore(agent, conversation)
 
     def append_message(self, message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
         """Append a message to an agent's log; one that continues the last message takes its place.
@@ -309,9 +320,9 @@ class PostgresSessionManager(SessionManager):
         """
         writer = self._agent(agent)
         if is_latest:
-            await worker.run(writer.sync)
+            await self._workers.run_async(writer.sync)
             return None
-        return str(await worker.run(writer.save_checkpoint))
+        return str(await self._workers.run_async(writer.save_checkpoint))
 
     async def list_snapshot_ids(
         self, agent: "LocalAgent", *, limit: int | None = None, start_after: str | None = None
@@ -331,7 +342,7 @@ class PostgresSessionManager(SessionManager):
         if limit is not None and limit <= 0:
             return []
         read = partial(self._tables.checkpoints.list, self.session_id, agent.agent_id, limit=limit, start_after=after)
-        return await worker.run(read)
+        return await self._workers.run_async(read)
 
     async def restore_snapshot(self, agent: "LocalAgent", *, snapshot_id: str | None = None) -> bool:
         """Set an agent to a checkpoint, or to what is stored of it last.
@@ -352,8 +363,8 @@ class PostgresSessionManager(SessionManager):
         """
         writer = self._agent(agent)
         if snapshot_id is None:
-            return await worker.run(writer.reload)
-        return await worker.run(partial(writer.load_checkpoint, parse_snapshot_id(snapshot_id)))
+            return await self._workers.run_async(writer.reload)
+        return await self._workers.run_async(partial(writer.load_checkpoint, parse_snapshot_id(snapshot_id)))
 
     def initialize_multi_agent(self, source: "MultiAgentBase", **kwargs: Any) -> None:
         """Restore a multi-agent from the session, or store it if it is new.
@@ -361,7 +372,7 @@ class PostgresSessionManager(SessionManager):
         Raises:
             StrandsPsycopgError: It could not be read or stored.
         """
-        writer = MultiAgentWriter(self._tables.multi_agents, self.session_id, source, self._guard)
+        writer = MultiAgentWriter(self._tables, self.session_id, source, self._guard)
         writer.initialize()
         self._multi_agents[source.id] = writer
 
@@ -393,14 +404,6 @@ class PostgresSessionManager(SessionManager):
     def sync_bidi_agent(self, agent: Any, **kwargs: Any) -> None:
         """Do what ``sync_agent`` does, for a bidirectional agent."""
         self.sync_agent(agent)
-
-
-def _in_worker(callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
-    async def dispatch(event: BaseHookEvent) -> None:
-        for callback in callbacks:
-            await worker.run(partial(callback, event))
-
-    return dispatch
 
 
 def _events_of_bidi_agents(*names: str) -> list[type[BaseHookEvent]]:

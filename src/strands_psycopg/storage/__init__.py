@@ -13,7 +13,6 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 from typing_extensions import Self
 
-from strands_psycopg import worker
 from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
 from strands_psycopg.migrator import Migrator
@@ -205,7 +204,7 @@ class PostgresStorage(Storage):
             raise PostgresStorageError(f"writing {key!r}: a value may have {MAX_VALUE_SIZE} bytes, not {len(data)}")
         value = bytes(data)
         term = self._term()
-        await _in_worker(lambda: self._writer.write(full_key, value, searchable_text(full_key, value), term=term))
+        await self._in_worker(lambda: self._writer.write(full_key, value, searchable_text(full_key, value), term=term))
 
     async def read(self, key: str) -> bytes | None:
         """Return a value as it was written, or None if there is none.
@@ -214,7 +213,7 @@ class PostgresStorage(Storage):
             StorageError: The key is refused.
             PostgresStorageError: The database failed.
         """
-        return await _in_worker(partial(self._reader.read, self._full_key(key)))
+        return await self._in_worker(partial(self._reader.read, self._full_key(key)))
 
     async def delete(self, key: str) -> None:
         """Delete a value, if there is one.
@@ -224,7 +223,7 @@ class PostgresStorage(Storage):
             StorageConflictError: Another writer came first, and nothing was deleted.
             PostgresStorageError: The session's lease was lost, and nothing was deleted; or the database failed.
         """
-        await _in_worker(partial(self._writer.delete, self._full_key(key), term=self._term()))
+        await self._in_worker(partial(self._writer.delete, self._full_key(key), term=self._term()))
 
     async def list(self, query: str = "") -> builtins.list[str]:
         """Return the keys that begin with a string, in the order of Python's strings.
@@ -234,7 +233,7 @@ class PostgresStorage(Storage):
         """
         prefix = self._prefix + _normalize_prefix(query)
         _check_characters("prefix", prefix)
-        keys = await _in_worker(partial(self._reader.keys, prefix))
+        keys = await self._in_worker(partial(self._reader.keys, prefix))
         return [key[len(self._prefix) :] for key in keys]
 
     async def search(self, query: str) -> "builtins.list[StorageSearchResult]":
@@ -248,8 +247,12 @@ class PostgresStorage(Storage):
         words = tsquery(query, self._stop_words)
         if not words:
             return []
-        hits = await _in_worker(partial(self._reader.search, self._prefix, words, self._search_limit))
+        hits = await self._in_worker(partial(self._reader.search, self._prefix, words, self._search_limit))
         return [StorageSearchResult(hit.key[len(self._prefix) :], hit.score, hit.data) for hit in hits]
+
+    async def _in_worker(self, work: Callable[[], _T]) -> _T:
+        with _translate_errors():
+            return await self._database.workers.run_async(work)
 
     def _term(self) -> UUID | None:
         """Return the term of the lease that a write must carry; None if this process holds none."""
@@ -278,8 +281,3 @@ def _translate_errors() -> Iterator[None]:
         raise
     except StrandsPsycopgError as error:
         raise PostgresStorageError(str(error)) from error
-
-
-async def _in_worker(work: Callable[[], _T]) -> _T:
-    with _translate_errors():
-        return await worker.run(work)

@@ -39,11 +39,11 @@ _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 # A client that is suspended, or whose machine is gone, would keep its locks for hours. The first of these settings ends
 # its transaction, but only after a statement that was sent outside a pipeline: psycopg ends a pipeline with a message
-# that stops the server's timer.
-_SET_TIMEOUTS = """
+# that stops the server's timer. The last one makes index scans complete, by which unused chunks are found.
+_CONFIGURE = """
     SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
         set_config('tcp_keepalives_idle', '30', true), set_config('tcp_keepalives_interval', '10', true),
-        set_config('tcp_keepalives_count', '3', true)
+        set_config('tcp_keepalives_count', '3', true), set_config('gin_fuzzy_search_limit', '0', true)
 """
 
 # The largest that PostgreSQL accepts, in milliseconds.
@@ -247,7 +247,7 @@ class ValueWriter:
         def transaction(cursor: Cursor[TupleRow]) -> _T:
             with cursor.connection.pipeline():
                 cursor.execute(_READ_COMMITTED)
-                new_cursor(cursor).execute(_SET_TIMEOUTS, {"milliseconds": milliseconds})
+                new_cursor(cursor).execute(_CONFIGURE, {"milliseconds": milliseconds})
                 lease = new_cursor(cursor).execute(self._lock_lease, leased.parameters) if leased else None
                 result = new_cursor(cursor).execute(*first)
             if leased and lease:
