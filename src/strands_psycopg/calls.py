@@ -21,15 +21,16 @@ class Call(Generic[_T]):
 
     Args:
         work: What to do; it runs with the context variables of the thread that creates the call.
-        notify: Tells the caller that the call has ended; called in the thread.
+        notify: Tells the caller that the call has ended; called in the thread, once.
 
     Attributes:
         error: What ``work`` raised, once the call has ended.
         interrupted: Whether the caller was interrupted.
+        has_ended: Whether the call has ended.
     """
 
     def __init__(self, work: Callable[[], _T], notify: Callable[[], object]) -> None:
-        self.notify = notify
+        self._notify = notify
         self._work = work
         self._context = contextvars.copy_context()
         self._unclaimed = threading.Lock()
@@ -38,13 +39,14 @@ class Call(Generic[_T]):
         self._result: Any = None
         self.error: BaseException | None = None
         self.interrupted = False
+        self.has_ended = False
 
     def claim(self) -> bool:
         """Whether the caller of this method is the first one, who alone may end the call."""
         return self._unclaimed.acquire(blocking=False)
 
     def carry_out(self) -> None:
-        """Do the work in this thread, and keep what comes of it."""
+        """Do the work in this thread, and keep what comes of it; ``end`` follows."""
         _current.call = self
         try:
             self._result = self._context.run(self._work)
@@ -52,6 +54,11 @@ class Call(Generic[_T]):
             self.error = error
         finally:
             _current.call = None
+
+    def end(self) -> None:
+        """Tell the caller that the call has ended."""
+        self.has_ended = True
+        self._notify()
 
     def result(self) -> _T:
         """Return what the work returned, or raise what it raised."""

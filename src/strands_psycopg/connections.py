@@ -16,7 +16,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from strands_psycopg.calls import check_interrupted
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
-from strands_psycopg.resources import ResourceLimitError, describe, translate_limits
+from strands_psycopg.resources import ResourceLimitError, describe, file_limit_error, translate_limits
 
 # With libpq's defaults, a dead link would be noticed after two hours.
 _DEFAULTS: dict[str, str | int] = {
@@ -170,7 +170,8 @@ class ManagedPool:
             settings = {**defaults, **kwargs, "autocommit": True, "client_encoding": "utf8"}
             connection: Connection[Any] = self._connection_class.connect(dsn, **settings)
         except Exception as error:
-            self._last_error = error
+            # Of a lack of file descriptors libpq says nothing.
+            self._last_error = file_limit_error() or error
             self.failures += 1
             raise
         finally:

@@ -57,7 +57,7 @@ _READ_SERVER_TIME = "SELECT extract(epoch FROM now())"
 NO_DEADLINE = {"deadline": float("inf")}
 
 # For how many seconds a statement may wait for a free thread at least, however short retry_timeout is.
-_SHORTEST_MAX_WAIT = 30.0
+_SHORTEST_MAX_WAIT = 10.0
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0

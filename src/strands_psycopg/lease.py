@@ -310,7 +310,7 @@ class Leases:
             Thread(target=self._run_keeper, name="strands-psycopg-leases", daemon=True).start()
         except RuntimeError as error:
             self._keeper_absent.append(True)
-            if not is_shutting_down():
+            if not is_shutting_down(error):
                 raise DatabaseUnavailableError(f"{operation}: {NO_THREAD}") from error
 
     def _run_keeper(self) -> None:

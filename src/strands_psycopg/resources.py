@@ -1,6 +1,6 @@
 """Limits of the operating system: files and threads of a process."""
 
-import threading
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +28,15 @@ def describe(error: OSError) -> str:
     return f"{reason}; raise the limit of open files (ulimit -n), or close some"
 
 
-def is_shutting_down() -> bool:
-    """Whether the main thread has ended. Python 3.12 then starts no thread any more."""
-    return not threading.main_thread().is_alive()
+def file_limit_error() -> OSError | None:
+    """Return the error of opening a file now, or None if that is possible."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error
+    return None
+
+
+def is_shutting_down(error: RuntimeError) -> bool:
+    """Whether a thread could not be started because the main thread has ended, after which Python 3.12 starts none."""
+    return "interpreter shutdown" in str(error)

@@ -101,8 +101,8 @@ class Watchdog:
             if not self._is_running:
                 try:
                     threading.Thread(target=self._run, name="strands-psycopg-watchdog", daemon=True).start()
-                except RuntimeError:
-                    if not is_shutting_down():
+                except RuntimeError as error:
+                    if not is_shutting_down(error):
                         raise
                 else:
                     self._is_running = True

@@ -79,7 +79,7 @@ class Workers:
         except BaseException:
             if call.claim():
                 self._unfinished.discard(call)
-            elif not ended.acquire(timeout=_GRACE):
+            elif not (call.has_ended or ended.acquire(timeout=_GRACE)):
                 call.interrupt()
                 watchdog.wake()
                 ended.acquire(timeout=_MAX_WAIT_AFTER_INTERRUPT)
@@ -151,10 +151,10 @@ class Workers:
         """Carry out a call in this thread if the interpreter is shutting down."""
         call.claim()
         self._unfinished.discard(call)
-        if not is_shutting_down():
+        if not is_shutting_down(error):
             raise DatabaseUnavailableError(f"waiting for the database: {NO_THREAD}") from error
         call.carry_out()
-        call.notify()
+        call.end()
 
 
 def _work(calls: _Queue, unfinished: set[Call[Any]]) -> None:
@@ -171,7 +171,7 @@ def _work(calls: _Queue, unfinished: set[Call[Any]]) -> None:
                 )
             # First, so that a caller that goes on at once finds this thread free.
             unfinished.discard(call)
-            call.notify()
+            call.end()
         del queued, call
     calls.put(None)  # for the other threads
 
