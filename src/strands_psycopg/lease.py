@@ -23,6 +23,7 @@ from strands_psycopg import worker
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionBusyError, StrandsPsycopgError
 from strands_psycopg.process_forks import after_fork_in_child
+from strands_psycopg.uncopyable import Uncopyable
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ _NO_RENEWAL = float("inf")
 _LONGEST_WAIT = 3600.0
 
 
-class Lease:
+class Lease(Uncopyable):
     """The exclusive right to write a session, for the duration of a ``with`` or ``async with`` block.
 
     Entering waits until no one else holds the session; no connection is held during the wait.
@@ -72,6 +73,8 @@ class Lease:
         term: Distinguishes this holder from earlier and later ones.
         ttl: How many seconds the session stays held if its holder dies.
     """
+
+    _why_uncopyable = "belongs to the block that it is entered for; call lease() of the repository for another one"
 
     def __init__(self, leases: "Leases", session_id: str, *, wait: float, ttl: float) -> None:
         self.session_id = session_id

@@ -27,6 +27,7 @@ from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.identifiers import parse_snapshot_id
+from strands_psycopg.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -48,7 +49,7 @@ class SnapshotTrigger(Protocol):
         """Return whether to save a checkpoint of ``agent_data``."""
 
 
-class PostgresSessionManager(SessionManager):
+class PostgresSessionManager(Uncopyable, SessionManager):
     """A Strands session manager that stores the agents of a session in PostgreSQL, message by message.
 
     It differs from Strands' ``RepositorySessionManager`` in three ways. While an agent runs, its hooks wait for the
@@ -68,6 +69,8 @@ class PostgresSessionManager(SessionManager):
         SchemaError: The tables are missing.
         DatabaseUnavailableError: The database could not be reached in time.
     """
+
+    _why_uncopyable = "is the writer of its agents; build another manager for the session, in the process that uses it"
 
     def __init__(
         self,
