@@ -39,6 +39,10 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # failure, deadlock, lock not available.
 _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
 
+# Classes of SQLSTATEs whose texts may contain a row's values: data exceptions, constraint violations, errors that
+# functions raise.
+_TEXT_WITH_VALUES = ("22", "23", "38", "P0")
+
 # The minimum response timeout of a repeated attempt, however little is left of retry_timeout.
 _SHORTEST_RESPONSE_TIMEOUT = 10.0
 
@@ -340,15 +344,34 @@ def _reason(error: psycopg.Error) -> str:
     """Return the server's or libpq's own message, without anything that could contain a row's values."""
     if error.sqlstate is None:
         return " ".join(str(error).split())
-    if error.sqlstate[:2] in ("22", "23"):
-        return f"SQLSTATE {error.sqlstate} ({type(error).__name__})"
+    if (
+        _is_of_function(error)
+        or error.sqlstate.startswith(_TEXT_WITH_VALUES)
+        or not _is_postgresql_sqlstate(error.sqlstate)
+    ):
+        return f"SQLSTATE {error.sqlstate} ({type(error).__name__}), whose text is in the server's log only"
     return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
+
+
+def _is_of_function(error: psycopg.Error) -> bool:
+    """Whether a function, such as an operator's trigger, failed; it may raise any text with any SQLSTATE."""
+    return "PL/" in (error.diag.context or "")
+
+
+def _is_postgresql_sqlstate(sqlstate: str) -> bool:
+    try:
+        errors.lookup(sqlstate)
+    except KeyError:
+        return False
+    return True
 
 
 def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgError:
     match error:
         case UnreachableError():
             return DatabaseUnavailableError(f"{operation}: {reason}")
+        case psycopg.Error() if _is_of_function(error):
+            advice = "a function in the database failed or refused it, perhaps that of a trigger on its tables"
         case errors.UndefinedTable() | errors.UndefinedColumn() | errors.InvalidSchemaName():
             return SchemaError(
                 f"{operation}: the tables are missing or from an older version; call ensure_schema() or run "
