@@ -43,6 +43,13 @@ _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40
 # functions raise.
 _TEXT_WITH_VALUES = ("22", "23", "38", "P0")
 
+_ADVICE = {
+    "25P04": "the server's transaction_timeout is too short for it; raise it for this role",
+    "53100": "free some space on the server's disk",
+    "53400": "raise that limit, such as temp_file_limit, for this role",
+    "55000": "the database is not in a state that allows it; ask your DBA",
+}
+
 # The minimum response timeout of a repeated attempt, however little is left of retry_timeout.
 _SHORTEST_RESPONSE_TIMEOUT = 10.0
 
@@ -390,5 +397,5 @@ def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgE
         case errors.QueryCanceled():
             advice = "the statement was cancelled, by a statement_timeout or by an administrator"
         case _:
-            advice = "the database refused the statement"
+            advice = _ADVICE.get(getattr(error, "sqlstate", None) or "", "the database refused the statement")
     return DatabaseError(f"{operation}: {reason}; {advice}", sqlstate=getattr(error, "sqlstate", None))

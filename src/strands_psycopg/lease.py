@@ -41,7 +41,7 @@ _ACQUIRE = """
     FROM (SELECT 1) AS one LEFT JOIN acquired ON true LEFT JOIN (
         SELECT to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS since,
             to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS until,
-            extract(epoch FROM expires_at - now())::float8 AS seconds
+            extract(epoch FROM expires_at - now()) AS seconds
         FROM {leases} WHERE session_id = %(session_id)s
     ) AS held ON true
 """
@@ -217,7 +217,7 @@ class Leases:
             raise
         _, acquired, since, until, seconds = rows[0]
         if not acquired:
-            return _Holder(since or "just now", until or "soon", seconds or 0.0)
+            return _Holder(since or "just now", until or "soon", float(seconds or 0))
         with self._changed:
             self._held[lease] = renew_at
             if self._renewer is None:
