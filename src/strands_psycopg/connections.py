@@ -16,7 +16,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from strands_psycopg.calls import check_interrupted
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
-from strands_psycopg.resources import ResourceLimitError, describe, file_limit_error, translate_limits
+from strands_psycopg.system_errors import ResourceLimitError, explain, file_limit_error, translate_limits
 
 # With libpq's defaults, a dead link would be noticed after two hours.
 _DEFAULTS: dict[str, str | int] = {
@@ -194,7 +194,7 @@ class ManagedPool:
         if isinstance(error, UnreachableError):
             return UnreachableError(str(error))
         if isinstance(error, OSError):
-            return UnreachableError(describe(error))
+            return UnreachableError(explain(error))
         if not isinstance(error, psycopg.Error):
             return UnreachableError(f"no connection can be made with the DSN: {type(error).__name__}")
         reason = " ".join(str(error).split())

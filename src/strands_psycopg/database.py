@@ -29,7 +29,7 @@ from strands_psycopg.errors import (
     SessionNotFoundError,
     StrandsPsycopgError,
 )
-from strands_psycopg.resources import ResourceLimitError
+from strands_psycopg.system_errors import ResourceLimitError
 from strands_psycopg.watchdog import watchdog
 from strands_psycopg.workers import Workers
 
@@ -42,6 +42,17 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # Connection lost (08xxx), server shutting down or starting, idle session ended, too many connections, serialization
 # failure, deadlock, lock not available.
 _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
+
+# Classes of SQLSTATEs whose texts may contain a row's values: data exceptions, constraint violations, errors that
+# functions raise.
+_TEXT_WITH_VALUES = ("22", "23", "38", "P0")
+
+_ADVICE = {
+    "25P04": "the server's transaction_timeout is too short for it; raise it for this role",
+    "53100": "free some space on the server's disk",
+    "53400": "raise that limit, such as temp_file_limit, for this role",
+    "55000": "the database is not in a state that allows it; ask your DBA",
+}
 
 # The minimum response timeout of a repeated attempt, however little is left of retry_timeout.
 _SHORTEST_RESPONSE_TIMEOUT = 10.0
@@ -362,15 +373,34 @@ def _reason(error: psycopg.Error) -> str:
     """Return the server's or libpq's own message, without anything that could contain a row's values."""
     if error.sqlstate is None:
         return " ".join(str(error).split())
-    if error.sqlstate[:2] in ("22", "23"):
-        return f"SQLSTATE {error.sqlstate} ({type(error).__name__})"
+    if (
+        _is_of_function(error)
+        or error.sqlstate.startswith(_TEXT_WITH_VALUES)
+        or not _is_postgresql_sqlstate(error.sqlstate)
+    ):
+        return f"SQLSTATE {error.sqlstate} ({type(error).__name__}), whose text is in the server's log only"
     return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
+
+
+def _is_of_function(error: psycopg.Error) -> bool:
+    """Whether a function, such as an operator's trigger, failed; it may raise any text with any SQLSTATE."""
+    return "PL/" in (error.diag.context or "")
+
+
+def _is_postgresql_sqlstate(sqlstate: str) -> bool:
+    try:
+        errors.lookup(sqlstate)
+    except KeyError:
+        return False
+    return True
 
 
 def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgError:
     match error:
         case UnreachableError():
             return DatabaseUnavailableError(f"{operation}: {reason}")
+        case psycopg.Error() if _is_of_function(error):
+            advice = "a function in the database failed or refused it, perhaps that of a trigger on its tables"
         case errors.UndefinedTable() | errors.UndefinedColumn() | errors.InvalidSchemaName():
             return SchemaError(
                 f"{operation}: the tables are missing or from an older version; call ensure_schema() or run "
@@ -389,5 +419,5 @@ def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgE
         case errors.QueryCanceled():
             advice = "the statement was cancelled, by a statement_timeout or by an administrator"
         case _:
-            advice = "the database refused the statement"
+            advice = _ADVICE.get(getattr(error, "sqlstate", None) or "", "the database refused the statement")
     return DatabaseError(f"{operation}: {reason}; {advice}", sqlstate=getattr(error, "sqlstate", None))

@@ -25,7 +25,8 @@ from strands_psycopg.calls import is_interrupted
 from strands_psycopg.database import Database
 from strands_psycopg.errors import DatabaseUnavailableError, SessionBusyError, StrandsPsycopgError
 from strands_psycopg.process_forks import after_fork_in_child
-from strands_psycopg.resources import NO_THREAD, is_shutting_down
+from strands_psycopg.system_errors import NO_THREAD, is_shutting_down
+from strands_psycopg.uncopyable import Uncopyable
 from strands_psycopg.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ _ACQUIRE = """
     FROM (SELECT 1) AS one LEFT JOIN acquired ON true LEFT JOIN (
         SELECT to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS since,
             to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS until,
-            extract(epoch FROM expires_at - now())::float8 AS seconds
+            extract(epoch FROM expires_at - now()) AS seconds
         FROM {leases} WHERE session_id = %(session_id)s
     ) AS held ON true
 """
@@ -96,7 +97,7 @@ class _BlockEnd(weakref.ref[Any]):
     lease: "Lease"
 
 
-class Lease:
+class Lease(Uncopyable):
     """The exclusive right to write a session, for the duration of a ``with`` or ``async with`` block.
 
     Entering waits until no one else holds the session; no connection is held during the wait.
@@ -106,6 +107,8 @@ class Lease:
         term: Distinguishes this holder from earlier and later ones.
         ttl: How many seconds the session stays held if its holder dies.
     """
+
+    _why_uncopyable = "belongs to the block that it is entered for; call lease() of the repository for another one"
 
     def __init__(self, leases: "Leases", session_id: str, *, wait: float, ttl: float) -> None:
         self.session_id = session_id
@@ -265,7 +268,7 @@ class Leases:
             self._held[lease] = None
             self._keep(operation)
         lease._in_doubt = False
-        return None if acquired else _Holder(since or "just now", until or "soon", seconds or 0.0)
+        return None if acquired else _Holder(since or "just now", until or "soon", float(seconds or 0))
 
     def release(self, lease: Lease) -> None:
         """Release a session, unless another holder has taken over or this process has never held it.

@@ -27,6 +27,7 @@ from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.identifiers import parse_snapshot_id
+from strands_psycopg.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -48,7 +49,7 @@ class SnapshotTrigger(Protocol):
         """Return whether to save a checkpoint of ``agent_data``."""
 
 
-class PostgresSessionManager(SessionManager):
+class PostgresSessionManager(Uncopyable, SessionManager):
     """A Strands session manager that stores the agents of a session in PostgreSQL, message by message.
 
     It differs from Strands' ``RepositorySessionManager`` in three ways. While an agent runs, its hooks wait for the
@@ -58,9 +59,17 @@ class PostgresSessionManager(SessionManager):
     The constructor reads the session, or creates it if it does not exist; building an agent reads or creates the agent.
     Both wait for the database.
 
+    The hooks are coroutine functions. Strands refuses to invoke them synchronously: ``agent.hooks.invoke_callbacks``
+    raises a RuntimeError. For an application that calls it, for example to add messages of its own, there is
+    ``blocking_hooks``: the hooks are then plain functions that write before they return, as those of Strands' own
+    session managers are. They block the thread that invokes them, and with it the event loop that runs there.
+
     Args:
         session_id: The id of the session.
         repository: The repository that stores it; the manager does not close it.
+        snapshot_trigger: Decides after each invocation whether a checkpoint is saved; None saves none.
+        keep_snapshots: How many checkpoints of each agent are kept; None keeps all.
+        blocking_hooks: Whether hooks are plain functions, which write before they return.
         **kwargs: Arguments for Strands' manager.
 
     Raises:
@@ -69,6 +78,8 @@ class PostgresSessionManager(SessionManager):
         DatabaseUnavailableError: The database could not be reached in time.
     """
 
+    _why_uncopyable = "is the writer of its agents; build another manager for the session, in the process that uses it"
+
     def __init__(
         self,
         session_id: str,
@@ -76,6 +87,7 @@ class PostgresSessionManager(SessionManager):
         *,
         snapshot_trigger: SnapshotTrigger | None = None,
         keep_snapshots: int | None = None,
+        blocking_hooks: bool = False,
         **kwargs: Any,
     ) -> None:
         if keep_snapshots is not None and (type(keep_snapshots) is not int or keep_snapshots < 1):
@@ -89,6 +101,7 @@ class PostgresSessionManager(SessionManager):
         self._multi_agents: dict[str, MultiAgentWriter] = {}
         self._snapshot_trigger = snapshot_trigger
         self._keep_snapshots = keep_snapshots
+        self._blocking_hooks = blocking_hooks
         self._own_repository: PostgresSessionRepository | None = None
         self.session = self._read_or_create_session()
 
@@ -112,6 +125,7 @@ class PostgresSessionManager(SessionManager):
         *,
         snapshot_trigger: SnapshotTrigger | None = None,
         keep_snapshots: int | None = None,
+        blocking_hooks: bool = False,
         **options: Any,
     ) -> Self:
         """Return a manager that owns its repository; ``close`` or the context manager closes it.
@@ -121,6 +135,7 @@ class PostgresSessionManager(SessionManager):
             dsn: The ``conninfo`` of the ``PostgresSessionRepository``.
             snapshot_trigger: As of the constructor.
             keep_snapshots: As of the constructor.
+            blocking_hooks: As of the constructor.
             **options: The other arguments of the repository.
 
         Raises:
@@ -131,7 +146,13 @@ class PostgresSessionManager(SessionManager):
         """
         repository = PostgresSessionRepository(dsn, **options)
         try:
-            manager = cls(session_id, repository, snapshot_trigger=snapshot_trigger, keep_snapshots=keep_snapshots)
+            manager = cls(
+                session_id,
+                repository,
+                snapshot_trigger=snapshot_trigger,
+                keep_snapshots=keep_snapshots,
+                blocking_hooks=blocking_hooks,
+            )
         except BaseException:
             repository.close()
             raise
@@ -155,7 +176,7 @@ class PostgresSessionManager(SessionManager):
         self.close()
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
-        """Register the hooks of Strands' session managers, as coroutines that write in worker threads."""
+        """Register the hooks of Strands' session managers: as coroutines that write in worker threads, or blocking."""
         by_event = _CallbacksByEvent(registry)
         super().register_hooks(by_event, **kwargs)
         by_event.add_callback(events.AfterInvocationEvent, self._evaluate_trigger)
@@ -166,7 +187,10 @@ class PostgresSessionManager(SessionManager):
             by_event.add_callback(agent_stopped, lambda event: self.sync_agent(event.agent))
             by_event.add_callback(agent_stopped, self._evaluate_trigger)
         for event_type, callbacks in by_event.callbacks.items():
-            dispatch = self._in_worker if event_type in _INITIALIZING else self._off_loop
+            if self._blocking_hooks:
+                dispatch = _in_turn
+            else:
+                dispatch = self._in_worker if event_type in _INITIALIZING else self._off_loop
             registry.add_callback(event_type, dispatch(callbacks))
 
     def _off_loop(self, callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
@@ -176,8 +200,7 @@ class PostgresSessionManager(SessionManager):
                 writer = self._writer_of(event)
                 try:
                     with self._guard.recording(), nullcontext() if writer is None else writer.collecting():
-                        for callback in callbacks:
-                            callback(event)
+                        _in_turn(callbacks)(event)
                 finally:
                     # What an override has passed on before it raised an error is stored all the same.
                     if writer is not None and writer.is_write_due():
@@ -404,6 +427,14 @@ class PostgresSessionManager(SessionManager):
     def sync_bidi_agent(self, agent: Any, **kwargs: Any) -> None:
         """Do what ``sync_agent`` does, for a bidirectional agent."""
         self.sync_agent(agent)
+
+
+def _in_turn(callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
+    def dispatch(event: BaseHookEvent) -> None:
+        for callback in callbacks:
+            callback(event)
+
+    return dispatch
 
 
 def _events_of_bidi_agents(*names: str) -> list[type[BaseHookEvent]]:

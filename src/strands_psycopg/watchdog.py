@@ -16,7 +16,7 @@ from psycopg import Connection, OperationalError
 
 from strands_psycopg.calls import Call, current_call
 from strands_psycopg.process_forks import after_fork_in_child
-from strands_psycopg.resources import is_shutting_down, translate_limits
+from strands_psycopg.system_errors import is_shutting_down, translate_limits
 
 # The queue accepts no infinite timeout.
 _LONGEST_WAIT = 3600.0

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from strands_psycopg.calls import Call
 from strands_psycopg.errors import DatabaseUnavailableError
 from strands_psycopg.process_forks import after_fork_in_child
-from strands_psycopg.resources import NO_THREAD, is_shutting_down
+from strands_psycopg.system_errors import NO_THREAD, is_shutting_down
 from strands_psycopg.watchdog import watchdog
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from support.agents import build
 from support.tables import Connection, texts
 
 _DESCRIPTORS = Path("/proc/self/fd")
-_ADVICE = "no thread can be started; raise the limit of threads"
+_ADVICE = "no thread can be started; raise the limit on processes and threads"
 
 
 @pytest.fixture

@@ -310,7 +310,9 @@ def test_a_file_that_cannot_be_written_is_an_error_that_names_it(
     repository: PostgresSessionRepository, tmp_path: Path
 ) -> None:
     file = tmp_path / "missing" / "report.html"
-    with pytest.raises(ReportError, match=f"{re.escape(repr(str(file)))}: No such file or directory; choose a file in"):
+    with pytest.raises(
+        ReportError, match=f"{re.escape(repr(str(file)))}: No such file or directory; create its directory"
+    ):
         write_report(repository, str(file))
 
 

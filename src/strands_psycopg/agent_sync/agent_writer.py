@@ -146,8 +146,9 @@ class AgentWriter(Collector):
         return stored is not None
 
     def request_checkpoint(self) -> None:
-        """Save a checkpoint with the event's writes."""
+        """Save a checkpoint; together with the event's writes, if this is an event."""
         self._is_checkpoint_due = True
+        self._write_unless_collecting()
 
     def save_checkpoint(self) -> UUID:
         """Store the agent as it is, and a checkpoint of it; return the checkpoint's id.

@@ -1,7 +1,6 @@
 """Strands' ``Storage`` on PostgreSQL: bytes stored under keys, for snapshots, offloaded results and memories."""
 
 import builtins
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +20,7 @@ from strands_psycopg.storage.source import HasDatabase, is_storable, shared_data
 from strands_psycopg.storage.text_search import searchable_text, tsquery
 from strands_psycopg.storage.value_reader import MAX_KEY_SIZE, ValueReader
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
+from strands_psycopg.uncopyable import Uncopyable
 
 try:
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
@@ -38,7 +38,7 @@ except ImportError:  # before strands-agents 1.62
     STOP_WORDS = _NO_STOP_WORDS
 
 
-class PostgresStorage(Storage):
+class PostgresStorage(Uncopyable, Storage):
     """Strands' ``Storage`` in PostgreSQL; one object per process serves all its agents, threads and event loops.
 
     Keys are normalised and refused as by Strands' own backends: repeated slashes count as one, leading and trailing
@@ -85,6 +85,8 @@ class PostgresStorage(Storage):
             repository although there is a ``session_id``.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
+
+    _why_uncopyable = "has connections; share it or its namespaces within a process, and build one in another process"
 
     # Strands wraps a storage without its marker in a namespace of its own.
     _namespaced: object = None
@@ -183,7 +185,8 @@ class PostgresStorage(Storage):
         its own values.
         """
         normalized = _normalize_prefix(prefix).rstrip("/")
-        view = copy.copy(self)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
         view._own_database = None
         view._prefix = f"{self._prefix}{normalized}/" if normalized else self._prefix
         view._namespaced = _NAMESPACED

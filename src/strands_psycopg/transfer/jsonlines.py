@@ -10,7 +10,6 @@ contain several sessions. See ``lines`` for the lines themselves.
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -36,6 +35,7 @@ from strands_psycopg.transfer.rows import (
 )
 from strands_psycopg.transfer.sources import ImportIssues
 from strands_psycopg.transfer.stored import StoredSession, StoredSessions
+from strands_psycopg.transfer.temporary import TemporaryLines
 
 _T = TypeVar("_T")
 
@@ -47,9 +47,6 @@ _COUNTS = ("agents", "messages", "message_variants", "checkpoints", "multi_agent
 
 # Before the place of an agent's first message.
 _START = (0, -1)
-
-# A session of more than this many bytes is kept in a temporary file while it is read.
-_MAX_IN_MEMORY = 2**22
 
 
 def export_session(repository: PostgresSessionRepository, session_id: str) -> Iterator[str]:
@@ -66,8 +63,9 @@ def export_session(repository: PostgresSessionRepository, session_id: str) -> It
 
     Raises:
         SessionNotFoundError: The session does not exist.
-        TransferError: Raised by the iterator: the session, an agent or messages were deleted meanwhile. The last line
-            is missing then, so that an import refuses the lines.
+        TransferError: The temporary file cannot be written. Raised by the iterator: it cannot be read, or the session,
+            an agent or messages were deleted meanwhile. The last line is missing then, so that an import refuses the
+            lines.
     """
     return _export_lines(StoredSessions(repository).read(session_id))
 
@@ -88,7 +86,7 @@ def import_session(
         SessionExistsError: A session of this id exists with other content.
         BadFileError: A line cannot be read.
         TransferError: There is no session, or more than one, or a part of it is missing, or its format is that of a
-            newer version.
+            newer version, or a temporary file cannot be written.
     """
     rest = iter(lines)
     with closing(SessionLines(rest, session_id=session_id).sessions()) as sessions:
@@ -120,6 +118,7 @@ class SessionLines:
 
         Raises:
             BadFileError: A line belongs to no session.
+            TransferError: A temporary file cannot be written.
         """
         lines = enumerate(self._lines, start=1)
         header = next(lines, None)
@@ -146,9 +145,7 @@ class _LinesSession:
         self._header = header
         self._new_id = new_id
         self._is_complete = False
-        self._lines = SpooledTemporaryFile(  # noqa: SIM115
-            _MAX_IN_MEMORY, "w+", encoding="utf-8", errors="surrogatepass", newline="\n"
-        )
+        self._lines = TemporaryLines()
 
     @property
     def session_id(self) -> str:
@@ -164,7 +161,7 @@ class _LinesSession:
             kind = kind_of(line)
             if kind == "session":
                 return number, line
-            self._lines.write(line.strip() + "\n")
+            self._lines.write(f"{line.strip()}\n".encode("utf-8", "surrogatepass"))
             if kind == "end":
                 self._is_complete = True
                 break
@@ -178,8 +175,8 @@ class _LinesSession:
         counts = dict.fromkeys(_COUNTS, 0)
         agent_id, latest = None, _START
         seen: set[tuple[type[Row], str]] = set()
-        self._lines.seek(0)
-        for number, line in enumerate(self._lines, start=self._first_line + 1):
+        for number, data in enumerate(self._lines.lines(), start=self._first_line + 1):
+            line = data.decode("utf-8", "surrogatepass")
             if not line.strip():
                 continue
             if kind_of(line) == "end":
