@@ -2,7 +2,8 @@
 ``pg_ctl``), or the one named by ``--postgresql-host`` and the options beside it.
 
 Tests run in several processes, each with a server of its own. A template database is migrated once; each test gets a
-fresh copy of it. With ``--pgbouncer``, tests and their repositories reach it through a PgBouncer in transaction mode.
+fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. With ``--pgbouncer``,
+tests and their repositories reach it through a PgBouncer in transaction mode.
 """
 
 import os
@@ -115,9 +116,11 @@ def crew() -> Crew:
 
 
 @pytest.fixture
-def direct_dsn(databases: Databases, template: str) -> Iterator[str]:
+def direct_dsn(request: pytest.FixtureRequest, databases: Databases, template: str) -> Iterator[str]:
     """A fresh, migrated database, without PgBouncer between."""
-    with databases.create("sessions_under_test", template) as dsn:
+    # A PgBouncer stays connected.
+    reusable = not request.node.get_closest_marker("new_pages") and not request.config.getoption("--pgbouncer")
+    with (databases.reuse if reusable else databases.create)("sessions_under_test", template) as dsn:
         yield dsn
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from strands.types.streaming import StreamEvent
 
 from strands_psycopg import PostgresSessionRepository, PostgresStorage
@@ -88,6 +89,7 @@ def test_text_is_stored_until_the_guardrail_speaks(
     assert stored == [f"my card is {SECRET}"]
 
 
+@pytest.mark.new_pages
 def test_old_version_stays_in_the_pages_until_vacuum_and_in_the_write_ahead_log_for_longer(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
