@@ -6,11 +6,17 @@ fresh copy of it, or one in which an earlier test has left nothing but rows, whi
 tests and their repositories reach it through a PgBouncer in transaction mode.
 """
 
+import fcntl
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
+
+# Nothing of what is imported and collected is garbage, and to look for some takes as long as the rest of it.
+gc.disable()
 
 import psycopg
 import pytest
@@ -26,9 +32,32 @@ from support.servers import QuickServer
 
 
 def pytest_configure() -> None:
-    """Allow tests to interrupt processes: a shell's background jobs ignore Ctrl-C, and so would their children."""
+    """Allow tests to interrupt processes, and Python to keep what it compiles."""
+    # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # To rewrite the assertions of all files takes longer than to import them, and each process would do so anew.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let one process compile a file; the others find the result when it is their turn."""
+    if not isinstance(collector, pytest.Module):
+        return (yield)
+    with collector.path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Look for garbage among what the tests create."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
