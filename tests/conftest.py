@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,21 @@ from support.crew import Crew
 from support.databases import Databases
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
-from support.servers import QuickServer
+from support.servers import QuickServer, shared_clusters
 
 
-def pytest_configure() -> None:
-    """Allow tests to interrupt processes, and Python to keep what it compiles."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Allow tests to interrupt processes, Python to keep what it compiles, and servers to share clusters."""
     # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # To rewrite the assertions of all files takes longer than to import them, and each process would do so anew.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if not hasattr(config, "workerinput"):
+        clusters = ExitStack()
+        clusters.enter_context(shared_clusters())
+        config.add_cleanup(clusters.close)
 
 
 @pytest.hookimpl(wrapper=True)
