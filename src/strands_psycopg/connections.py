@@ -58,6 +58,23 @@ class UnreachableError(Exception):
         self.permanent = permanent
 
 
+class UnsuitableConnectionError(Exception):
+    """Statements cannot be run on this connection as it is set; the message says what to change."""
+
+
+class _Use:
+    """What is known of a connection.
+
+    Attributes:
+        since: When it was first checked out, on the clock of ``time.monotonic``.
+        number: How often it has been checked out.
+    """
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self.number = 0
+
+
 class ExternalPool:
     """A pool that the caller opens and closes.
 
@@ -83,6 +100,13 @@ class ExternalPool:
     def failures(self) -> int:
         """The number of failed connects so far."""
         return self._pool.get_stats().get("connections_errors", 0)
+
+    def stop_preparing(self, _connection: Connection[Any]) -> None:
+        """Refuse a connection that prepares statements behind a pooler."""
+        raise UnsuitableConnectionError(
+            "there is a pooler between, which may lose or mix up prepared statements; build the pool with "
+            'kwargs={"prepare_threshold": None}'
+        )
 
     def unreachable_error(self) -> UnreachableError:
         """Return the error that says why no connect succeeds."""
@@ -178,13 +202,22 @@ class ManagedPool:
             self.connecting -= 1
         return connection
 
+    def stop_preparing(self, connection: Connection[Any]) -> None:
+        """Let a connection prepare no statements, unless the pool's options say when it does."""
+        if "prepare_threshold" not in (self._options.get("kwargs") or {}):
+            connection.prepare_threshold = None
+
     def _current_dsn(self) -> str:
         if isinstance(self._dsn, str):
             return self._dsn
         try:
-            return self._dsn()
+            dsn = self._dsn()
         except Exception as error:
             kind = type(error).__name__
+        else:
+            if isinstance(dsn, str):
+                return dsn
+            raise UnreachableError(f"the callable must return a DSN, not {type(dsn).__name__}", permanent=True)
         # The error is neither quoted nor chained, since it may contain credentials, and the pool logs it.
         raise UnreachableError(f"no DSN to connect with: {kind} in the callable that returns it")
 
@@ -192,7 +225,7 @@ class ManagedPool:
         """Return the error that says why no connect succeeds."""
         error = self._last_error
         if isinstance(error, UnreachableError):
-            return UnreachableError(str(error))
+            return UnreachableError(str(error), permanent=error.permanent)
         if isinstance(error, OSError):
             return UnreachableError(explain(error))
         if not isinstance(error, psycopg.Error):
@@ -228,7 +261,7 @@ class Connections:
         else:
             self._source = ManagedPool(source, pool_options)
         self._failures_at_checkout = 0
-        self._first_used_at: WeakKeyDictionary[Connection[Any], float] = WeakKeyDictionary()
+        self._uses: WeakKeyDictionary[Connection[Any], _Use] = WeakKeyDictionary()
 
     @property
     def address(self) -> str:
@@ -244,7 +277,8 @@ class Connections:
         """
         pool = self._source.pool()
         connection = self._getconn(pool)
-        self._first_used_at.setdefault(connection, time.monotonic())
+        use = self._uses.setdefault(connection, _Use())
+        use.number += 1
         autocommit = connection.autocommit
         try:
             if not autocommit:
@@ -257,7 +291,24 @@ class Connections:
 
     def first_used_at(self, connection: Connection[Any]) -> float:
         """Return when a connection was first checked out, on the clock of ``time.monotonic``."""
-        return self._first_used_at[connection]
+        return self._uses[connection].since
+
+    def check(self, connection: Connection[Any]) -> None:
+        """Check that statements can be run on a connection that is checked out.
+
+        Raises:
+            UnsuitableConnectionError: Its settings do not allow it.
+            psycopg.Error: The connection is lost.
+        """
+        _check_encoding(connection)
+        # Before it prepares its first statement, it must have shown that it always reaches the same server process.
+        # Behind a pooler, the statement may be missing in another process, or be another client's.
+        threshold = connection.prepare_threshold
+        if threshold is not None and self._uses[connection].number == max(threshold, 1):
+            # The result itself, since the application's adapters may make anything of it.
+            result = connection.execute("SELECT pg_catalog.pg_backend_pid()", prepare=False).pgresult
+            if result is not None and result.get_value(0, 0) != b"%d" % connection.info.backend_pid:
+                self._source.stop_preparing(connection)
 
     def stats(self) -> dict[str, int]:
         """Return the pool's statistics, under its own names."""
@@ -312,6 +363,15 @@ class Connections:
             f"all {pool.max_size} connections of the pool were in use for {pool.timeout:g} s; "
             "raise max_size or timeout, or lower the load",
             permanent=True,
+        )
+
+
+def _check_encoding(connection: Connection[Any]) -> None:
+    if connection.info.encoding != "utf-8":
+        encoding = (connection.pgconn.parameter_status(b"client_encoding") or b"unknown").decode()
+        raise UnsuitableConnectionError(
+            f"the connection's client_encoding is {encoding}, in which not every text can be sent; set it to UTF8 (in "
+            "the DSN, configure=, PGCLIENTENCODING, or by ALTER ROLE or ALTER DATABASE)"
         )
 
 

@@ -14,14 +14,18 @@ from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
-from psycopg import Connection, Cursor, errors, sql
+from psycopg import ClientCursor, Connection, Cursor, RawCursor, errors, postgres, sql
+from psycopg.adapt import AdaptersMap
+from psycopg.dbapi20 import register_dbapi20_adapters
 from psycopg.rows import TupleRow, tuple_row
+from psycopg.types import TypesRegistry
+from psycopg.types.array import register_all_arrays
 from psycopg_pool import ConnectionPool
 from typing_extensions import LiteralString
 
 from strands_psycopg.calls import CallInterruptedError, check_interrupted, pause
 from strands_psycopg.clock import ServerClock
-from strands_psycopg.connections import Connections, UnreachableError
+from strands_psycopg.connections import Connections, UnreachableError, UnsuitableConnectionError
 from strands_psycopg.errors import (
     DatabaseError,
     DatabaseUnavailableError,
@@ -191,7 +195,7 @@ class Database:
         """
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Result:
-            with _cursor(connection) as cursor:
+            with new_cursor(connection) as cursor:
                 cursor.execute(statement, parameters, binary=binary, prepare=prepare)
                 return Result(cursor.fetchall() if cursor.description else [], attempt.repeated)
 
@@ -219,7 +223,7 @@ class Database:
         """
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Result:
-            with _cursor(connection) as cursor:
+            with new_cursor(connection) as cursor:
                 while True:
                     sent_at = time.monotonic()
                     deadline = self._clock.earliest_at(attempt.deadline)
@@ -243,7 +247,7 @@ class Database:
         """
 
         def work(connection: Connection[Any], _attempt: _Attempt) -> None:
-            with _cursor(connection) as cursor:
+            with new_cursor(connection) as cursor:
                 self._observe_server_time(cursor)
 
         if not self._clock.known:
@@ -264,7 +268,7 @@ class Database:
         """
 
         def transaction(connection: Connection[Any], _attempt: _Attempt) -> _T:
-            with connection.transaction(), _cursor(connection) as cursor:
+            with connection.transaction(), new_cursor(connection) as cursor:
                 return work(cursor)
 
         return self._run(
@@ -297,7 +301,7 @@ class Database:
     def _retry(self, operation: str, work: Callable[[Connection[Any], _Attempt], _T], response_timeout: float) -> _T:
         deadline = time.monotonic() + self._retry_timeout
         sent = False
-        read_only_since = float("inf")
+        outdated_since = float("inf")
         for number, seconds in enumerate(_pauses(), start=1):
             failure: Exception
             started = time.monotonic()
@@ -308,18 +312,22 @@ class Database:
                     try:
                         attempt = _Attempt(sent, time.monotonic() + response_timeout)
                         with watchdog.watch(connection, response_timeout):
+                            self._connections.check(connection)
                             return work(connection, attempt)
                     except psycopg.Error as error:
                         failure, reason = error, _reason(error)
                         retryable = _is_retryable(error, connection)
-                        if isinstance(error, errors.ReadOnlySqlTransaction):
-                            # After a failover the pool may still be connected to the old primary.
-                            retryable = self._connections.first_used_at(connection) < read_only_since
-                            read_only_since = min(read_only_since, time.monotonic())
+                        if isinstance(error, errors.ReadOnlySqlTransaction | errors.FeatureNotSupported):
+                            # After a failover the pool may still be connected to the old primary, and after a column
+                            # has got another type, connections have plans that do not fit any more.
+                            retryable = self._connections.first_used_at(connection) < outdated_since
+                            outdated_since = min(outdated_since, time.monotonic())
                             connection.close()
                         sent = True
                         # A server that ends a connection says why. Without a reason, the idle ones may be lost, too.
-                        idle_suspect = connection.closed and error.sqlstate in (None, "25006")
+                        idle_suspect = connection.closed and error.sqlstate in (None, "25006", "0A000")
+            except UnsuitableConnectionError as error:
+                raise DatabaseError(f"{operation}: {error}") from None
             except UnreachableError as error:
                 failure, reason, retryable, idle_suspect = error, str(error), not error.permanent, False
             except ResourceLimitError as error:
@@ -351,9 +359,34 @@ def _checked_name(argument: str, value: str) -> str:
     return value
 
 
-def _cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
-    """Return a plain server-side-binding cursor for tuples, whatever the factories of the connection are."""
-    return Cursor(connection, row_factory=tuple_row)
+def _own_adapters() -> AdaptersMap:
+    """Return psycopg's adapters, made as psycopg makes them, without those that an application has registered."""
+    types = TypesRegistry()
+    postgres.register_default_types(types)
+    adapters = AdaptersMap(types=types)
+    postgres.register_default_adapters(adapters)
+    register_dbapi20_adapters(adapters)
+    register_all_arrays(adapters)
+    return adapters
+
+
+_ADAPTERS = _own_adapters()
+
+
+def new_cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
+    """Return a cursor of the connection's factory, where instrumentation hooks in, for tuples and our own adapters.
+
+    Raises:
+        UnsuitableConnectionError: The factory's cursors do not bind parameters on the server.
+    """
+    cursor = connection.cursor(row_factory=tuple_row)
+    if isinstance(cursor, ClientCursor | RawCursor):
+        raise UnsuitableConnectionError(
+            f"the connection's cursor_factory makes a {type(cursor).__name__}, and statements need parameters that the "
+            "server binds; use a factory of psycopg.Cursor or a subclass"
+        )
+    cursor._adapters = AdaptersMap(_ADAPTERS)
+    return cursor
 
 
 def _pauses() -> Iterator[float]:
@@ -364,6 +397,9 @@ def _pauses() -> Iterator[float]:
 
 
 def _is_retryable(error: psycopg.Error, connection: Connection[Any]) -> bool:
+    if error.sqlstate == "08P01":
+        # Errors of the protocol leave the connection open. PgBouncer also reports its own with this code.
+        return connection.closed and "statement pooling mode" not in str(error)
     if error.sqlstate is not None:
         return error.sqlstate in _RETRYABLE or error.sqlstate.startswith("08")
     return connection.closed or type(error) is psycopg.OperationalError

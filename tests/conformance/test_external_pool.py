@@ -1,20 +1,35 @@
 """A pool that the caller owns works as it is, is left as it was, and stays open."""
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.adapt import Loader
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
-from psycopg.types.json import set_json_dumps, set_json_loads
+from psycopg.types.json import JsonbDumper, set_json_dumps, set_json_loads
+from psycopg.types.string import StrBinaryDumperVarchar, StrDumper, StrDumperVarchar
 from psycopg_pool import ConnectionPool
 from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository, SchemaError, SessionNotFoundError
+from strands_psycopg import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    PostgresSessionRepository,
+    PostgresStorage,
+    SchemaError,
+    SessionBusyError,
+    SessionNotFoundError,
+)
+from support.agents import build, dump
+from support.waiting import wait_until
 
 Connection = psycopg.Connection[Any]
 Pool = ConnectionPool[Connection]
@@ -30,9 +45,48 @@ def own_search_path(connection: Connection) -> None:
     connection.commit()
 
 
+class IntAsText(StrDumper):
+    def dump(self, obj: Any) -> Any:
+        return super().dump(str(obj))
+
+
+class Odd(Loader):
+    def load(self, data: Any) -> Any:
+        return "odd"
+
+
+class StrAsVarchar(StrDumperVarchar):
+    pass
+
+
+class BinaryStr(StrBinaryDumperVarchar):
+    pass
+
+
+def own_adapters(connection: Connection) -> None:
+    connection.adapters.register_dumper(list, JsonbDumper)
+    connection.adapters.register_dumper(dict, JsonbDumper)
+    connection.adapters.register_dumper(int, IntAsText)
+    for dumper in (StrAsVarchar, BinaryStr):
+        connection.adapters.register_dumper(str, dumper)
+    for name in ("text", "int8", "int4", "uuid", "bool", "bytea", "jsonb", "numeric", "timestamptz", "float8"):
+        connection.adapters.register_loader(name, Odd)
+
+
 def own_everything(connection: Connection) -> None:
     own_json(connection)
     own_search_path(connection)
+    own_adapters(connection)
+
+
+class Instrumented(psycopg.Cursor[Any]):
+    """What an instrumentation makes of a cursor."""
+
+    statements: ClassVar[list[str]] = []
+
+    def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+        self.statements.append(query if isinstance(query, str) else query.decode())
+        return super().execute(query, *arguments, **options)
 
 
 def own_isolation(connection: Connection) -> None:
@@ -43,15 +97,15 @@ POOLS: dict[str, dict[str, Any]] = {
     "as psycopg makes it": {},
     "autocommit": {"kwargs": {"autocommit": True}},
     "rows as dicts": {"kwargs": {"row_factory": dict_row}},
-    "client-side cursors": {"kwargs": {"cursor_factory": psycopg.ClientCursor}},
-    "raw cursors": {"kwargs": {"cursor_factory": psycopg.RawCursor}},
+    "own cursors": {"kwargs": {"cursor_factory": Instrumented}},
+    "own adapters": {"configure": own_adapters},
     "own JSON loader and dumper": {"configure": own_json},
     "other search_path": {"configure": own_search_path},
     "other isolation level": {"configure": own_isolation},
     "prepared at once": {"kwargs": {"prepare_threshold": 0}},
     "never prepared": {"kwargs": {"prepare_threshold": None}},
     "all of it": {
-        "kwargs": {"row_factory": dict_row, "prepare_threshold": 0, "cursor_factory": psycopg.ClientCursor},
+        "kwargs": {"row_factory": dict_row, "prepare_threshold": 0, "cursor_factory": Instrumented},
         "configure": own_everything,
     },
 }
@@ -123,6 +177,92 @@ def use(repository: PostgresSessionRepository) -> None:
 
 def test_pool_works_whatever_its_settings(pool: Pool) -> None:
     use(PostgresSessionRepository(pool))
+
+
+def test_leases_forks_purges_and_large_values_work_whatever_its_settings(dsn: str) -> None:
+    value = bytes(range(256)) * 100
+    with ConnectionPool(dsn, connection_class=Connection, min_size=2, **POOLS["all of it"]) as pool:
+        repository = PostgresSessionRepository(pool)
+        storage = PostgresStorage(repository)
+        with repository.lease("s", ttl=0.6) as lease:
+            build(repository, "s")("hello")
+            started = time.monotonic()
+            wait_until(lambda: lease._renew_at > started + 1.2)
+            with PostgresSessionRepository(dsn) as other, pytest.raises(SessionBusyError):
+                other.lease("s", wait=0).__enter__()
+            build(repository, "s")("again")
+        repository.fork_session("s", "fork")
+        assert dump(build(repository, "fork")) == dump(build(repository, "s"))
+        repository._database.fetch(
+            "ageing", b"UPDATE public.strands_sessions SET updated_at = now() - interval '1 day'", {}
+        )
+        assert repository.purge_sessions(idle_for=3600).sessions == 2
+        asyncio.run(storage.write("key", value))
+        assert asyncio.run(storage.read("key")) == value
+
+
+def test_cursors_of_the_pools_factory_run_all_statements(dsn: str) -> None:
+    Instrumented.statements.clear()
+    with pool_of(dsn, **POOLS["own cursors"]) as pool:
+        PostgresSessionRepository(pool).read_session("s")
+    assert any("strands_sessions" in each for each in Instrumented.statements)
+
+
+@pytest.mark.parametrize("factory", [psycopg.ClientCursor, psycopg.RawCursor])
+def test_cursors_without_parameters_bound_by_the_server_are_refused_by_name(dsn: str, factory: type) -> None:
+    with (
+        pool_of(dsn, kwargs={"cursor_factory": factory}) as pool,
+        pytest.raises(DatabaseError, match=f"cursor_factory makes a {factory.__name__}"),
+    ):
+        PostgresSessionRepository(pool).read_session("s")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@pytest.mark.parametrize("way", ["kwargs", "configure", "database"])
+def test_other_encoding_is_refused_by_name(dsn: str, connection: Connection, encoding: str, way: str) -> None:
+    def configure(connection: Connection) -> None:
+        connection.execute(f"SET client_encoding TO {encoding}")
+        connection.commit()
+
+    options: dict[str, Any] = {}
+    if way == "kwargs":
+        options = {"kwargs": {"client_encoding": encoding}}
+    elif way == "configure":
+        options = {"configure": configure}
+    else:
+        name = psycopg.sql.Identifier(connection.info.dbname)
+        connection.execute(psycopg.sql.SQL("ALTER DATABASE {} SET client_encoding = {}").format(name, encoding))
+    with pool_of(dsn, **options) as pool:
+        with pytest.raises(DatabaseError, match=f"client_encoding is {encoding}"):
+            PostgresSessionRepository(pool).read_session("s")
+        with pytest.raises(DatabaseError, match=f"client_encoding is {encoding}"):
+            PostgresSessionRepository(pool).lease("s").__enter__()
+    assert connection.execute("SELECT FROM strands_leases").fetchall() == []
+
+
+def test_encoding_of_an_own_pool_that_is_configured_otherwise_is_refused_by_name(dsn: str) -> None:
+    def configure(connection: Connection) -> None:
+        connection.execute("SET client_encoding TO LATIN1")
+
+    with (
+        PostgresSessionRepository(dsn, configure=configure) as repository,
+        pytest.raises(DatabaseError, match="client_encoding is LATIN1"),
+    ):
+        repository.read_session("s")
+
+
+def test_statement_whose_plan_is_outdated_is_repeated_at_once(dsn: str, connection: Connection) -> None:
+    with ConnectionPool(dsn, connection_class=Connection, min_size=4, kwargs={"prepare_threshold": 0}) as pool:
+        repository = PostgresSessionRepository(pool)
+        repository.create_session(Session("s", SessionType.AGENT))
+        with ThreadPoolExecutor(4) as executor:
+            for _ in range(5):
+                list(executor.map(lambda _: repository.read_session("s"), range(8)))
+            # Views would be in the way.
+            connection.execute("DROP VIEW strands_message_figures, strands_session_figures CASCADE")
+            connection.execute("ALTER TABLE strands_sessions ALTER COLUMN session_type TYPE varchar(20)")
+            sessions = list(executor.map(lambda _: repository.read_session("s"), range(16)))
+        assert all(session is not None for session in sessions)
 
 
 def test_pool_is_left_as_it_was(pool: Pool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
 
 from strands_psycopg import DatabaseError, DatabaseUnavailableError, PostgresSessionRepository
 from support import catalog
@@ -18,6 +19,7 @@ from support.tables import Connection, one, texts
 
 _CLIENTS = 50
 _UNPREPARED: dict[str, Any] = {"kwargs": {"prepare_threshold": None}}
+_PREPARED: dict[str, Any] = {"kwargs": {"prepare_threshold": 5}}
 
 MIGRATE = """
 import sys
@@ -143,9 +145,32 @@ def read_until_prepared(repository: PostgresSessionRepository) -> None:
         repository.read_session("s")
 
 
+def test_own_pool_prepares_no_statement_behind_a_pooler(pooled_dsn: str) -> None:
+    with (
+        PostgresSessionRepository(pooled_dsn, max_size=1) as first,
+        PostgresSessionRepository(pooled_dsn, max_size=1) as second,
+        psycopg.connect(pooled_dsn, prepare_threshold=None) as other,
+    ):
+        read_until_prepared(first)
+        # This takes the connection to the server on which a statement would be prepared; others are given another.
+        other.execute("SELECT 1")
+        read_until_prepared(first)
+        read_until_prepared(second)
+
+
+def test_callers_pool_that_would_prepare_statements_behind_a_pooler_is_refused_by_name(pooled_dsn: str) -> None:
+    with (
+        ConnectionPool(pooled_dsn, min_size=1, max_size=1) as pool,
+        pytest.raises(DatabaseError, match="a pooler between") as error,
+    ):
+        read_until_prepared(PostgresSessionRepository(pool))
+
+    assert str(error.value).endswith('build the pool with kwargs={"prepare_threshold": None}')
+
+
 def test_error_for_a_statement_prepared_on_another_connection_says_what_to_pass(pooled_dsn: str) -> None:
     with (
-        PostgresSessionRepository(pooled_dsn, max_size=1) as repository,
+        PostgresSessionRepository(pooled_dsn, max_size=1, **_PREPARED) as repository,
         psycopg.connect(pooled_dsn, prepare_threshold=None) as other,
     ):
         read_until_prepared(repository)
@@ -162,8 +187,8 @@ def test_error_for_a_statement_prepared_on_another_connection_says_what_to_pass(
 
 def test_error_for_a_statement_prepared_by_another_client_says_what_to_pass(pooled_dsn: str) -> None:
     with (
-        PostgresSessionRepository(pooled_dsn, max_size=1) as first,
-        PostgresSessionRepository(pooled_dsn, max_size=1) as second,
+        PostgresSessionRepository(pooled_dsn, max_size=1, **_PREPARED) as first,
+        PostgresSessionRepository(pooled_dsn, max_size=1, **_PREPARED) as second,
     ):
         read_until_prepared(first)
 

@@ -11,9 +11,9 @@ from itertools import accumulate
 from uuid import UUID
 
 from psycopg import Cursor
-from psycopg.rows import TupleRow, tuple_row
+from psycopg.rows import TupleRow
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, new_cursor
 
 # How many released chunks are deleted in one transaction.
 _BATCH_SIZE = 1000
@@ -92,23 +92,18 @@ class ChunkStore:
         """
         if chunk_ids:
             parameters = {"chunk_ids": list(chunk_ids)}
-            new_cursor(cursor).execute(self._lock_to_release, parameters)
-            new_cursor(cursor).execute(self._release_unused, parameters)
-        return new_cursor(cursor).execute(self._find_released)
+            new_cursor(cursor.connection).execute(self._lock_to_release, parameters)
+            new_cursor(cursor.connection).execute(self._release_unused, parameters)
+        return new_cursor(cursor.connection).execute(self._find_released)
 
     def delete_released(self, cursor: Cursor[TupleRow]) -> bool:
         """Delete a batch of released chunks, except those in use; return whether there may be more."""
         locked = [chunk_id for (chunk_id,) in cursor.execute(self._lock_released, {"limit": _BATCH_SIZE})]
         if locked:
             with cursor.connection.pipeline():
-                new_cursor(cursor).execute(self._delete_unused, {"chunk_ids": locked})
-                new_cursor(cursor).execute(self._unmark_used, {"chunk_ids": locked})
+                new_cursor(cursor.connection).execute(self._delete_unused, {"chunk_ids": locked})
+                new_cursor(cursor.connection).execute(self._unmark_used, {"chunk_ids": locked})
         return len(locked) == _BATCH_SIZE
-
-
-def new_cursor(cursor: Cursor[TupleRow]) -> Cursor[TupleRow]:
-    """Return another cursor on the same connection, for one more result of a pipeline."""
-    return Cursor(cursor.connection, row_factory=tuple_row)
 
 
 def _insert_parameters(chunk_ids: list[UUID], chunks: list[memoryview]) -> dict[str, object]:

@@ -15,9 +15,9 @@ from uuid import UUID, uuid4
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, new_cursor
 from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
-from strands_psycopg.storage.chunk_store import ChunkStore, new_cursor
+from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
 from strands_psycopg.storage.write_checks import Change, WriteChecks
@@ -203,7 +203,7 @@ class ValueWriter:
             unused = set(locked[0][0] or ()) - chunks.keys() if locked else set()
             with cursor.connection.pipeline():
                 self._chunks.insert(new, [chunks[chunk_id] for chunk_id in new], cursor)
-                upsert = new_cursor(cursor).execute(self._upsert, row | {"locked": bool(locked)})
+                upsert = new_cursor(cursor.connection).execute(self._upsert, row | {"locked": bool(locked)})
                 released = self._chunks.release(unused, cursor)
             if new and cursor.rowcount != len(new):
                 break
@@ -256,9 +256,9 @@ class ValueWriter:
         def transaction(cursor: Cursor[TupleRow]) -> _T:
             with cursor.connection.pipeline():
                 cursor.execute(_READ_COMMITTED)
-                new_cursor(cursor).execute(_CONFIGURE, {"milliseconds": milliseconds})
-                lease = new_cursor(cursor).execute(self._lock_lease, leased.parameters) if leased else None
-                result = new_cursor(cursor).execute(*first)
+                new_cursor(cursor.connection).execute(_CONFIGURE, {"milliseconds": milliseconds})
+                lease = new_cursor(cursor.connection).execute(self._lock_lease, leased.parameters) if leased else None
+                result = new_cursor(cursor.connection).execute(*first)
             if leased and lease:
                 leased.check_lease(lease.fetchall())
             return work(cursor, result.fetchall())
