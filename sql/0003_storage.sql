@@ -22,7 +22,7 @@ CREATE TABLE strands_storage (
     search_vector tsvector,                  -- NULL, so that a search does not find it, if it is no text or too long
     write_id      uuid NOT NULL,
     updated_at    timestamptz NOT NULL,
-    CONSTRAINT strands_storage_data_or_chunk_ids CHECK (num_nulls(data, chunk_ids) = 1)
+    CONSTRAINT strands_storage_data_or_chunk_ids CHECK (pg_catalog.num_nulls(data, chunk_ids) = 1)
 );
 
 -- Ids are hashes and cannot be compressed.

@@ -62,10 +62,10 @@ _ADVICE = {
 _SHORTEST_RESPONSE_TIMEOUT = 10.0
 
 # See ``Database.write``.
-_IN_TIME = "now() <= to_timestamp(%(deadline)s)"
-_STILL_IN_TIME = "clock_timestamp() <= to_timestamp(%(deadline)s)"
-_SERVER_TIME = "extract(epoch FROM now())"
-_READ_SERVER_TIME = "SELECT extract(epoch FROM now())"
+_IN_TIME = "pg_catalog.now() <= pg_catalog.to_timestamp(%(deadline)s)"
+_STILL_IN_TIME = "pg_catalog.clock_timestamp() <= pg_catalog.to_timestamp(%(deadline)s)"
+_SERVER_TIME = "extract(epoch FROM pg_catalog.now())"
+_READ_SERVER_TIME = "SELECT extract(epoch FROM pg_catalog.now())"
 
 # The deadline for a statement of ``Database.write`` that runs in a transaction: it cannot take effect late, since its
 # client must commit.
@@ -157,6 +157,9 @@ class Database:
 
     def statement(self, template: LiteralString) -> bytes:
         """Compose a statement, in which each ``{name}`` becomes that table's name, with schema and prefix.
+
+        Functions must be qualified with ``pg_catalog``, and arguments of operators must have exactly their types.
+        Otherwise a function or operator in another schema of the ``search_path`` may fit better, and run.
 
         Exceptions are ``{in_time}``, ``{still_in_time}`` and ``{server_time}``, which ``write`` explains.
         """

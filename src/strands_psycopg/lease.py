@@ -37,23 +37,25 @@ _R = TypeVar("_R")
 _ACQUIRE = """
     WITH acquired AS (
         INSERT INTO {leases} AS l (session_id, term, acquired_at, expires_at)
-        SELECT %(session_id)s::text, %(term)s::uuid, now(), now() + make_interval(secs => %(ttl)s) WHERE {in_time}
+        SELECT %(session_id)s::text, %(term)s::uuid, pg_catalog.now(),
+            pg_catalog.now() + pg_catalog.make_interval(secs => %(ttl)s)
+        WHERE {in_time}
         ON CONFLICT (session_id) DO UPDATE
         SET term = EXCLUDED.term, acquired_at = EXCLUDED.acquired_at, expires_at = EXCLUDED.expires_at
-        WHERE l.term = EXCLUDED.term OR EXCLUDED.expires_at - l.expires_at > make_interval(secs => %(ttl)s)
+        WHERE l.term = EXCLUDED.term OR EXCLUDED.expires_at - l.expires_at > pg_catalog.make_interval(secs => %(ttl)s)
         RETURNING l.term
     )
     SELECT CASE WHEN {in_time} THEN {server_time} END, acquired.term IS NOT NULL, held.since, held.until, held.seconds
     FROM (SELECT 1) AS one LEFT JOIN acquired ON true LEFT JOIN (
-        SELECT to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS since,
-            to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS until,
-            extract(epoch FROM expires_at - now()) AS seconds
+        SELECT pg_catalog.to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS since,
+            pg_catalog.to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS until,
+            extract(epoch FROM expires_at - pg_catalog.now()) AS seconds
         FROM {leases} WHERE session_id = %(session_id)s
     ) AS held ON true
 """
 
 _RENEW = """
-    UPDATE {leases} SET expires_at = now() + make_interval(secs => %(ttl)s)
+    UPDATE {leases} SET expires_at = pg_catalog.now() + pg_catalog.make_interval(secs => %(ttl)s)
     WHERE session_id = ANY(%(session_ids)s) AND term = ANY(%(terms)s)
     RETURNING term::text
 """

@@ -27,7 +27,8 @@ _STATEMENT = re.compile(r"(?:[^;']|'[^']*')+")
 
 # Not to_regclass or to_regnamespace, which after a wait for a lock may return what was true before it.
 _INSPECT = """
-SELECT count(*) > 0, coalesce(bool_or(relname = %(ledger)s), false), coalesce(bool_or(relname = %(sessions)s), false)
+SELECT pg_catalog.count(*) > 0, coalesce(pg_catalog.bool_or(relname = %(ledger)s), false),
+    coalesce(pg_catalog.bool_or(relname = %(sessions)s), false)
 FROM pg_catalog.pg_namespace AS n
 LEFT JOIN pg_catalog.pg_class AS c ON relnamespace = n.oid AND relname IN (%(ledger)s, %(sessions)s)
 WHERE nspname = %(schema)s
@@ -44,7 +45,7 @@ CREATE TABLE {migrations} (
 
 _READ_LEDGER = "SELECT version, name, checksum FROM {migrations} ORDER BY version"
 
-_RECORD = "INSERT INTO {migrations} (version, name, checksum, applied_at) VALUES (%s, %s, %s, now())"
+_RECORD = "INSERT INTO {migrations} (version, name, checksum, applied_at) VALUES (%s, %s, %s, pg_catalog.now())"
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Migrator:
             statements.append(self._create_ledger.decode().strip())
         for migration in migrations:
             statements += migration.statements(self._database.table_prefix)
-            values = f"{migration.version}, '{migration.name}', '{migration.checksum}', now()"
+            values = f"{migration.version}, '{migration.name}', '{migration.checksum}', pg_catalog.now()"
             statements.append(f"INSERT INTO {self._ledger} (version, name, checksum, applied_at) VALUES ({values})")
         return "BEGIN;\n\n" + ";\n\n".join(statements) + ";\n\nCOMMIT;\n"
 
@@ -216,7 +217,7 @@ class Migrator:
         migrations = self._pending(cursor)
         if not migrations:
             return []
-        cursor.execute("SELECT current_setting('server_encoding')")
+        cursor.execute("SELECT pg_catalog.current_setting('server_encoding')")
         encoding = cursor.fetchall()[0][0]
         if encoding != "UTF8":
             raise SchemaError(
@@ -248,4 +249,4 @@ class Migrator:
 
 def _lock_statement(name: str) -> str:
     number = int.from_bytes(hashlib.sha256(f"strands-psycopg {name}".encode()).digest()[:8], "big", signed=True)
-    return f"SELECT pg_advisory_xact_lock({number})"
+    return f"SELECT pg_catalog.pg_advisory_xact_lock({number})"

@@ -14,6 +14,7 @@ from support import catalog
 from support.agents import LOOK_UP, build, dump, look_up
 from support.crew import Crew
 from support.pgbouncer import PgBouncer
+from support.retries import Retries
 from support.scale import scale
 from support.tables import Connection, one, texts
 
@@ -197,6 +198,18 @@ def test_error_for_a_statement_prepared_by_another_client_says_what_to_pass(pool
 
     assert error.value.sqlstate == "42P05"
     assert str(error.value).endswith('behind a pooler pass kwargs={"prepare_threshold": None}')
+
+
+def test_pooler_that_allows_no_transactions_is_reported_at_once(server: str, dsn: str, retries: Retries) -> None:
+    with (
+        PgBouncer(server, pool_mode="statement") as pooler,
+        PostgresSessionRepository(pooler.through(dsn), **_UNPREPARED) as repository,
+        pytest.raises(DatabaseError, match="statement pooling mode") as error,
+    ):
+        repository.status()
+
+    assert error.value.sqlstate == "08P01"
+    assert not retries()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from strands_psycopg import DatabaseUnavailableError, PostgresSessionManager, Po
 from strands_psycopg.embedded import postgres
 from strands_psycopg.errors import EmbeddedPostgresError
 from support.proxy import Proxy
+from support.retries import Retries
 from support.waiting import wait_until
 
 Connection = psycopg.Connection[Any]
@@ -126,6 +127,13 @@ def test_dsn_of_a_callable_that_cannot_be_parsed_is_not_quoted(caplog: pytest.Lo
         repository.read_session("s")
 
     assert [part for part in ("hunt", "er2") if part in all_that_is_said(raised.value) + caplog.text] == []
+
+
+def test_callable_that_returns_no_dsn_is_reported_at_once(retries: Retries) -> None:
+    repository = PostgresSessionRepository(lambda: None)  # type: ignore[arg-type, return-value]
+    with repository, pytest.raises(DatabaseUnavailableError, match="must return a DSN, not NoneType"):
+        repository.read_session("s")
+    assert not retries()
 
 
 @pytest.mark.parametrize("password", ["wrong hunter2", "'hunter2\\", "wr@ng/hunter2"])

@@ -14,8 +14,8 @@ SOURCES = Path(__file__).parents[2] / "sql"
 CHECKSUMS = [
     ("0001_sessions.sql", "920451a91f34ab56412b9f9949546c55d544ab523aa1d0aed43f0b025bf06c5f"),
     ("0002_leases.sql", "3bc83ebbeedf2fce376e223168fdb37db09b99efeef44dcf0c63f167cf66d9ad"),
-    ("0003_storage.sql", "1555ec0fc0ae1cef9958bb2563c3fa068dd5c86f9ab41ba512b3929f0948a5bd"),
-    ("0004_analytics.sql", "82ac778e1c62762d4d8049630d01b1046bca9535449f1b574224e5a395d50f77"),
+    ("0003_storage.sql", "6d17a47e829939bfb91e779139997581e9302b08d6953af105f17bd567868ed2"),
+    ("0004_analytics.sql", "02b07bf76df669d9b296dd658502e62986be47fddf90e2045f29d3a245741375"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode before a PostgreSQL server: each transaction may be on another connection."""
+"""PgBouncer before a PostgreSQL server: each transaction may be on another connection."""
 
 import os
 import pwd
@@ -28,7 +28,7 @@ unix_socket_dir =
 auth_type = trust
 auth_file = users
 auth_user = {user}
-pool_mode = transaction
+pool_mode = {pool_mode}
 default_pool_size = {pool_size}
 max_client_conn = 500
 logfile = log
@@ -41,11 +41,13 @@ class PgBouncer:
     Args:
         dsn: The server's, of any database.
         pool_size: How many connections to the server it makes for each database and role.
+        pool_mode: When it takes a connection to the server from a client.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 2) -> None:
+    def __init__(self, dsn: str, *, pool_size: int = 2, pool_mode: str = "transaction") -> None:
         self._server = conninfo_to_dict(dsn)
         self._pool_size = pool_size
+        self._pool_mode = pool_mode
 
     def __enter__(self) -> "PgBouncer":
         assert PROGRAM is not None, MISSING
@@ -59,6 +61,7 @@ class PgBouncer:
             "port": port,
             "own_port": self._port,
             "pool_size": self._pool_size,
+            "pool_mode": self._pool_mode,
             "user": self._server["user"],
         }
         (self._folder / "configuration").write_text(_CONFIGURATION.format(**settings))

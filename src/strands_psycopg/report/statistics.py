@@ -19,20 +19,20 @@ _REPEATABLE_READ = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 # Times and durations are numeric, since extra_float_digits may round the text of a floating-point number.
 _DATABASE_AND_TIME = """
-    SELECT current_database(), extract(epoch FROM now()),
-        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')
+    SELECT pg_catalog.current_database(), extract(epoch FROM pg_catalog.now()),
+        pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')
 """
 
 _TOTALS = """
-    SELECT count(DISTINCT session_id),
-        (percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY latency_ms))::numeric[],
-        (percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY first_byte_ms))::numeric[]
+    SELECT pg_catalog.count(DISTINCT session_id),
+        (pg_catalog.percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY latency_ms))::numeric[],
+        (pg_catalog.percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY first_byte_ms))::numeric[]
     FROM {message_figures}
     WHERE %(since)s::date IS NULL OR created_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
 """
 
 _DAYS = """
-    SELECT to_char(day, 'YYYY-MM-DD'), sessions, turns, messages, tool_calls, tool_failures, input_tokens,
+    SELECT pg_catalog.to_char(day, 'YYYY-MM-DD'), sessions, turns, messages, tool_calls, tool_failures, input_tokens,
         output_tokens, cache_read_tokens, cache_write_tokens
     FROM {daily_figures}
     WHERE %(since)s::date IS NULL OR day >= %(since)s
@@ -40,9 +40,9 @@ _DAYS = """
 """
 
 _TOOLS = """
-    SELECT left(tool_name, 255), count(*), count(*) FILTER (WHERE status = 'error'),
-        count(*) FILTER (WHERE result_message_id IS NULL),
-        (percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY seconds))::numeric[]
+    SELECT pg_catalog.left(tool_name, 255), pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE status = 'error'),
+        pg_catalog.count(*) FILTER (WHERE result_message_id IS NULL),
+        (pg_catalog.percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY seconds))::numeric[]
     FROM {tool_calls}
     WHERE %(since)s::date IS NULL OR called_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
     GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %(max_tools)s

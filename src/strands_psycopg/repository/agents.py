@@ -27,7 +27,7 @@ _CREATE = """
         SELECT %(session_id)s::text, %(agent_id)s::text, %(state)s::jsonb, %(state_exact)s::text,
             %(conversation_manager_state)s::jsonb, %(conversation_manager_state_exact)s::text,
             %(_internal_state)s::jsonb, %(_internal_state_exact)s::text, %(memory_window)s::jsonb, %(write_id)s::uuid,
-            now(), now()
+            pg_catalog.now(), pg_catalog.now()
         WHERE {fenced}
         ON CONFLICT (session_id, agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
@@ -79,7 +79,7 @@ _STORE = """
             message = r.message::jsonb, message_exact = r.message_exact,
             redact_message = CASE WHEN m.redact_message IS NOT NULL THEN r.message::jsonb END,
             redact_message_exact = CASE WHEN m.redact_message IS NOT NULL THEN r.message_exact END,
-            write_id = %(write_id)s, updated_at = now()
+            write_id = %(write_id)s, updated_at = pg_catalog.now()
         FROM unnest(%(replaced_ids)s::bigint[], %(replaced)s::text[], %(replaced_exact)s::text[])
             AS r (message_id, message, message_exact)
         WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s AND m.message_id = r.message_id
@@ -89,7 +89,7 @@ _STORE = """
             session_id, agent_id, variant_id, message_id, message, message_exact, created_at
         )
         SELECT %(session_id)s::text, %(agent_id)s::text, r.variant_id, r.message_id, r.message::jsonb, r.message_exact,
-            now()
+            pg_catalog.now()
         FROM unnest(
             %(variant_ids)s::bigint[], %(originals)s::bigint[], %(variants)s::text[], %(variants_exact)s::text[]
         ) AS r (variant_id, message_id, message, message_exact)

@@ -29,7 +29,7 @@ _SAVE = """
         )
         SELECT %(session_id)s::text, %(agent_id)s::text, %(snapshot_id)s::uuid, %(message_count)s::bigint,
             %(memory_window)s::jsonb, %(variant_ids)s::bigint[], %(data)s::jsonb, %(data_exact)s::text,
-            %(snapshot_id)s::uuid, now()
+            %(snapshot_id)s::uuid, pg_catalog.now()
         FROM locked_agent WHERE {fenced} AND {unchanged}
         ON CONFLICT (session_id, agent_id, snapshot_id) DO UPDATE SET write_id = EXCLUDED.write_id
         RETURNING c.snapshot_id

@@ -22,7 +22,8 @@ MESSAGES_OF_WINDOW = """
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
     FROM {source} AS w CROSS JOIN LATERAL (
         SELECT (item->>0)::bigint AS first, (item->>1)::bigint AS stop
-        FROM jsonb_array_elements(w.memory_window->'items') AS item WHERE jsonb_typeof(item) = 'array'
+        FROM pg_catalog.jsonb_array_elements(w.memory_window->'items'::text) AS item
+        WHERE pg_catalog.jsonb_typeof(item) = 'array'
         UNION ALL
         SELECT {next}, 9223372036854775807
     ) AS r
@@ -33,9 +34,9 @@ MESSAGES_OF_WINDOW = """
     SELECT -t.variant_id, t.message::text, t.message_exact, NULL, NULL, t.message_id::text, NULL, NULL, NULL, NULL,
         NULL, NULL, NULL
     FROM {source} AS w
-    CROSS JOIN LATERAL jsonb_array_elements(w.memory_window->'items') AS item
+    CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(w.memory_window->'items'::text) AS item
     JOIN {message_variants} AS t ON t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
-        AND t.variant_id = CASE WHEN jsonb_typeof(item) = 'number' THEN (item #>> '{{}}')::bigint END
+        AND t.variant_id = CASE WHEN pg_catalog.jsonb_typeof(item) = 'number' THEN (item #>> '{{}}'::text[])::bigint END
     WHERE w.session_id = %(session_id)s AND w.agent_id = %(agent_id)s
 """
 
@@ -43,9 +44,9 @@ MESSAGES_OF_WINDOW = """
 # removed messages. If that count is not a plain number, which Strands never writes, all messages are read.
 _NEXT = """
     CASE
-        WHEN w.memory_window IS NOT NULL THEN (w.memory_window->>'next')::bigint
-        WHEN w.conversation_manager_state->>'removed_message_count' ~ '^[0-9]{{1,18}}$'
-        THEN (w.conversation_manager_state->>'removed_message_count')::bigint
+        WHEN w.memory_window IS NOT NULL THEN (w.memory_window->>'next'::text)::bigint
+        WHEN w.conversation_manager_state->>'removed_message_count'::text ~ '^[0-9]{{1,18}}$'
+        THEN (w.conversation_manager_state->>'removed_message_count'::text)::bigint
         ELSE 0
     END
 """

@@ -52,7 +52,7 @@ _FORK_AGENTS = """
     )
     SELECT %(session_id)s::text, a.agent_id, a.state, a.state_exact, a.conversation_manager_state,
         a.conversation_manager_state_exact, a._internal_state, a._internal_state_exact, a.memory_window,
-        %(write_id)s::uuid, now(), now()
+        %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
     FROM {agents} AS a WHERE a.session_id = %(source_id)s AND a.agent_id = ANY(%(agent_ids)s)
 """
 
@@ -105,7 +105,8 @@ _FORK_VARIANTS = (
 
 _FORK_MULTI_AGENTS = """
     INSERT INTO {multi_agents} (session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at)
-    SELECT %(session_id)s::text, a.multi_agent_id, a.state, a.state_exact, %(write_id)s::uuid, now(), now()
+    SELECT %(session_id)s::text, a.multi_agent_id, a.state, a.state_exact, %(write_id)s::uuid, pg_catalog.now(),
+        pg_catalog.now()
     FROM {multi_agents} AS a WHERE a.session_id = %(source_id)s
 """
 
@@ -113,8 +114,8 @@ _FORK_MULTI_AGENTS = """
 _LAST_PROMPT = """
     SELECT message_id FROM {messages}
     WHERE session_id = %(source_id)s AND agent_id = %(agent_id)s AND message_id <= %(index)s
-        AND coalesce(redact_message, message)->>'role' = 'user'
-        AND NOT jsonb_path_exists(coalesce(redact_message, message), '$.content[*].toolResult')
+        AND coalesce(redact_message, message)->>'role'::text = 'user'
+        AND NOT pg_catalog.jsonb_path_exists(coalesce(redact_message, message), '$.content[*].toolResult')
     ORDER BY message_id DESC LIMIT 1
 """
 

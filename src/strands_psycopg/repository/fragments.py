@@ -7,8 +7,10 @@ from strands_psycopg.database import Database, Result
 from strands_psycopg.errors import DatabaseError, LeaseLostError
 
 _TIMES = """
-    to_char({row}.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-    to_char(NULLIF({row}.updated_at, {row}.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+    pg_catalog.to_char({row}.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    pg_catalog.to_char(
+        NULLIF({row}.updated_at, {row}.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'
+    )
 """
 
 # A fragment may refer to those after it.
@@ -28,8 +30,8 @@ _FRAGMENTS = {
     # The time of the last activity is accurate to a minute, so most writes do not update the session's row.
     "touch_session": """
         touched_session AS (
-            UPDATE {sessions} SET updated_at = now()
-            WHERE session_id = %(session_id)s AND updated_at < now() - interval '1 minute' AND {fenced}
+            UPDATE {sessions} SET updated_at = pg_catalog.now()
+            WHERE session_id = %(session_id)s AND updated_at < pg_catalog.now() - interval '1 minute' AND {fenced}
         )
     """,
     # The server's time if the statement may write, otherwise NULL (see Database.write).
@@ -44,13 +46,16 @@ _FRAGMENTS = {
     # The numbers of agents, messages and multi-agents of the session s. Indexes of messages have no gaps, so the number
     # of an agent's messages follows from the last index.
     "counts_of_s": """
-        (SELECT count(*) FROM {agents} AS a WHERE a.session_id = s.session_id),
-        (SELECT coalesce(sum({messages_of_a}), 0)::bigint FROM {agents} AS a WHERE a.session_id = s.session_id),
-        (SELECT count(*) FROM {multi_agents} AS a WHERE a.session_id = s.session_id)
+        (SELECT pg_catalog.count(*) FROM {agents} AS a WHERE a.session_id = s.session_id),
+        (
+            SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a
+            WHERE a.session_id = s.session_id
+        ),
+        (SELECT pg_catalog.count(*) FROM {multi_agents} AS a WHERE a.session_id = s.session_id)
     """,
     "messages_of_a": """
         (
-            SELECT max(m.message_id) + 1 FROM {messages} AS m
+            SELECT pg_catalog.max(m.message_id) + 1 FROM {messages} AS m
             WHERE m.session_id = a.session_id AND m.agent_id = a.agent_id
         )
     """,
@@ -80,7 +85,7 @@ _FRAGMENTS = {
         )
         SELECT %(session_id)s::text, %(agent_id)s::text, %(message_id)s::bigint, %(message)s::jsonb,
             %(message_exact)s::text, %(redact_message)s::jsonb, %(redact_message_exact)s::text, %(write_id)s::uuid,
-            now(), now()
+            pg_catalog.now(), pg_catalog.now()
     """,
     "is_next": """
         (%(message_id)s::bigint = 0 OR EXISTS (
@@ -106,7 +111,7 @@ _FRAGMENTS = {
             conversation_manager_state = %(conversation_manager_state)s,
             conversation_manager_state_exact = %(conversation_manager_state_exact)s,
             _internal_state = %(_internal_state)s, _internal_state_exact = %(_internal_state_exact)s,
-            memory_window = %(memory_window)s, write_id = %(write_id)s, updated_at = now()
+            memory_window = %(memory_window)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
     """,
     # The same, but documents that are NULL stay as they are.
@@ -123,7 +128,7 @@ _FRAGMENTS = {
             _internal_state_exact = CASE
                 WHEN %(_internal_state)s::jsonb IS NULL THEN _internal_state_exact ELSE %(_internal_state_exact)s
             END,
-            memory_window = %(memory_window)s, write_id = %(write_id)s, updated_at = now()
+            memory_window = %(memory_window)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
     """,
 }

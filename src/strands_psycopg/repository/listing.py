@@ -48,7 +48,7 @@ _LIST_AGENTS = """
 """  # no row: no session; one row whose id is NULL: no agent
 
 _LIST_CHECKPOINTS = """
-    SELECT snapshot_id::text, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    SELECT snapshot_id::text, pg_catalog.to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
         message_count
     FROM {checkpoints} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
     ORDER BY snapshot_id

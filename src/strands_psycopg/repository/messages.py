@@ -52,7 +52,7 @@ _UPDATE = """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
-            redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = now()
+            redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
         RETURNING created_at, updated_at
     )
@@ -71,7 +71,7 @@ _REPLACE = """
             message = %(message)s, message_exact = %(message_exact)s,
             redact_message = CASE WHEN redact_message IS NOT NULL THEN %(message)s::jsonb END,
             redact_message_exact = CASE WHEN redact_message IS NOT NULL THEN %(message_exact)s END,
-            write_id = %(write_id)s, updated_at = now()
+            write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
         RETURNING created_at, updated_at
     )
@@ -88,10 +88,10 @@ _REDACT = """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(message)s,
-            redact_message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = now()
+            redact_message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND {fenced} AND (
             agent_id = %(agent_id)s AND message_id = ANY(%(message_ids)s::bigint[])
-            OR message->>'tracking_id' = %(tracking_id)s
+            OR message->>'tracking_id'::text = %(tracking_id)s
         )
         RETURNING agent_id, message_id, created_at, updated_at
     ), v AS (
@@ -99,7 +99,7 @@ _REDACT = """
         WHERE session_id = %(session_id)s AND {fenced} AND (
             agent_id = %(agent_id)s
             AND (message_id = ANY(%(message_ids)s::bigint[]) OR variant_id = ANY(%(variant_ids)s::bigint[]))
-            OR message->>'tracking_id' = %(tracking_id)s
+            OR message->>'tracking_id'::text = %(tracking_id)s
         )
         RETURNING variant_id
     )

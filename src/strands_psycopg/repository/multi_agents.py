@@ -15,7 +15,7 @@ _CREATE = """
             session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
         )
         SELECT %(session_id)s::text, %(multi_agent_id)s::text, %(state)s::jsonb, %(state_exact)s::text,
-            %(write_id)s::uuid, now(), now()
+            %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
         WHERE {fenced}
         ON CONFLICT (session_id, multi_agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
@@ -36,7 +36,7 @@ _READ = """
 _UPDATE = """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {multi_agents}
-        SET state = %(state)s, state_exact = %(state_exact)s, write_id = %(write_id)s, updated_at = now()
+        SET state = %(state)s, state_exact = %(state_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {unchanged} AND {fenced}
         RETURNING multi_agent_id
     )

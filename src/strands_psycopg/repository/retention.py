@@ -37,7 +37,7 @@ _MAX_IDLE = timedelta(days=36_500)
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 # One purge at a time, since two of them could lock the same rows in different orders.
-_LOCK_PURGES = "SELECT pg_advisory_xact_lock(%(lock_key)s)"
+_LOCK_PURGES = "SELECT pg_catalog.pg_advisory_xact_lock(%(lock_key)s)"
 
 # A suspended process must not keep the locks that agents and other purges wait for.
 _IDLE_TIMEOUT = "SET LOCAL idle_in_transaction_session_timeout = '1s'"
@@ -45,14 +45,16 @@ _IDLE_TIMEOUT = "SET LOCAL idle_in_transaction_session_timeout = '1s'"
 # Nor may a purge keep them while it waits for another lock.
 _LOCK_TIMEOUT = "SET LOCAL lock_timeout = '100ms'"
 
-_IDLE = "updated_at < now() - make_interval(secs => %(idle)s)"
+_IDLE = "updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => %(idle)s)"
 
 _LIST_IDLE = f"""
     SELECT s.session_id,
-        to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'), {{counts_of_s}}
+        pg_catalog.to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'), {{counts_of_s}}
     FROM {{sessions}} AS s
     WHERE (s.updated_at, s.session_id) > (%(after)s::timestamptz, %(after_id)s) AND s.{_IDLE}
-        AND NOT EXISTS (SELECT FROM {{leases}} AS l WHERE l.session_id = s.session_id AND l.expires_at > now())
+        AND NOT EXISTS (
+            SELECT FROM {{leases}} AS l WHERE l.session_id = s.session_id AND l.expires_at > pg_catalog.now()
+        )
     ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
 """
 
@@ -69,7 +71,8 @@ _LOCK_MULTI_AGENTS = "UPDATE {multi_agents} SET updated_at = updated_at WHERE se
 # A process that wants a lease on one of the sessions waits until the purge has ended. Expired leases are taken over.
 _ACQUIRE_LEASES = """
     INSERT INTO {leases} AS l (session_id, term, acquired_at, expires_at)
-    SELECT held.session_id, %(term)s::uuid, now(), now() FROM unnest(%(session_ids)s::text[]) AS held (session_id)
+    SELECT held.session_id, %(term)s::uuid, pg_catalog.now(), pg_catalog.now()
+    FROM pg_catalog.unnest(%(session_ids)s::text[]) AS held (session_id)
     ORDER BY held.session_id
     ON CONFLICT (session_id) DO UPDATE
     SET term = EXCLUDED.term, acquired_at = EXCLUDED.acquired_at, expires_at = EXCLUDED.expires_at

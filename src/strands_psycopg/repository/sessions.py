@@ -14,7 +14,8 @@ from strands_psycopg.repository.identifiers import check_id
 _CREATE = """
     WITH {lease}, t AS (
         INSERT INTO {sessions} AS s (session_id, session_type, write_id, created_at, updated_at)
-        SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, now(), now() WHERE {fenced}
+        SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
+        WHERE {fenced}
         ON CONFLICT (session_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE s.write_id = EXCLUDED.write_id
         RETURNING s.created_at, s.updated_at

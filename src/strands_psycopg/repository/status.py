@@ -14,29 +14,34 @@ from strands_psycopg.migrator import Migrator
 _MAX_COUNTED_BYTES = 64 * 2**20
 
 _SERVER = """
-    SELECT current_setting('server_version'), current_database(), current_user,
-        (SELECT sum(numbackends) FROM pg_stat_database)::integer, current_setting('max_connections')::integer
+    SELECT pg_catalog.current_setting('server_version'), pg_catalog.current_database(), current_user,
+        (SELECT pg_catalog.sum(numbackends) FROM pg_catalog.pg_stat_database)::integer,
+        pg_catalog.current_setting('max_connections')::integer
 """
 
 # The planner's estimate: the rows per page at the last ANALYZE, times the current number of pages.
 _SIZE = """
-    SELECT pg_total_relation_size(c.oid),
-        CASE WHEN pg_relation_size(c.oid) > %(counted)s AND c.reltuples > 0 AND c.relpages > 0
-        THEN round(c.reltuples * (pg_relation_size(c.oid) / current_setting('block_size')::bigint) / c.relpages)::bigint
+    SELECT pg_catalog.pg_total_relation_size(c.oid),
+        CASE WHEN pg_catalog.pg_relation_size(c.oid) > %(counted)s
+            AND c.reltuples::float8 > 0::float8 AND c.relpages > 0
+        THEN pg_catalog.round(
+            c.reltuples::float8 / c.relpages::float8
+            * (pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::bigint)::float8
+        )::bigint
         END
-    FROM pg_class AS c WHERE c.oid = to_regclass(%(table)s)
+    FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass(%(table)s)::oid
 """
 
 _COUNT = {
-    "sessions": "SELECT count(*) FROM {sessions}",
-    "agents": "SELECT count(*) FROM {agents}",
-    "messages": "SELECT count(*) FROM {messages}",
-    "message_variants": "SELECT count(*) FROM {message_variants}",
-    "checkpoints": "SELECT count(*) FROM {checkpoints}",
-    "multi_agents": "SELECT count(*) FROM {multi_agents}",
-    "leases": "SELECT count(*) FROM {leases}",
-    "storage": "SELECT count(*) FROM {storage}",
-    "chunks": "SELECT count(*) FROM {chunks}",
+    "sessions": "SELECT pg_catalog.count(*) FROM {sessions}",
+    "agents": "SELECT pg_catalog.count(*) FROM {agents}",
+    "messages": "SELECT pg_catalog.count(*) FROM {messages}",
+    "message_variants": "SELECT pg_catalog.count(*) FROM {message_variants}",
+    "checkpoints": "SELECT pg_catalog.count(*) FROM {checkpoints}",
+    "multi_agents": "SELECT pg_catalog.count(*) FROM {multi_agents}",
+    "leases": "SELECT pg_catalog.count(*) FROM {leases}",
+    "storage": "SELECT pg_catalog.count(*) FROM {storage}",
+    "chunks": "SELECT pg_catalog.count(*) FROM {chunks}",
 }
 
 

@@ -27,7 +27,8 @@ _LOCK_EXISTING = """
 _INSERT = """
     INSERT INTO {chunks} (chunk_id, data)
     SELECT new.chunk_id, substring(%(data)s FROM new.start + 1 FOR new.size)
-    FROM unnest(%(chunk_ids)s::uuid[], %(starts)s::integer[], %(sizes)s::integer[]) AS new (chunk_id, start, size)
+    FROM unnest(%(chunk_ids)s::uuid[], %(starts)s::integer[], %(sizes)s::integer[])
+        AS new (chunk_id, start, size)
     ON CONFLICT (chunk_id) DO UPDATE SET released = false
 """
 
@@ -36,10 +37,11 @@ _LOCK_TO_RELEASE = """
     SELECT chunk_id FROM {chunks} WHERE chunk_id = ANY(%(chunk_ids)s) ORDER BY chunk_id FOR NO KEY UPDATE
 """
 
+# The operator is qualified, since one for uuid[] in another schema would win over PostgreSQL's own for any array.
 _RELEASE_UNUSED = """
     UPDATE {chunks} AS c SET released = true
     WHERE chunk_id = ANY(%(chunk_ids)s) AND NOT EXISTS (
-        SELECT FROM {storage} AS s WHERE s.chunk_ids @> ARRAY[c.chunk_id]
+        SELECT FROM {storage} AS s WHERE s.chunk_ids OPERATOR(pg_catalog.@>) ARRAY[c.chunk_id]
     )
 """
 
@@ -53,7 +55,7 @@ _LOCK_RELEASED = """
 _DELETE_UNUSED = """
     DELETE FROM {chunks} AS c
     WHERE chunk_id = ANY(%(chunk_ids)s) AND NOT EXISTS (
-        SELECT FROM {storage} AS s WHERE s.chunk_ids @> ARRAY[c.chunk_id]
+        SELECT FROM {storage} AS s WHERE s.chunk_ids OPERATOR(pg_catalog.@>) ARRAY[c.chunk_id]
     )
 """
 

@@ -16,7 +16,7 @@ _AFTER_ALL_KEYS = "\U0010ffff" * (MAX_KEY_SIZE // 4 + 1)
 _READ = """
     SELECT s.size, coalesce(s.data, c.data), CASE WHEN coalesce(item.ordinal, 1) = 1 THEN s.write_id END
     FROM {storage} AS s
-    LEFT JOIN LATERAL unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) ON true
+    LEFT JOIN LATERAL pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) ON true
     LEFT JOIN {chunks} AS c USING (chunk_id)
     WHERE s.key = %(key)s
     ORDER BY item.ordinal
@@ -26,12 +26,13 @@ _LIST = "SELECT key FROM {storage} WHERE key >= %(prefix)s AND key < %(end)s ORD
 
 _SEARCH = """
     SELECT s.key, s.score, s.size, coalesce(s.data, (
-        SELECT string_agg(c.data, ''::bytea ORDER BY item.ordinal)
-        FROM unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) JOIN {chunks} AS c USING (chunk_id)
+        SELECT pg_catalog.string_agg(c.data, ''::bytea ORDER BY item.ordinal)
+        FROM pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal)
+        JOIN {chunks} AS c USING (chunk_id)
     ))
     FROM (
-        SELECT s.key, s.data, s.chunk_ids, s.size, ts_rank(s.search_vector, query) AS score
-        FROM {storage} AS s, to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
+        SELECT s.key, s.data, s.chunk_ids, s.size, pg_catalog.ts_rank(s.search_vector, query) AS score
+        FROM {storage} AS s, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
         WHERE s.search_vector @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
         ORDER BY score DESC, s.key LIMIT %(limit)s
     ) AS s

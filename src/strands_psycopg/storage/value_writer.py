@@ -41,9 +41,11 @@ _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 # its transaction, but only after a statement that was sent outside a pipeline: psycopg ends a pipeline with a message
 # that stops the server's timer. The last one makes index scans complete, by which unused chunks are found.
 _CONFIGURE = """
-    SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
-        set_config('tcp_keepalives_idle', '30', true), set_config('tcp_keepalives_interval', '10', true),
-        set_config('tcp_keepalives_count', '3', true), set_config('gin_fuzzy_search_limit', '0', true)
+    SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
+        pg_catalog.set_config('tcp_keepalives_idle', '30', true),
+        pg_catalog.set_config('tcp_keepalives_interval', '10', true),
+        pg_catalog.set_config('tcp_keepalives_count', '3', true),
+        pg_catalog.set_config('gin_fuzzy_search_limit', '0', true)
 """
 
 # Another round is needed only if another transaction stores a value under the same new key meanwhile.
@@ -53,12 +55,13 @@ _MAX_ROUNDS = 10
 _MAX_TIMEOUT = 2**31 - 1
 
 # If the server crashes, the deletion of chunks may be undone. They are then still marked as released.
-_SET_ASYNCHRONOUS_COMMIT = b"SELECT set_config('synchronous_commit', 'off', true)"
+_SET_ASYNCHRONOUS_COMMIT = b"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)"
 
 _UPSERT_INLINE = """
     WITH upsert AS (
         INSERT INTO {storage} AS s (key, data, size, search_vector, write_id, updated_at)
-        SELECT %(key)s, %(data)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(text)s), %(write_id)s, now()
+        SELECT %(key)s, %(data)s, %(size)s, pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s),
+            %(write_id)s, pg_catalog.now()
         WHERE {in_time} AND {fenced} AND {present}
         ON CONFLICT (key) DO UPDATE
         SET data = EXCLUDED.data, size = EXCLUDED.size, search_vector = EXCLUDED.search_vector,
@@ -74,8 +77,9 @@ _LOCK = "SELECT chunk_ids, write_id FROM {storage} WHERE key = %(key)s FOR UPDAT
 _UPSERT = """
     INSERT INTO {storage} AS s (key, data, chunk_ids, size, search_vector, write_id, updated_at)
     VALUES (
-        %(key)s, %(data)s, %(chunk_ids)s, %(size)s, to_tsvector(%(configuration)s::regconfig, %(text)s::text),
-        %(write_id)s, now()
+        %(key)s, %(data)s, %(chunk_ids)s, %(size)s,
+        pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s::text),
+        %(write_id)s, pg_catalog.now()
     )
     ON CONFLICT (key) DO UPDATE
     SET data = EXCLUDED.data, chunk_ids = EXCLUDED.chunk_ids, size = EXCLUDED.size,

@@ -21,7 +21,7 @@ from strands_psycopg.errors import SchemaError, TransferError
 from strands_psycopg.transfer.rows import Row, SessionRow, multi_agent_row, session_row
 from strands_psycopg.transfer.sources import ImportIssues, SourceMessage, UnreadableError, agent_rows
 
-_HAS_MULTI_AGENTS = "SELECT to_regclass(%(table)s) IS NOT NULL"
+_HAS_MULTI_AGENTS = "SELECT pg_catalog.to_regclass(%(table)s) IS NOT NULL"
 
 _IDS = """
     SELECT session_id FROM {sessions} WHERE %(after)s::text IS NULL OR session_id > %(after)s

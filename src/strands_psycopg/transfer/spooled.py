@@ -21,7 +21,9 @@ from strands_psycopg.transfer.rows import CheckpointRow, VariantRow, checkpoint_
 from strands_psycopg.transfer.temporary import TemporaryLines
 from strands_psycopg.watchdog import watchdog
 
-_CREATED_AT = """to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
+_CREATED_AT = """
+    pg_catalog.to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+"""
 
 # The write id is that of the message of the log, which changes when the message is redacted; NULL if it has been.
 _VARIANTS = """

@@ -30,7 +30,7 @@ _AGENTS = """
     SELECT t.agent_id, t.state::text, t.state_exact, t.conversation_manager_state::text,
         t.conversation_manager_state_exact, t._internal_state::text, t._internal_state_exact, t.memory_window::text,
         coalesce((
-            SELECT max(m.message_id) + 1 FROM {messages} AS m
+            SELECT pg_catalog.max(m.message_id) + 1 FROM {messages} AS m
             WHERE m.session_id = %(session_id)s AND m.agent_id = t.agent_id
         ), 0),
         {times_of_t}
