@@ -187,6 +187,13 @@ def _of_npm(session: nox.Session, package: str) -> Path:
 
 
 @nox.session
+def odd_pool(session: nox.Session) -> None:
+    """Run the tests on pools of the caller's whose adapters, cursors and settings are odd in every way."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", *_COMPATIBILITY, "--odd-pool", *session.posargs)
+
+
+@nox.session
 def torture(session: nox.Session) -> None:
     """Run the tests with full counts: faults, random documents and sequences, long conversations."""
     session.install("-e", ".[dev]")

@@ -27,6 +27,7 @@ from strands_psycopg import PostgresSessionRepository
 from support import processes
 from support.crew import Crew
 from support.databases import Databases
+from support.odd_pool import odd_pool
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
 from support.servers import QuickServer, shared_clusters
@@ -67,6 +68,7 @@ def pytest_runtestloop() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pgbouncer", action="store_true", help="reach the databases through a PgBouncer")
+    parser.addoption("--odd-pool", action="store_true", help="use pools that the caller has set in odd ways")
     parser.addoption("--postgresql-exec", type=Path, help="a pg_ctl: run the server from the programs beside it")
     parser.addoption("--postgresql-host", help="use the server there, as a superuser")
     for name in ("port", "user", "password"):
@@ -187,10 +189,16 @@ def pool_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
-def repository(dsn: str, pool_options: dict[str, Any]) -> Iterator[PostgresSessionRepository]:
+def repository(
+    request: pytest.FixtureRequest, dsn: str, pool_options: dict[str, Any]
+) -> Iterator[PostgresSessionRepository]:
     """A repository on a fresh, migrated database."""
-    with PostgresSessionRepository(dsn, **pool_options) as repository:
-        yield repository
+    with ExitStack() as stack:
+        if request.config.getoption("--odd-pool"):
+            pool = stack.enter_context(odd_pool(dsn, min_size=1, max_size=10, **pool_options))
+            yield stack.enter_context(PostgresSessionRepository(pool))
+        else:
+            yield stack.enter_context(PostgresSessionRepository(dsn, **pool_options))
 
 
 @pytest.fixture

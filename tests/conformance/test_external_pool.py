@@ -5,16 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg.adapt import Loader
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
-from psycopg.types.json import JsonbDumper, set_json_dumps, set_json_loads
-from psycopg.types.string import StrBinaryDumperVarchar, StrDumper, StrDumperVarchar
 from psycopg_pool import ConnectionPool
 from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
@@ -29,69 +26,17 @@ from strands_psycopg import (
     SessionNotFoundError,
 )
 from support.agents import build, dump
+from support.odd_pool import (
+    EVERYTHING,
+    Connection,
+    Instrumented,
+    Pool,
+    own_adapters,
+    own_isolation,
+    own_json,
+    own_search_path,
+)
 from support.waiting import wait_until
-
-Connection = psycopg.Connection[Any]
-Pool = ConnectionPool[Connection]
-
-
-def own_json(connection: Connection) -> None:
-    set_json_loads(lambda _: "own", connection)
-    set_json_dumps(lambda _: '"own"', connection)
-
-
-def own_search_path(connection: Connection) -> None:
-    connection.execute("SELECT set_config('search_path', 'pg_catalog', false)")
-    connection.commit()
-
-
-class IntAsText(StrDumper):
-    def dump(self, obj: Any) -> Any:
-        return super().dump(str(obj))
-
-
-class Odd(Loader):
-    def load(self, data: Any) -> Any:
-        return "odd"
-
-
-class StrAsVarchar(StrDumperVarchar):
-    pass
-
-
-class BinaryStr(StrBinaryDumperVarchar):
-    pass
-
-
-def own_adapters(connection: Connection) -> None:
-    connection.adapters.register_dumper(list, JsonbDumper)
-    connection.adapters.register_dumper(dict, JsonbDumper)
-    connection.adapters.register_dumper(int, IntAsText)
-    for dumper in (StrAsVarchar, BinaryStr):
-        connection.adapters.register_dumper(str, dumper)
-    for name in ("text", "int8", "int4", "uuid", "bool", "bytea", "jsonb", "numeric", "timestamptz", "float8"):
-        connection.adapters.register_loader(name, Odd)
-
-
-def own_everything(connection: Connection) -> None:
-    own_json(connection)
-    own_search_path(connection)
-    own_adapters(connection)
-
-
-class Instrumented(psycopg.Cursor[Any]):
-    """What an instrumentation makes of a cursor."""
-
-    statements: ClassVar[list[str]] = []
-
-    def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
-        self.statements.append(query if isinstance(query, str) else query.decode())
-        return super().execute(query, *arguments, **options)
-
-
-def own_isolation(connection: Connection) -> None:
-    connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
-
 
 POOLS: dict[str, dict[str, Any]] = {
     "as psycopg makes it": {},
@@ -104,10 +49,7 @@ POOLS: dict[str, dict[str, Any]] = {
     "other isolation level": {"configure": own_isolation},
     "prepared at once": {"kwargs": {"prepare_threshold": 0}},
     "never prepared": {"kwargs": {"prepare_threshold": None}},
-    "all of it": {
-        "kwargs": {"row_factory": dict_row, "prepare_threshold": 0, "cursor_factory": Instrumented},
-        "configure": own_everything,
-    },
+    "all of it": EVERYTHING,
 }
 
 
