@@ -21,8 +21,8 @@ nox.options.sessions = ["tests", "lowest", "lint", "types", "layers", "packages"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 nox.options.default_venv_backend = "uv"
-# As pip does: where Python may not write bytecode, each process would compile all that it imports.
-os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+# So that what is imported is compiled once, and not in each process. To compile all that is installed takes longer.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # pyenv leads to its Pythons through shims, which fail for those that are not activated. So they are found past those.
 _PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -43,7 +43,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    session.install("-e", ".[dev]", env={"UV_COMPILE_BYTECODE": "0"})  # nothing of it is imported
+    session.install("-e", ".[dev]")
     session.run("mypy")
 
 

@@ -61,8 +61,9 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
-    """Look for garbage among what the tests create."""
+    """Look for garbage among what the tests create, and less often than Python does."""
     gc.freeze()
+    gc.set_threshold(10_000)
     gc.enable()
 
 
@@ -76,10 +77,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two for each processor, since tests wait as long as they compute, and not more than are useful."""
+    """Three for two processors, since tests wait now and then, and not more than are useful."""
     files_only = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
     # Workers take seconds to start, more than most files, and would share the roles of a given server.
-    return 0 if files_only or config.getoption("--postgresql-host") else min(2 * (os.cpu_count() or 1), 8)
+    return 0 if files_only or config.getoption("--postgresql-host") else min((3 * (os.cpu_count() or 1) + 1) // 2, 8)
 
 
 # Tests that look at the server's own connections or settings, which PgBouncer hides.
