@@ -128,7 +128,10 @@ class Jobs:
 
 
 def main(dsn: str, job: str, number: str) -> None:
-    """Interrupt a kind of work so many times, and check after each that nothing hangs, is lost or stays held."""
+    """Interrupt a kind of work so many times, and check after each that nothing hangs, is lost or stays held.
+
+    Prints after each how many times the signal came before the work had ended.
+    """
     faulthandler.dump_traceback_later(20 * _DEADLINE, exit=True)
     # Loops and coroutines that are cut off complain when they are collected.
     sys.unraisablehook = lambda _: None
@@ -145,7 +148,7 @@ def main(dsn: str, job: str, number: str) -> None:
             except BaseException:
                 print("interrupted at", interrupter.at, file=sys.stderr)
                 raise
-    print(hits)
+            print(hits, flush=True)
 
 
 def _check(repository: PostgresSessionRepository, jobs: Jobs, session_id: str) -> None:
