@@ -204,14 +204,15 @@ def _as_bytes(method: str, value: object, context: PayloadContext) -> bytes:
 
 
 def _error(problem: str, context: PayloadContext) -> PayloadCodecError:
-    kind = context.kind.replace("_", " ") if context.index is None else f"{context.kind} {context.index}"
-    owners = [
-        f"agent {context.agent_id!r}" if context.agent_id is not None else "",
-        f"session {context.session_id!r}" if context.session_id is not None else "",
-    ]
-    where = " in ".join(filter(None, owners))
+    document = context.kind.replace("_", " ")
+    if context.index is not None:
+        document += f" {context.index!r}"
+    if context.agent_id is not None:
+        document += f" of agent {context.agent_id!r}"
+    if context.session_id is not None:
+        document += f" in session {context.session_id!r}"
     return PayloadCodecError(
-        f"{kind}{f' of {where}' if where else ''}: payload_codec: {problem}",
+        f"{document}: payload_codec: {problem}",
         session_id=context.session_id,
         agent_id=context.agent_id,
         kind=context.kind,

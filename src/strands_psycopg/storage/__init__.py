@@ -71,8 +71,8 @@ class PostgresStorage(Storage):
 
     The ``payload_codec`` of a repository also encodes and decodes the bytes of its storages. Keys stay as they are. A
     search looks in what the codec returned, so it finds nothing unless the codec leaves words. Which chunks are equal
-    depends on the codec, too: an encrypted value shares none. The codec is told the ``session_id``, so read a value with
-    the ``session_id`` with which it was written.
+    depends on the codec, too: an encrypted value shares none. The codec is given the ``session_id``, so read a value
+    with the ``session_id`` with which it was written.
 
     Args:
         source: As ``conninfo`` of ``PostgresSessionRepository``; or such a repository, whose pool, schema, table prefix
