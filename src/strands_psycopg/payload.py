@@ -53,7 +53,8 @@ class PayloadCodec(Protocol):
 
     Its methods are called once for each document that is stored or read, in the thread that waits for the database and
     not on the event loop, except where Strands itself calls a hook synchronously. Several threads may call them at
-    once. What they raise is a ``PayloadCodecError``, and nothing is stored.
+    once. They must not use the repository's own pool, since a fork or import calls them within a transaction. If they
+    raise an error, a ``PayloadCodecError`` is raised from it, and nothing is stored.
     """
 
     def encode(self, document: Any, context: PayloadContext) -> Any:
