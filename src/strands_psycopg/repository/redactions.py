@@ -85,7 +85,7 @@ _REDACT_EACH = """
     FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # as _REDACT
 
-_PAGE_SIZE = 200
+_PAGE_SIZE = 100
 
 
 class _Found(NamedTuple):
