@@ -2,14 +2,22 @@
 ``pg_ctl``), or the one named by ``--postgresql-host`` and the options beside it.
 
 Tests run in several processes, each with a server of its own. A template database is migrated once; each test gets a
-fresh copy of it. With ``--pgbouncer``, tests and their repositories reach it through a PgBouncer in transaction mode.
+fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. With ``--pgbouncer``,
+tests and their repositories reach it through a PgBouncer in transaction mode.
 """
 
+import fcntl
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+# Nothing of what is imported and collected is garbage, and to look for some takes as long as the rest of it.
+gc.disable()
 
 import psycopg
 import pytest
@@ -21,13 +29,40 @@ from support.crew import Crew
 from support.databases import Databases
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
-from support.servers import QuickServer
+from support.servers import QuickServer, shared_clusters
 
 
-def pytest_configure() -> None:
-    """Allow tests to interrupt processes: a shell's background jobs ignore Ctrl-C, and so would their children."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Allow tests to interrupt processes, Python to keep what it compiles, and servers to share clusters."""
+    # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # To rewrite the assertions of all files takes longer than to import them, and each process would do so anew.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if not hasattr(config, "workerinput"):
+        clusters = ExitStack()
+        clusters.enter_context(shared_clusters())
+        config.add_cleanup(clusters.close)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let one process compile a file; the others find the result when it is their turn."""
+    if not isinstance(collector, pytest.Module):
+        return (yield)
+    with collector.path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Look for garbage among what the tests create."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -115,9 +150,11 @@ def crew() -> Crew:
 
 
 @pytest.fixture
-def direct_dsn(databases: Databases, template: str) -> Iterator[str]:
+def direct_dsn(request: pytest.FixtureRequest, databases: Databases, template: str) -> Iterator[str]:
     """A fresh, migrated database, without PgBouncer between."""
-    with databases.create("sessions_under_test", template) as dsn:
+    # A PgBouncer stays connected.
+    reusable = not request.node.get_closest_marker("new_pages") and not request.config.getoption("--pgbouncer")
+    with (databases.reuse if reusable else databases.create)("sessions_under_test", template) as dsn:
         yield dsn
 
 

@@ -13,8 +13,10 @@ from psycopg import Connection, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from strands_psycopg.calls import check_interrupted
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
+from strands_psycopg.system_errors import ResourceLimitError, explain, file_limit_error, translate_limits
 
 # With libpq's defaults, a dead link would be noticed after two hours.
 _DEFAULTS: dict[str, str | int] = {
@@ -125,8 +127,12 @@ class ManagedPool:
         self.failures = 0
         self._last_error: Exception | None = None
         self._opening = threading.Lock()
-        # The pool uses nothing but ``connect`` of its connection class; this object provides it.
-        self._pool = ConnectionPool("", connection_class=cast(type[Connection[Any]], self), open=False, **self._options)
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ConnectionPool[Connection[Any]]:
+        # A pool uses nothing but ``connect`` of its connection class; this object provides it.
+        connection_class = cast(type[Connection[Any]], self)
+        return ConnectionPool("", connection_class=connection_class, open=False, **self._options)
 
     def _reset_in_child(self) -> None:
         """Create a pool for this process; the parent's pool and its sockets are not touched."""
@@ -140,8 +146,19 @@ class ManagedPool:
         if self._pool.closed and not self._closed:
             with self._opening:
                 if not self._closed:
-                    self._pool.open()
+                    self._open()
         return self._pool
+
+    def _open(self) -> None:
+        try:
+            with translate_limits():
+                self._pool.open()
+        except ResourceLimitError:
+            # It has some of its threads, and would not start the others any more.
+            with suppress(Exception):
+                self._pool.close(timeout=0)
+            self._pool = self._new_pool()
+            raise
 
     def connect(self, _conninfo: str = "", **kwargs: Any) -> Connection[Any]:
         """Open one connection for the pool; if that fails, keep the reason."""
@@ -153,7 +170,8 @@ class ManagedPool:
             settings = {**defaults, **kwargs, "autocommit": True, "client_encoding": "utf8"}
             connection: Connection[Any] = self._connection_class.connect(dsn, **settings)
         except Exception as error:
-            self._last_error = error
+            # Of a lack of file descriptors libpq says nothing.
+            self._last_error = file_limit_error() or error
             self.failures += 1
             raise
         finally:
@@ -175,6 +193,8 @@ class ManagedPool:
         error = self._last_error
         if isinstance(error, UnreachableError):
             return UnreachableError(str(error))
+        if isinstance(error, OSError):
+            return UnreachableError(explain(error))
         if not isinstance(error, psycopg.Error):
             return UnreachableError(f"no connection can be made with the DSN: {type(error).__name__}")
         reason = " ".join(str(error).split())
@@ -261,6 +281,7 @@ class Connections:
     def _getconn(self, pool: ConnectionPool[Connection[Any]]) -> Connection[Any]:
         busy_until = time.monotonic() + pool.timeout
         while True:
+            check_interrupted()
             failures = self._source.failures
             failing = failures > self._failures_at_checkout
             wait = _WAIT_WHILE_FAILING if failing else _WAIT_WHILE_BUSY

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import ConnectionPool
 from typing_extensions import LiteralString
 
+from strands_psycopg.calls import CallInterruptedError, check_interrupted, pause
 from strands_psycopg.clock import ServerClock
 from strands_psycopg.connections import Connections, UnreachableError
 from strands_psycopg.errors import (
@@ -27,7 +29,9 @@ from strands_psycopg.errors import (
     SessionNotFoundError,
     StrandsPsycopgError,
 )
+from strands_psycopg.system_errors import ResourceLimitError
 from strands_psycopg.watchdog import watchdog
+from strands_psycopg.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,17 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # Connection lost (08xxx), server shutting down or starting, idle session ended, too many connections, serialization
 # failure, deadlock, lock not available.
 _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
+
+# Classes of SQLSTATEs whose texts may contain a row's values: data exceptions, constraint violations, errors that
+# functions raise.
+_TEXT_WITH_VALUES = ("22", "23", "38", "P0")
+
+_ADVICE = {
+    "25P04": "the server's transaction_timeout is too short for it; raise it for this role",
+    "53100": "free some space on the server's disk",
+    "53400": "raise that limit, such as temp_file_limit, for this role",
+    "55000": "the database is not in a state that allows it; ask your DBA",
+}
 
 # The minimum response timeout of a repeated attempt, however little is left of retry_timeout.
 _SHORTEST_RESPONSE_TIMEOUT = 10.0
@@ -51,6 +66,9 @@ _READ_SERVER_TIME = "SELECT extract(epoch FROM now())"
 # The deadline for a statement of ``Database.write`` that runs in a transaction: it cannot take effect late, since its
 # client must commit.
 NO_DEADLINE = {"deadline": float("inf")}
+
+# For how many seconds a statement may wait for a free thread at least, however short retry_timeout is.
+_SHORTEST_MAX_WAIT = 10.0
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
@@ -96,6 +114,7 @@ class Database:
         schema: The schema of the tables.
         table_prefix: The prefix of every table's name.
         response_timeout: In seconds, as for the constructor.
+        workers: The threads that run statements for coroutines and for the main thread.
 
     Raises:
         TypeError: ``source`` is of a wrong type, or is a pool and combined with options.
@@ -121,6 +140,7 @@ class Database:
         self._retry_timeout = retry_timeout
         self.response_timeout = response_timeout
         self._connections = Connections(source, pool_options)
+        self.workers = Workers(max_wait=max(retry_timeout, _SHORTEST_MAX_WAIT))
         self._clock = ServerClock()
 
     @property
@@ -253,11 +273,12 @@ class Database:
 
     def pool_stats(self) -> dict[str, int]:
         """Return the statistics of the pool's ``get_stats``."""
-        return self._connections.stats()
+        return self.workers.run(self._connections.stats)
 
     def close(self) -> None:
         """Close the pool, unless it is the caller's."""
-        self._connections.close()
+        self.workers.run(self._connections.close)
+        self.workers.close()
 
     def _observe_server_time(self, cursor: Cursor[TupleRow]) -> float:
         sent_at = time.monotonic()
@@ -266,10 +287,18 @@ class Database:
         return server_time
 
     def _run(self, operation: str, work: Callable[[Connection[Any], _Attempt], _T], response_timeout: float) -> _T:
+        try:
+            return self.workers.run(partial(self._retry, operation, work, response_timeout))
+        except CallInterruptedError:
+            raise DatabaseUnavailableError(
+                f"{operation}: the call was interrupted, so its outcome is unknown"
+            ) from None
+
+    def _retry(self, operation: str, work: Callable[[Connection[Any], _Attempt], _T], response_timeout: float) -> _T:
         deadline = time.monotonic() + self._retry_timeout
         sent = False
         read_only_since = float("inf")
-        for number, pause in enumerate(_pauses(), start=1):
+        for number, seconds in enumerate(_pauses(), start=1):
             failure: Exception
             started = time.monotonic()
             if number > 1 and response_timeout < float("inf"):
@@ -293,21 +322,25 @@ class Database:
                         idle_suspect = connection.closed and error.sqlstate in (None, "25006")
             except UnreachableError as error:
                 failure, reason, retryable, idle_suspect = error, str(error), not error.permanent, False
+            except ResourceLimitError as error:
+                failure, reason, retryable, idle_suspect = error, str(error), True, False
+            check_interrupted()
             # A traceback shows the causes, and the server's DETAIL contains row values.
             failure.args = (reason,)
             if not retryable:
                 raise _translate(operation, reason, failure) from failure
-            if time.monotonic() + pause >= deadline:
+            if time.monotonic() + seconds >= deadline:
                 raise DatabaseUnavailableError(
                     f"{operation}: the database was unavailable for the {self._retry_timeout:g} s of retry_timeout: "
                     f"{reason}"
                 ) from failure
             logger.warning(
-                "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", number, pause, reason, operation
+                "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", number, seconds, reason, operation
             )
             if idle_suspect:
                 self._connections.close_idle()
-            time.sleep(pause)
+            pause(seconds)
+            check_interrupted()
         raise AssertionError("the pauses never end")
 
 
@@ -324,10 +357,10 @@ def _cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
 
 
 def _pauses() -> Iterator[float]:
-    pause = _FIRST_PAUSE
+    seconds = _FIRST_PAUSE
     while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        yield seconds * random.uniform(0.5, 1.0)
+        seconds = min(seconds * 2, _LONGEST_PAUSE)
 
 
 def _is_retryable(error: psycopg.Error, connection: Connection[Any]) -> bool:
@@ -340,15 +373,34 @@ def _reason(error: psycopg.Error) -> str:
     """Return the server's or libpq's own message, without anything that could contain a row's values."""
     if error.sqlstate is None:
         return " ".join(str(error).split())
-    if error.sqlstate[:2] in ("22", "23"):
-        return f"SQLSTATE {error.sqlstate} ({type(error).__name__})"
+    if (
+        _is_of_function(error)
+        or error.sqlstate.startswith(_TEXT_WITH_VALUES)
+        or not _is_postgresql_sqlstate(error.sqlstate)
+    ):
+        return f"SQLSTATE {error.sqlstate} ({type(error).__name__}), whose text is in the server's log only"
     return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
+
+
+def _is_of_function(error: psycopg.Error) -> bool:
+    """Whether a function, such as an operator's trigger, failed; it may raise any text with any SQLSTATE."""
+    return "PL/" in (error.diag.context or "")
+
+
+def _is_postgresql_sqlstate(sqlstate: str) -> bool:
+    try:
+        errors.lookup(sqlstate)
+    except KeyError:
+        return False
+    return True
 
 
 def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgError:
     match error:
         case UnreachableError():
             return DatabaseUnavailableError(f"{operation}: {reason}")
+        case psycopg.Error() if _is_of_function(error):
+            advice = "a function in the database failed or refused it, perhaps that of a trigger on its tables"
         case errors.UndefinedTable() | errors.UndefinedColumn() | errors.InvalidSchemaName():
             return SchemaError(
                 f"{operation}: the tables are missing or from an older version; call ensure_schema() or run "
@@ -367,5 +419,5 @@ def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgE
         case errors.QueryCanceled():
             advice = "the statement was cancelled, by a statement_timeout or by an administrator"
         case _:
-            advice = "the database refused the statement"
+            advice = _ADVICE.get(getattr(error, "sqlstate", None) or "", "the database refused the statement")
     return DatabaseError(f"{operation}: {reason}; {advice}", sqlstate=getattr(error, "sqlstate", None))

@@ -41,6 +41,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
 from strands_psycopg.errors import EmbeddedPostgresError
+from strands_psycopg.system_errors import explain
 
 logger = logging.getLogger(__name__)
 
@@ -229,12 +230,26 @@ class Server:
         return f"<{type(self).__name__} path={path} port={self._port}>"
 
     def __enter__(self) -> "Server":
+        try:
+            self._enter()
+        except OSError as error:
+            file = f" ({error.filename})" if error.filename else ""
+            raise EmbeddedPostgresError(f"the embedded server cannot be started: {explain(error)}{file}") from error
+        return self
+
+    def _enter(self) -> None:
         self._package, self._bin = self._find_binaries()
         self._prepare_folder()
-        if not _can_access(self._account, self._bin / "initdb"):
-            self._bin = self.path / "binaries" / self._package.name / self._bin.relative_to(self._package)
         self._owner_pid = os.getpid()
-        self._start_watcher()
+        try:
+            if not _can_access(self._account, self._bin / "initdb"):
+                self._bin = self.path / "binaries" / self._package.name / self._bin.relative_to(self._package)
+            self._start_watcher()
+        except BaseException:
+            _close(self._holders_lock)
+            if self._temporary:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
         try:
             # Blocks only while a watcher is stopping the server.
             fcntl.flock(self._holders_lock, fcntl.LOCK_SH)
@@ -242,7 +257,6 @@ class Server:
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         # A forked child may reach the end of its copy of the block.
@@ -333,17 +347,22 @@ class Server:
         task = [str(self.path), self._holders_lock, self._temporary, str(self._bin / "pg_ctl"), self._account]
         read, self._watcher_pipe = os.pipe()
         _descriptors.add(self._watcher_pipe)
-        self._watcher = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WATCHER, json.dumps(task)],
-            cwd="/",
-            env=_environment(),
-            stdin=read,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=(self._holders_lock,),
-        )
-        os.close(read)
+        try:
+            self._watcher = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _WATCHER, json.dumps(task)],
+                cwd="/",
+                env=_environment(),
+                stdin=read,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(self._holders_lock,),
+            )
+        except BaseException:
+            _close(self._watcher_pipe)
+            raise
+        finally:
+            os.close(read)
 
     def _run_tool(self, lock: int | None, tool: str, *arguments: str) -> tuple[int, str]:
         # Paths in the arguments are relative to the cluster's folder, since pg_ctl inserts them into a shell command.
@@ -426,7 +445,13 @@ class Server:
         # The libraries of the tools are beside the package on Linux, inside it on macOS.
         for part in (self._package, self._package.with_name(f"{self._package.name}.libs")):
             if part.exists():
-                shutil.copytree(part, copy / part.name, ignore=shutil.ignore_patterns("*.py", "*.a", "include"))
+                try:
+                    shutil.copytree(part, copy / part.name, ignore=shutil.ignore_patterns("*.py", "*.a", "include"))
+                except shutil.Error as error:
+                    # It has gone on after the first failure, and has all of them.
+                    raise EmbeddedPostgresError(
+                        f"the binaries of PostgreSQL cannot be copied to {copy}: {error.args[0][0][2]}"
+                    ) from error
         for file in (copy, *copy.rglob("*")):
             file.chmod(0o755 if os.access(file, os.X_OK) else 0o644)
 

@@ -4,6 +4,8 @@ Each inherits one that a host already catches: Strands' ``SessionException`` for
 storage. No error text contains a password, a row's values or a message's content.
 """
 
+from typing import Any
+
 from strands.types.exceptions import SessionException
 
 try:
@@ -13,7 +15,22 @@ except ImportError:  # before strands-agents 1.48
 
 
 class StrandsPsycopgError(Exception):
-    """Base class of this library's exceptions."""
+    """Base class of this library's exceptions.
+
+    They can be copied and pickled with their attributes, so worker processes can raise them.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are copied by calling their class with ``args``, which do not have the keyword-only arguments.
+        return _copied, (type(self), self.args), *super().__reduce__()[2:]
+
+
+def _copied(kind: type[StrandsPsycopgError], arguments: tuple[Any, ...]) -> StrandsPsycopgError:
+    """Return an error without the attributes that its own constructor sets."""
+    error = kind.__new__(kind, *arguments)
+    if isinstance(error, ImportError):
+        ImportError.__init__(error, *arguments)  # its ``msg`` is not in ``__dict__``
+    return error
 
 
 class SessionExistsError(StrandsPsycopgError, SessionException):

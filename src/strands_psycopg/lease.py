@@ -9,22 +9,29 @@ longer write.
 import asyncio
 import logging
 import random
-import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 from typing_extensions import Self
 
-from strands_psycopg import worker
+from strands_psycopg.calls import is_interrupted
 from strands_psycopg.database import Database
-from strands_psycopg.errors import SessionBusyError, StrandsPsycopgError
+from strands_psycopg.errors import DatabaseUnavailableError, SessionBusyError, StrandsPsycopgError
 from strands_psycopg.process_forks import after_fork_in_child
+from strands_psycopg.system_errors import NO_THREAD, is_shutting_down
+from strands_psycopg.uncopyable import Uncopyable
+from strands_psycopg.workers import Workers
 
 logger = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
 
 # make_interval(secs => ...), since an interval of a day has 23 or 25 hours where daylight saving time begins or ends.
 _ACQUIRE = """
@@ -40,7 +47,7 @@ _ACQUIRE = """
     FROM (SELECT 1) AS one LEFT JOIN acquired ON true LEFT JOIN (
         SELECT to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS since,
             to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS until,
-            extract(epoch FROM expires_at - now())::float8 AS seconds
+            extract(epoch FROM expires_at - now()) AS seconds
         FROM {leases} WHERE session_id = %(session_id)s
     ) AS held ON true
 """
@@ -58,11 +65,39 @@ _LONGEST_PAUSE = 1.0
 
 # When a lost lease is renewed: never.
 _NO_RENEWAL = float("inf")
-# Condition.wait accepts no infinite timeout.
+# The queue accepts no infinite timeout.
 _LONGEST_WAIT = 3600.0
 
 
-class Lease:
+class _ExitMethod(Generic[_R]):
+    """Makes the methods ``__exit__`` and ``__aexit__``, to which the ``with`` statement has the only reference.
+
+    Signal handlers may raise at the first line of such a method, or at the last one of ``__enter__``. In whatever way
+    the block ends, the statement drops its reference, and a callback without any Python code tells the keeper.
+    """
+
+    def __init__(self, method: Callable[..., _R]) -> None:
+        self._method = method
+
+    def __get__(self, lease: "Lease | None", owner: "type[Lease]") -> Callable[..., _R]:
+        if lease is None:  # ``ExitStack`` calls it as a function
+            return self._method
+        method = partial(self._method, lease)
+        lease._observe_end(method)
+        return method
+
+
+class _BlockEnd(weakref.ref[Any]):
+    """Refers to the exit method of a lease's block.
+
+    Attributes:
+        lease: The lease.
+    """
+
+    lease: "Lease"
+
+
+class Lease(Uncopyable):
     """The exclusive right to write a session, for the duration of a ``with`` or ``async with`` block.
 
     Entering waits until no one else holds the session; no connection is held during the wait.
@@ -72,6 +107,8 @@ class Lease:
         term: Distinguishes this holder from earlier and later ones.
         ttl: How many seconds the session stays held if its holder dies.
     """
+
+    _why_uncopyable = "belongs to the block that it is entered for; call lease() of the repository for another one"
 
     def __init__(self, leases: "Leases", session_id: str, *, wait: float, ttl: float) -> None:
         self.session_id = session_id
@@ -83,6 +120,10 @@ class Lease:
         self._entered = False
         self._deadline = 0.0
         self._pause = _FIRST_PAUSE
+        self._renew_at = _NO_RENEWAL
+        # Whether an attempt to acquire it may have succeeded unnoticed.
+        self._in_doubt = False
+        self._block_end: _BlockEnd | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} session_id={self.session_id!r} term={self.term} ttl={self.ttl:g}>"
@@ -97,33 +138,38 @@ class Lease:
         """
         self._start_waiting()
         try:
-            while (pause := self._try_to_acquire()) is not None:
+            while (pause := self._leases.workers.run(self._try_to_acquire)) is not None:
                 time.sleep(pause)
         except BaseException:
-            self._leases.release(self)
+            self._leave()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._leases.release(self)
 
     async def __aenter__(self) -> Self:
         """Wait for the session and hold it, as ``__enter__`` does; after a cancelled wait it is not held."""
         self._start_waiting()
         try:
-            while (pause := await worker.run(self._try_to_acquire)) is not None:  # noqa: ASYNC110
+            while (pause := await self._leases.workers.run_async(self._try_to_acquire)) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(pause)
         except BaseException:
-            await worker.run(partial(self._leases.release, self))
+            await self._leave_async()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await worker.run(partial(self._leases.release, self))
+    def _leave(self, *_: object) -> None:
+        self._leases.workers.run(partial(self._leases.release, self))
+
+    async def _leave_async(self, *_: object) -> None:
+        await self._leases.workers.run_async(partial(self._leases.release, self))
+
+    __exit__ = _ExitMethod[None](_leave)
+    __aexit__ = _ExitMethod[Awaitable[None]](_leave_async)
+
+    def _observe_end(self, exit_method: object) -> None:
+        """Let the keeper know when the block whose exit method this is has ended, unless the block has begun."""
+        if not self._entered:
+            self._block_end = _BlockEnd(exit_method, self._leases.tell_keeper)
+            self._block_end.lease = self
 
     def _start_waiting(self) -> None:
         if self._entered:
@@ -162,11 +208,17 @@ class _Holder(NamedTuple):
 class Leases:
     """The leases that this process holds on sessions of one database, schema and prefix.
 
-    One thread renews all of them, each after every third of its ttl; it starts with the first lease and ends with the
-    last. A forked child holds none of them.
+    One thread, the keeper, renews all of them, each after every third of its ttl. It starts with the first lease and
+    ends with the last. A forked child holds none of them.
+
+    Attributes:
+        workers: The threads of the database.
+        tell_keeper: Wakes the keeper with the end of a block, or None. A single instruction, as each change of what
+            is held, since signal handlers may interrupt the main thread between any two.
     """
 
     def __init__(self, database: Database) -> None:
+        self.workers: Workers = database.workers
         self._database = database
         self._acquire = database.statement(_ACQUIRE)
         self._renew = database.statement(_RENEW)
@@ -175,9 +227,11 @@ class Leases:
         after_fork_in_child(self._reset)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition()
-        self._held: dict[Lease, float] = {}
-        self._renewer: threading.Thread | None = None
+        self._held: dict[Lease, None] = {}
+        self._messages: SimpleQueue[_BlockEnd | None] = SimpleQueue()
+        self.tell_keeper = self._messages.put
+        # Whoever removes the only item starts the keeper, which puts it back when it ends.
+        self._keeper_absent = deque([True])
 
     def term(self, session_id: str) -> UUID | None:
         """Return the term that writes to a session must carry, or None if this process has no lease on it."""
@@ -186,9 +240,8 @@ class Leases:
 
     def current(self, session_id: str) -> Lease | None:
         """Return this process's lease on a session, even a lost one if its block has not ended, or None."""
-        with self._changed:
-            # The newest, since an older one whose block has not ended must have been lost.
-            return next((lease for lease in reversed(self._held) if lease.session_id == session_id), None)
+        # The newest, since an older one whose block has not ended must have been lost.
+        return next((lease for lease in reversed(self._held.copy()) if lease.session_id == session_id), None)
 
     def holds(self, lease: Lease) -> bool:
         """Whether a lease's block has been entered, and not yet left, in this process."""
@@ -202,41 +255,32 @@ class Leases:
             "ttl": lease.ttl,
         }
         # Counted from before the server reads its clock, so that the renewal is not late.
-        renew_at = time.monotonic() + lease.ttl / 3
+        lease._renew_at = time.monotonic() + lease.ttl / 3
         operation = f"acquiring a lease on session {lease.session_id!r}"
+        lease._in_doubt = True
         try:
             rows = self._database.write(operation, self._acquire, parameters).rows
         except StrandsPsycopgError:
-            raise
-        except BaseException:
-            # Interrupted by Ctrl-C or another signal, perhaps after the server has executed the statement.
-            self._delete(lease)
+            lease._in_doubt = is_interrupted()
             raise
         _, acquired, since, until, seconds = rows[0]
-        if not acquired:
-            return _Holder(since or "just now", until or "soon", seconds or 0.0)
-        with self._changed:
-            self._held[lease] = renew_at
-            if self._renewer is None:
-                renewer = threading.Thread(target=self._run_renewals, name="strands-psycopg-leases", daemon=True)
-                renewer.start()
-                self._renewer = renewer
-            else:
-                self._changed.notify()
-        return None
+        if acquired:
+            self._held[lease] = None
+            self._keep(operation)
+        lease._in_doubt = False
+        return None if acquired else _Holder(since or "just now", until or "soon", float(seconds or 0))
 
     def release(self, lease: Lease) -> None:
         """Release a session, unless another holder has taken over or this process has never held it.
 
         If the database cannot be reached, that is logged, and the lease expires after its ``ttl``.
         """
-        with self._changed:
-            if self._held.pop(lease, None) is None:
-                return
-            self._changed.notify()
-        self._delete(lease)
-
-    def _delete(self, lease: Lease) -> None:
+        if lease in self._held:
+            self._held.pop(lease, None)
+            self.tell_keeper(None)
+        elif not lease._in_doubt:
+            return
+        lease._in_doubt = False
         parameters = {"session_id": lease.session_id, "term": lease.term}
         operation = f"releasing the lease on session {lease.session_id!r}"
         try:
@@ -251,23 +295,56 @@ class Leases:
 
     def close(self) -> None:
         """Release every session that is still held."""
-        for lease in list(self._held):
-            self.release(lease)
+        for lease in self._held.copy():
+            self.workers.run(partial(self.release, lease))
 
-    def _run_renewals(self) -> None:
+    def _keep(self, operation: str) -> None:
+        """Have the leases renewed that are held now.
+
+        Raises:
+            DatabaseUnavailableError: No thread can be started for it.
+        """
+        try:
+            self._keeper_absent.pop()
+        except IndexError:
+            self.tell_keeper(None)
+            return
+        try:
+            Thread(target=self._run_keeper, name="strands-psycopg-leases", daemon=True).start()
+        except RuntimeError as error:
+            self._keeper_absent.append(True)
+            if not is_shutting_down(error):
+                raise DatabaseUnavailableError(f"{operation}: {NO_THREAD}") from error
+
+    def _run_keeper(self) -> None:
         while True:
-            with self._changed:
-                while self._held and (pause := min(self._held.values()) - time.monotonic()) > 0:
-                    self._changed.wait(min(pause, _LONGEST_WAIT))
-                if not self._held:
-                    self._renewer = None
-                    return
-                by_ttl: dict[float, list[Lease]] = {}
-                for lease, renew_at in self._held.items():
-                    if renew_at < _NO_RENEWAL:
-                        by_ttl.setdefault(lease.ttl, []).append(lease)
-            for ttl, leases in by_ttl.items():
-                self._renew_leases(ttl, leases)
+            while self._held:
+                next_renewal = min((lease._renew_at for lease in self._held.copy()), default=0.0)
+                if (pause := next_renewal - time.monotonic()) <= 0:
+                    self._renew_all()
+                    continue
+                try:
+                    end = self._messages.get(timeout=min(pause, _LONGEST_WAIT))
+                except Empty:
+                    continue
+                if end is not None and end.lease._block_end is end:
+                    self.release(end.lease)
+            self._keeper_absent.append(True)
+            if not self._held:
+                return
+            # A lease has been acquired meanwhile.
+            try:
+                self._keeper_absent.pop()
+            except IndexError:
+                return  # another keeper has been started for it
+
+    def _renew_all(self) -> None:
+        by_ttl: dict[float, list[Lease]] = {}
+        for lease in self._held.copy():
+            if lease._renew_at < _NO_RENEWAL:
+                by_ttl.setdefault(lease.ttl, []).append(lease)
+        for ttl, leases in by_ttl.items():
+            self._renew_leases(ttl, leases)
 
     def _renew_leases(self, ttl: float, leases: Sequence[Lease]) -> None:
         renew_at = time.monotonic() + ttl / 3
@@ -279,15 +356,14 @@ class Leases:
         try:
             rows = self._database.fetch(f"renewing {len(leases)} leases", self._renew, parameters).rows
         except Exception as error:
-            # The thread survives any error, even a lack of file descriptors; without it every lease would be lost.
+            # The thread survives any error; without it every lease would be lost.
             logger.warning("leases=<%d>, error=<%s> | leases not renewed, retrying", len(leases), error)
             renew_at = time.monotonic() + min(ttl / 3, 1.0)
             lost = []
         else:
             renewed = {term for (term,) in rows}
             lost = [lease for lease in leases if str(lease.term) not in renewed]
-        with self._changed:
-            for lease in self._held.keys() & leases:
-                self._held[lease] = _NO_RENEWAL if lease in lost else renew_at
-                if lease in lost:
-                    logger.warning("session_id=<%s> | lease lost to another holder", lease.session_id)
+        for lease in leases:
+            lease._renew_at = _NO_RENEWAL if lease in lost else renew_at
+            if lease in lost and lease in self._held:
+                logger.warning("session_id=<%s> | lease lost to another holder", lease.session_id)

@@ -20,14 +20,15 @@ from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionType
 from typing_extensions import Self
 
-from strands_psycopg import worker
 from strands_psycopg.agent_sync.agent_writer import AgentWriter
 from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
+from strands_psycopg.agent_sync.record import AgentRecord
 from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.identifiers import parse_snapshot_id
+from strands_psycopg.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -55,7 +56,7 @@ class SnapshotTrigger(Protocol):
         """Return whether to save a checkpoint of ``agent_data``."""
 
 
-class PostgresSessionManager(SessionManager):
+class PostgresSessionManager(Uncopyable, SessionManager):
     """A Strands session manager that stores the agents of a session in PostgreSQL, message by message.
 
     It differs from Strands' ``RepositorySessionManager`` in three ways. While an agent runs, its hooks wait for the
@@ -65,9 +66,17 @@ class PostgresSessionManager(SessionManager):
     The constructor reads the session, or creates it if it does not exist; building an agent reads or creates the agent.
     Both wait for the database.
 
+    The hooks are coroutine functions. Strands refuses to invoke them synchronously: ``agent.hooks.invoke_callbacks``
+    raises a RuntimeError. For an application that calls it, for example to add messages of its own, there is
+    ``blocking_hooks``: the hooks are then plain functions that write before they return, as those of Strands' own
+    session managers are. They block the thread that invokes them, and with it the event loop that runs there.
+
     Args:
         session_id: The id of the session.
         repository: The repository that stores it; the manager does not close it.
+        snapshot_trigger: Decides after each invocation whether a checkpoint is saved; None saves none.
+        keep_snapshots: How many checkpoints of each agent are kept; None keeps all.
+        blocking_hooks: Whether hooks are plain functions, which write before they return.
         **kwargs: Arguments for Strands' manager.
 
     Raises:
@@ -77,6 +86,8 @@ class PostgresSessionManager(SessionManager):
         DatabaseUnavailableError: The database could not be reached in time.
     """
 
+    _why_uncopyable = "is the writer of its agents; build another manager for the session, in the process that uses it"
+
     def __init__(
         self,
         session_id: str,
@@ -84,6 +95,7 @@ class PostgresSessionManager(SessionManager):
         *,
         snapshot_trigger: SnapshotTrigger | None = None,
         keep_snapshots: int | None = None,
+        blocking_hooks: bool = False,
         **kwargs: Any,
     ) -> None:
         if keep_snapshots is not None and (type(keep_snapshots) is not int or keep_snapshots < 1):
@@ -92,11 +104,13 @@ class PostgresSessionManager(SessionManager):
         self.session_id = session_id
         self.session_repository = repository
         self._tables = session_tables(repository)
+        self._workers = self._tables.database.workers
         self._guard = WriteGuard(session_id, self._tables.leases)
         self._agents: dict[str, AgentWriter] = {}
         self._multi_agents: dict[str, MultiAgentWriter] = {}
         self._snapshot_trigger = snapshot_trigger
         self._keep_snapshots = keep_snapshots
+        self._blocking_hooks = blocking_hooks
         self._own_repository: PostgresSessionRepository | None = None
         self.session = self._read_or_create_session()
 
@@ -120,6 +134,7 @@ class PostgresSessionManager(SessionManager):
         *,
         snapshot_trigger: SnapshotTrigger | None = None,
         keep_snapshots: int | None = None,
+        blocking_hooks: bool = False,
         **options: Any,
     ) -> Self:
         """Return a manager that owns its repository; ``close`` or the context manager closes it.
@@ -129,6 +144,7 @@ class PostgresSessionManager(SessionManager):
             dsn: The ``conninfo`` of the ``PostgresSessionRepository``.
             snapshot_trigger: As of the constructor.
             keep_snapshots: As of the constructor.
+            blocking_hooks: As of the constructor.
             **options: The other arguments of the repository.
 
         Raises:
@@ -139,7 +155,13 @@ class PostgresSessionManager(SessionManager):
         """
         repository = PostgresSessionRepository(dsn, **options)
         try:
-            manager = cls(session_id, repository, snapshot_trigger=snapshot_trigger, keep_snapshots=keep_snapshots)
+            manager = cls(
+                session_id,
+                repository,
+                snapshot_trigger=snapshot_trigger,
+                keep_snapshots=keep_snapshots,
+                blocking_hooks=blocking_hooks,
+            )
         except BaseException:
             repository.close()
             raise
@@ -163,7 +185,7 @@ class PostgresSessionManager(SessionManager):
         self.close()
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
-        """Register the hooks of Strands' session managers, as coroutines that write in worker threads."""
+        """Register the hooks of Strands' session managers: as coroutines that write in worker threads, or blocking."""
         by_event = _CallbacksByEvent(registry)
         super().register_hooks(by_event, **kwargs)
         by_event.add_callback(events.AfterInvocationEvent, self._evaluate_trigger)
@@ -174,7 +196,10 @@ class PostgresSessionManager(SessionManager):
             by_event.add_callback(agent_stopped, lambda event: self.sync_agent(event.agent))
             by_event.add_callback(agent_stopped, self._evaluate_trigger)
         for event_type, callbacks in by_event.callbacks.items():
-            dispatch = _in_worker if event_type in _INITIALIZING else self._off_loop
+            if self._blocking_hooks:
+                dispatch = _in_turn
+            else:
+                dispatch = self._in_worker if event_type in _INITIALIZING else self._off_loop
             registry.add_callback(event_type, dispatch(callbacks))
 
     def _off_loop(self, callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
@@ -183,18 +208,24 @@ class PostgresSessionManager(SessionManager):
             try:
                 writer = self._writer_of(event)
                 try:
-                    with nullcontext() if writer is None else writer.collecting():
-                        for callback in callbacks:
-                            callback(event)
+                    with self._guard.recording(), nullcontext() if writer is None else writer.collecting():
+                        _in_turn(callbacks)(event)
                 finally:
                     # What an override has passed on before it raised an error is stored all the same.
                     if writer is not None and writer.is_write_due():
-                        await worker.run(writer.write)
+                        await self._workers.run_async(writer.write)
             except Exception as failure:
                 # A cancelled turn still ends with a sync. If that fails, the turn must end as cancelled all the same.
                 if isinstance(ending, asyncio.CancelledError):
                     raise ending from failure
                 raise
+
+        return dispatch
+
+    def _in_worker(self, callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
+        async def dispatch(event: BaseHookEvent) -> None:
+            for callback in callbacks:
+                await self._workers.run_async(partial(callback, event))
 
         return dispatch
 
@@ -235,6 +266,12 @@ class PostgresSessionManager(SessionManager):
         """
         if agent.agent_id in self._agents:
             raise SessionException("The `agent_id` of an agent must be unique in a session.")
+        record = self._workers.run(partial(self._read_or_create_agent, agent))
+        self._agents[agent.agent_id] = AgentWriter(
+            self._tables, self.session_id, agent, record, self._guard, keep_snapshots=self._keep_snapshots
+        )
+
+    def _read_or_create_agent(self, agent: "LocalAgent") -> AgentRecord:
         conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
         if conversation is None:
             stored, messages, window = new_agent(agent)
@@ -249,10 +286,7 @@ class PostgresSessionManager(SessionManager):
                     conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
                     if conversation is None:
                         raise
-        record = new_record(agent, stored, window, write_id) if conversation is None else restore(agent, conversation)
-        self._agents[agent.agent_id] = AgentWriter(
-            self._tables, self.session_id, agent, record, self._guard, keep_snapshots=self._keep_snapshots
-        )
+        return new_record(agent, stored, window, write_id) if conversation is None else restore(agent, conversation)
 
     def append_message(self, message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
         """Append a message to an agent's log; one that continues the last message takes its place.
@@ -318,9 +352,9 @@ class PostgresSessionManager(SessionManager):
         """
         writer = self._agent(agent)
         if is_latest:
-            await worker.run(writer.sync)
+            await self._workers.run_async(writer.sync)
             return None
-        return str(await worker.run(writer.save_checkpoint))
+        return str(await self._workers.run_async(writer.save_checkpoint))
 
     async def list_snapshot_ids(
         self, agent: "LocalAgent", *, limit: int | None = None, start_after: str | None = None
@@ -340,7 +374,7 @@ class PostgresSessionManager(SessionManager):
         if limit is not None and limit <= 0:
             return []
         read = partial(self._tables.checkpoints.list, self.session_id, agent.agent_id, limit=limit, start_after=after)
-        return await worker.run(read)
+        return await self._workers.run_async(read)
 
     async def restore_snapshot(self, agent: "LocalAgent", *, snapshot_id: str | None = None) -> bool:
         """Set an agent to a checkpoint, or to what is stored of it last.
@@ -361,8 +395,8 @@ class PostgresSessionManager(SessionManager):
         """
         writer = self._agent(agent)
         if snapshot_id is None:
-            return await worker.run(writer.reload)
-        return await worker.run(partial(writer.load_checkpoint, parse_snapshot_id(snapshot_id)))
+            return await self._workers.run_async(writer.reload)
+        return await self._workers.run_async(partial(writer.load_checkpoint, parse_snapshot_id(snapshot_id)))
 
     def initialize_multi_agent(self, source: "MultiAgentBase", **kwargs: Any) -> None:
         """Restore a multi-agent from the session, or store it if it is new.
@@ -370,7 +404,7 @@ class PostgresSessionManager(SessionManager):
         Raises:
             StrandsPsycopgError: It could not be read or stored.
         """
-        writer = MultiAgentWriter(self._tables.multi_agents, self.session_id, source, self._guard)
+        writer = MultiAgentWriter(self._tables, self.session_id, source, self._guard)
         writer.initialize()
         self._multi_agents[source.id] = writer
 
@@ -424,10 +458,10 @@ def _check_overrides(repository: PostgresSessionRepository) -> None:
         )
 
 
-def _in_worker(callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
-    async def dispatch(event: BaseHookEvent) -> None:
+def _in_turn(callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:
+    def dispatch(event: BaseHookEvent) -> None:
         for callback in callbacks:
-            await worker.run(partial(callback, event))
+            callback(event)
 
     return dispatch
 

@@ -1,4 +1,4 @@
-"""Detection of servers that do not respond to a statement.
+"""Detection of servers that do not respond to a statement, and the end of statements whose caller was interrupted.
 
 The kernel of a stopped or overloaded server still acknowledges packets, so no TCP setting detects this.
 """
@@ -8,16 +8,39 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from psycopg import Connection, OperationalError
 
+from strands_psycopg.calls import Call, current_call
 from strands_psycopg.process_forks import after_fork_in_child
+from strands_psycopg.system_errors import is_shutting_down, translate_limits
+
+# The queue accepts no infinite timeout.
+_LONGEST_WAIT = 3600.0
+
+
+class _Watch:
+    """One statement that is waiting for a response.
+
+    Attributes:
+        descriptor: Of the connection's socket.
+        deadline: On the clock of ``time.monotonic``.
+        call: The call that the statement belongs to, if it is one of a worker.
+        is_expired: Whether the socket was shut down.
+    """
+
+    def __init__(self, descriptor: int, deadline: float, call: Call[Any] | None) -> None:
+        self.descriptor = descriptor
+        self.deadline = deadline
+        self.call = call
+        self.is_expired = False
 
 
 class Watchdog:
-    """Shuts down the socket of a connection whose server does not respond in time.
+    """Shuts down the socket of a connection whose server does not respond in time, or whose caller was interrupted.
 
     The thread that waits for the response then finds its connection lost. One thread per process watches all
     connections; it starts with the first statement.
@@ -28,10 +51,12 @@ class Watchdog:
         after_fork_in_child(self._reset)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition()
-        self._watched: dict[object, tuple[float, int]] = {}
+        # Never taken in the main thread (see ``workers``).
+        self._lock = threading.Lock()
+        self._watches: set[_Watch] = set()
         self._next_wakeup = float("inf")
-        self._thread: threading.Thread | None = None
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
+        self._is_running = False
 
     @contextmanager
     def watch(self, connection: Connection[Any], seconds: float) -> Iterator[None]:
@@ -40,43 +65,60 @@ class Watchdog:
         Raises:
             OperationalError: The socket was shut down. This replaces the driver's error, according to which the server
                 closed the connection.
+            ResourceLimitError: There is no free file descriptor, or no thread can be started.
         """
-        # A duplicate: libpq closes its own descriptor when it finds the connection lost, and the number could belong
-        # to another socket before the watchdog uses it.
-        descriptor = os.dup(connection.fileno())
-        key = object()
-        deadline = time.monotonic() + seconds
-        with self._changed:
-            self._watched[key] = (deadline, descriptor)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="strands-psycopg-watchdog", daemon=True)
-                self._thread.start()
-            elif deadline < self._next_wakeup:
-                self._changed.notify()
+        with translate_limits():
+            self._start()
+            # A duplicate: libpq closes its own descriptor when it finds the connection lost, and the number could
+            # belong to another socket before the watchdog uses it.
+            descriptor = os.dup(connection.fileno())
+        watch = _Watch(descriptor, time.monotonic() + seconds, current_call())
         try:
+            with self._lock:
+                self._watches.add(watch)
+                is_early = watch.deadline < self._next_wakeup
+            if is_early or (watch.call is not None and watch.call.interrupted):
+                self.wake()
             yield
         except OperationalError as error:
-            with self._changed:
-                in_time = key in self._watched
             # An error with an SQLSTATE came from the server, before the socket was shut down.
-            if in_time or error.sqlstate is not None:
+            if not watch.is_expired or error.sqlstate is not None:
                 raise
             raise OperationalError(f"the server did not respond within {seconds:g} s") from error
         finally:
-            with self._changed:
-                self._watched.pop(key, None)
-            os.close(descriptor)
+            with self._lock:
+                self._watches.discard(watch)
+            os.close(watch.descriptor)
+
+    def wake(self) -> None:
+        """Look at all connections now; for callers that have interrupted a call, in any thread."""
+        self._wakeups.put(None)
+
+    def _start(self) -> None:
+        if self._is_running:
+            return
+        with self._lock:
+            if not self._is_running:
+                try:
+                    threading.Thread(target=self._run, name="strands-psycopg-watchdog", daemon=True).start()
+                except RuntimeError as error:
+                    if not is_shutting_down(error):
+                        raise
+                else:
+                    self._is_running = True
 
     def _run(self) -> None:
-        with self._changed:
-            while True:
+        while True:
+            with self._lock:
                 now = time.monotonic()
-                for key, (deadline, descriptor) in list(self._watched.items()):
-                    if deadline <= now:
-                        del self._watched[key]
-                        _shut_down(descriptor)
-                self._next_wakeup = min((deadline for deadline, _ in self._watched.values()), default=float("inf"))
-                self._changed.wait(None if self._next_wakeup == float("inf") else self._next_wakeup - now)
+                for watch in list(self._watches):
+                    if watch.deadline <= now or (watch.call is not None and watch.call.interrupted):
+                        self._watches.discard(watch)
+                        watch.is_expired = True
+                        _shut_down(watch.descriptor)
+                self._next_wakeup = min((watch.deadline for watch in self._watches), default=float("inf"))
+            with suppress(Empty):
+                self._wakeups.get(timeout=min(self._next_wakeup - now, _LONGEST_WAIT))
 
 
 def _shut_down(descriptor: int) -> None:

@@ -35,13 +35,17 @@ class _Run:
         served: The databases.
         folder: For the contenders' files.
         results: What is measured goes there.
+        counted: Over how many repetitions the counts are averaged.
     """
 
-    def __init__(self, pythons: dict[str, str], served: Databases, folder: Path, results: Results) -> None:
+    def __init__(
+        self, pythons: dict[str, str], served: Databases, folder: Path, results: Results, counted: int
+    ) -> None:
         self._pythons = pythons
         self._served = served
         self._folder = folder
         self._results = results
+        self._counted = counted
         self._ends = contextlib.ExitStack()
         self._processes: dict[tuple[str, bool], Process] = {}
         self._proxies: dict[str, Proxy] = {}
@@ -88,11 +92,12 @@ class _Run:
         """Count what one repetition of a work costs on the server: what twice as many cost more."""
         for contender in filter(self._pythons.__contains__, _COUNTING):
             database = f"{contender} counted"
-            _, once, twice = (self._count(contender, database, work, times, numbers) for times in (1, 50, 100))
+            repetitions = (1, self._counted, 2 * self._counted)
+            _, once, twice = (self._count(contender, database, work, times, numbers) for times in repetitions)
             for measure, first, second in zip(COUNTS, once, twice, strict=True):
                 # Reading leaves no WAL of its own, only what the server does at the time.
                 if measure != "bytes of WAL" or work != "restores":
-                    self._results.add(f"{name}: {measure}", contender, [(second - first) / 50])
+                    self._results.add(f"{name}: {measure}", contender, [(second - first) / self._counted])
 
     def _count(self, contender: str, database: str, work: str, times: int, numbers: dict[str, Any]) -> tuple[int, ...]:
         with Proxy(self._served.dsn(database)) as proxy:
@@ -162,7 +167,7 @@ def _main() -> None:
 
     with databases() as served, tempfile.TemporaryDirectory() as folder:
         results = Results(_facts(served))
-        with _Run(pythons, served, Path(folder), results) as run:
+        with _Run(pythons, served, Path(folder), results, 5 if arguments.quick else 50) as run:
             for name, work, numbers in COUNTED:
                 if re.search(arguments.only, name):
                     run.count(name, work, **numbers)

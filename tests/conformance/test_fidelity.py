@@ -27,7 +27,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Strategy = st.SearchStrategy[Any]
 
 hunt = settings(
-    max_examples=scale(80, 400),
+    max_examples=scale(40, 400),
     deadline=None,
     derandomize=False,
     print_blob=True,
@@ -327,7 +327,7 @@ def test_large_document_comes_back_to_the_byte(connection: Connection, document:
 
 @pytest.mark.usefixtures("unlimited_integers")
 def test_huge_integers_come_back(connection: Connection) -> None:
-    document = [10**4_300, -(10**131_071), 10**131_072, {"a": -(10**200_000)}]
+    document = [10**4_300, -(10**131_071), 10**131_072, {"a": -(10**131_073)}]
     assert decode(*store(connection, document)) == document
 
 

@@ -201,7 +201,7 @@ def test_agent_killed_between_any_two_statements_comes_back_as_of_the_last(
 
         new = plain(restored(repository, "new", kind))
         choices = [(number, when) for number in range(len(statements)) for when in ("before", "after")]
-        for number, when in choices if TORTURE else choices[:: len(choices) // 12]:
+        for number, when in choices if TORTURE else choices[:: len(choices) // 8]:
             session_id = f"{number} {when}"
             life = Life(mortal, session_id, kind)
             executed = 0
@@ -303,7 +303,7 @@ def test_killed_process_leaves_the_agent_of_its_last_event(
     moments = random.Random(seed)
     said: list[str] = []
     events = 0
-    for life in range(scale(6, 200)):
+    for life in range(scale(4, 200)):
         writer = crew.start(WRITE, make_conninfo(dsn, application_name="writer"), str(life))
         # The moment shall be any, so there is nothing to wait for.
         time.sleep(moments.uniform(0.1, 0.6))

@@ -50,7 +50,7 @@ with PostgresSessionRepository(dsn) as repository:
 
 
 def test_one_process_stores_the_agent_and_all_others_restore_it(crew: Crew, dsn: str, connection: Connection) -> None:
-    rounds = scale(3, 50)
+    rounds = scale(2, 50)
     with crew.of(_PROCESSES, AGENT, dsn, str(rounds)) as members:
         for session in range(rounds):
             if session:

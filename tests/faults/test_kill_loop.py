@@ -92,7 +92,7 @@ def test_acknowledged_messages_survive_any_number_of_kills(
     moments = random.Random(seed)
     acknowledged: list[str] = []
     longest_life = 0.0
-    for life in range(scale(10, 200)):
+    for life in range(scale(6, 200)):
         started = time.monotonic()
         writer = crew.start(WRITE, make_conninfo(dsn, application_name="writer"), str(life))
         if life == 0:

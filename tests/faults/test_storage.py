@@ -363,7 +363,7 @@ def test_process_killed_while_it_saves_leaves_the_old_or_the_new_snapshot(
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     known: dict[str, set[str]] = {}
-    for life in range(scale(8, 200)):
+    for life in range(scale(4, 200)):
         writer = crew.start(SAVE, make_conninfo(own_dsn, application_name="writer"), str(life))
         first = writer.line()
         assert first.startswith("begin "), writer.errors()
@@ -503,7 +503,7 @@ def assert_no_chunk_is_missing_or_left_behind(dsn: str) -> None:
 
 
 def test_processes_that_share_chunks_lose_none_and_leave_none_behind(crew: Crew, own_dsn: str) -> None:
-    share(crew, own_dsn, scale(15, 500), None, 0)
+    share(crew, own_dsn, scale(10, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
@@ -514,7 +514,7 @@ TERMINATE_ONE = """
 
 
 def test_processes_that_share_chunks_survive_terminated_backends(crew: Crew, own_dsn: str, look: Connection) -> None:
-    terminations = share(crew, own_dsn, scale(20, 500), lambda: look.execute(TERMINATE_ONE), 0.05)
+    terminations = share(crew, own_dsn, scale(12, 500), lambda: look.execute(TERMINATE_ONE), 0.05)
     assert terminations > 3
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
@@ -524,7 +524,7 @@ def test_processes_that_share_chunks_survive_server_crashes(crew: Crew, own_serv
         own_server.crash()
         own_server.start()
 
-    assert share(crew, own_dsn, scale(30, 500), crash, 0.3) > 0
+    assert share(crew, own_dsn, scale(12, 500), crash, 0.3) > 0
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
@@ -532,7 +532,7 @@ def test_processes_that_share_chunks_work_through_pgbouncer(
     crew: Crew, request: pytest.FixtureRequest, direct_dsn: str
 ) -> None:
     pooled_dsn = request.getfixturevalue("pgbouncer").through(direct_dsn)
-    share(crew, pooled_dsn, scale(15, 500), None, 0)
+    share(crew, pooled_dsn, scale(10, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(direct_dsn)
 
 

@@ -1,10 +1,7 @@
 """The commands that list, show, copy and delete sessions, as a user calls them."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
@@ -557,26 +554,29 @@ def test_ctrl_c_in_a_purge_leaves_whole_sessions(
 # On a terminal.
 
 
+# Prints what a child prints to the terminal that is its own.
+ON_A_TERMINAL = """
+import os, pty, sys
+from strands_psycopg.cli import main
+
+child, terminal = pty.fork()
+if child == 0:
+    sys.exit(main(sys.argv[1:]))
+try:
+    while printed := os.read(terminal, 65536):
+        os.write(1, printed)
+except OSError:
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 def on_a_terminal(*arguments: str) -> str:
     """Return what a command prints to a terminal, to stdout and stderr."""
-    controller, terminal = os.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "strands_psycopg", *arguments], stdout=terminal, stderr=terminal, env=environment
-    ) as process:
-        os.close(terminal)
-        printed = b""
-        while True:
-            try:
-                chunk = os.read(controller, 65536)
-            except OSError:
-                break
-            if not chunk:
-                break
-            printed += chunk
-        assert process.wait(60) == 0
-    os.close(controller)
-    return printed.decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERM", "xterm")
+        patch.setenv("COLUMNS", "100")
+        return processes.run(ON_A_TERMINAL, *arguments)
 
 
 @pytest.mark.skipif(find_spec("rich") is None, reason="without the extra cli nothing is coloured")

@@ -1,5 +1,7 @@
 """What is said when the server refuses a statement."""
 
+import logging
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from strands.types.session import Session, SessionAgent, SessionType
+from typing_extensions import LiteralString
 
 from strands_psycopg import (
     DatabaseError,
@@ -15,10 +18,14 @@ from strands_psycopg import (
     PostgresSessionRepository,
     SchemaError,
     SessionNotFoundError,
+    StrandsPsycopgError,
 )
 from support.agents import build
 
 Connection = psycopg.Connection[Any]
+
+PASSWORD = "hunter2"
+SECRET = f"My password is {PASSWORD}"
 
 
 @pytest.fixture
@@ -101,12 +108,54 @@ def test_values_that_the_server_refuses_are_not_quoted(
     connection.execute("ALTER TABLE strands_messages ADD CONSTRAINT refused CHECK (message::text NOT LIKE '%hunter2%')")
 
     with pytest.raises(DatabaseError, match="SQLSTATE 23514") as raised:
-        build(repository)("My password is hunter2")
+        build(repository)(SECRET)
 
-    error: BaseException | None = raised.value
-    while error is not None:
-        assert "hunter2" not in str(error) + repr(error)
-        error = error.__cause__ or error.__context__
+    assert PASSWORD not in _shown(raised.value)
+
+
+# Of PostgreSQL's own SQLSTATEs 42501 has a text that is shown, and 40001 is retried.
+@pytest.mark.parametrize("sqlstate", ["P0001", "P0002", "P0ABC", "AB123", "U0001", "22023", "38001", "42501", "40001"])
+def test_text_that_a_function_raises_is_not_shown(
+    dsn: str, connection: Connection, caplog: pytest.LogCaptureFixture, sqlstate: str
+) -> None:
+    _create_trigger(connection, f"RAISE 'refused %', NEW.message USING ERRCODE = '{sqlstate}', HINT = NEW.message;")
+    caplog.set_level(logging.DEBUG)
+
+    with (
+        PostgresSessionRepository(dsn, retry_timeout=0.5) as repository,
+        pytest.raises(StrandsPsycopgError, match=f"SQLSTATE {sqlstate} .*server's log") as raised,
+    ):
+        build(repository)(SECRET)
+
+    assert PASSWORD not in _shown(raised.value) + caplog.text
+
+
+def test_text_of_an_error_in_a_function_is_not_shown(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    _create_trigger(connection, "EXECUTE format('SELECT %I', NEW.message);")
+
+    with pytest.raises(DatabaseError, match="SQLSTATE 42703") as raised:
+        build(repository)(SECRET)
+
+    assert PASSWORD not in _shown(raised.value)
+
+
+def _create_trigger(connection: Connection, body: LiteralString) -> None:
+    connection.execute(
+        f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NEW; END $$"
+    )
+    connection.execute("CREATE TRIGGER refuse BEFORE INSERT ON strands_messages FOR EACH ROW EXECUTE FUNCTION refuse()")
+
+
+def _shown(error: BaseException) -> str:
+    """Return what a traceback of an error shows, and the texts of its causes."""
+    texts = traceback.format_exception(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        texts += [str(cause), repr(cause)]
+        cause = cause.__cause__ or cause.__context__
+    return "".join(texts)
 
 
 def test_statement_that_was_cancelled_is_a_database_error(dsn: str) -> None:

@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strands_psycopg.embedded import Server, postgres
 from strands_psycopg.errors import EmbeddedPostgresError
 from support import processes
+from support.servers import memory
 from support.waiting import wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
@@ -74,6 +75,16 @@ def holder() -> Iterator[Callable[..., Holder]]:
     yield start
     for each in holders:
         each.end()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_memory() -> Iterator[None]:
+    """Spare the disk: these tests create and copy clusters all the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if folder := memory():
+            patch.setattr(tempfile, "tempdir", folder)
+            patch.setenv("TMPDIR", folder)
+        yield
 
 
 @pytest.fixture
@@ -154,15 +165,15 @@ def test_temporary_server_works_and_is_deleted() -> None:
     wait_for_end(pid)
 
 
-def test_socket_is_not_accessible_to_others_and_no_port_is_open() -> None:
-    with postgres() as dsn:
+def test_socket_is_not_accessible_to_others_and_no_port_is_open(cluster: Path) -> None:
+    with postgres(cluster) as dsn:
         assert stat.S_IMODE(socket_folder(dsn).stat().st_mode) == 0o700
         assert query(dsn, "SHOW listen_addresses") == ""
 
 
 @pytest.mark.parametrize("temporary", [True, False])
-def test_commits_are_synced_to_disk(folder: Path, temporary: bool) -> None:
-    with postgres(None if temporary else folder / "cluster") as dsn:
+def test_commits_are_synced_to_disk(cluster: Path, temporary: bool) -> None:
+    with postgres(None if temporary else cluster) as dsn:
         assert query(dsn, "SELECT current_setting('fsync') || current_setting('synchronous_commit')") == "onon"
 
 
@@ -315,7 +326,9 @@ def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(holder: Calla
     wait_for_end(only.server)
 
 
-def test_forked_child_that_leaves_the_block_does_not_stop_the_server(holder: Callable[..., Holder]) -> None:
+def test_forked_child_that_leaves_the_block_does_not_stop_the_server(
+    cluster: Path, holder: Callable[..., Holder]
+) -> None:
     script = HOLDER.replace(
         "    sys.stdin.read()",
         """
@@ -325,7 +338,7 @@ def test_forked_child_that_leaves_the_block_does_not_stop_the_server(holder: Cal
         sys.stdin.read()
 """,
     )
-    parent = holder(script=script).wait_until_entered()
+    parent = holder(cluster, script=script).wait_until_entered()
     assert parent.line() == "0"
     assert answers(parent.dsn)
 
@@ -358,8 +371,8 @@ def test_forked_child_that_outlives_the_holder_does_not_keep_the_server(
         os.kill(child, signal.SIGKILL)
 
 
-def test_crash_and_restart_keep_commits_and_address() -> None:
-    with Server(port=0) as server:
+def test_crash_and_restart_keep_commits_and_address(cluster: Path) -> None:
+    with Server(cluster, port=0) as server:
         dsn, pid = server.dsn, server.pid
         query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
 
@@ -377,8 +390,8 @@ def test_crash_and_restart_keep_commits_and_address() -> None:
         assert server.pid != pid
 
 
-def test_stopping_and_starting_twice_has_the_effect_of_once() -> None:
-    with Server() as server:
+def test_stopping_and_starting_twice_has_the_effect_of_once(cluster: Path) -> None:
+    with Server(cluster) as server:
         server.stop()
         server.stop()
         server.start()
@@ -398,9 +411,9 @@ def test_killed_server_is_started_again_by_the_next_holder(cluster: Path) -> Non
             assert answers(first.dsn)
 
 
-def test_server_starts_despite_a_stale_pid_file_with_the_id_of_another_process(folder: Path) -> None:
-    pid_file = folder / "cluster" / "data" / "postmaster.pid"
-    with Server(folder / "cluster") as server:
+def test_server_starts_despite_a_stale_pid_file_with_the_id_of_another_process(cluster: Path) -> None:
+    pid_file = cluster / "data" / "postmaster.pid"
+    with Server(cluster) as server:
         _, rest = pid_file.read_text().split("\n", 1)
         account = pid_file.stat().st_uid
         other = subprocess.Popen(["sleep", "600"], user=account if os.geteuid() == 0 else None)
@@ -415,8 +428,8 @@ def test_server_starts_despite_a_stale_pid_file_with_the_id_of_another_process(f
                 other.kill()
 
 
-def test_loopback_port_needs_the_password_in_the_dsn() -> None:
-    with postgres(port=0) as dsn:
+def test_loopback_port_needs_the_password_in_the_dsn(cluster: Path) -> None:
+    with postgres(cluster, port=0) as dsn:
         assert conninfo_to_dict(dsn)["host"] == "127.0.0.1"
         assert query(dsn, "SELECT host(inet_client_addr())") == "127.0.0.1"
         assert query(dsn, "SHOW listen_addresses") == "127.0.0.1"
@@ -424,10 +437,10 @@ def test_loopback_port_needs_the_password_in_the_dsn() -> None:
             query(make_conninfo(dsn, password="wrong"), "SELECT 1")
 
 
-def test_port_is_the_requested_one() -> None:
-    with postgres(port=0) as dsn:
+def test_port_is_the_requested_one(cluster: Path) -> None:
+    with postgres(cluster, port=0) as dsn:
         port = port_of(dsn)
-    with postgres(port=port) as dsn:
+    with postgres(cluster, port=port) as dsn:
         assert port_of(dsn) == port
         assert query(dsn, "SELECT inet_server_port()") == port
 
@@ -469,8 +482,8 @@ def test_port_out_of_range_is_refused(port: int) -> None:
         Server(port=port)
 
 
-def test_callers_postgres_settings_do_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Server() as server:
+def test_callers_postgres_settings_do_not_reach_the_server(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(cluster) as server:
         with monkeypatch.context() as patch:
             patch.setenv("PGCLIENTENCODING", "LATIN1")
             server.restart()

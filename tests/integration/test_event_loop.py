@@ -14,8 +14,9 @@ from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.hooks import AfterInvocationEvent
 
-from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository, worker
+from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository
 from strands_psycopg.scripted_model import ScriptedModel
+from strands_psycopg.workers import Workers
 from support.agents import LOOK_UP, build, dump, look_up
 from support.proxy import Proxy
 from support.waiting import until
@@ -39,13 +40,13 @@ def far(proxy: Proxy) -> Iterator[PostgresSessionRepository]:
 @pytest.fixture
 def hops(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What has been run off the loop."""
-    run, hops = worker.run, list[object]()
+    run, hops = Workers.run_async, list[object]()
 
-    async def count(work: Callable[[], object]) -> object:
+    async def count(workers: Workers, work: Callable[[], object]) -> object:
         hops.append(work)
-        return await run(work)
+        return await run(workers, work)
 
-    monkeypatch.setattr(worker, "run", count)
+    monkeypatch.setattr(Workers, "run_async", count)
     return hops
 
 

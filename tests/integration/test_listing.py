@@ -294,6 +294,7 @@ def touched(explained: dict[str, Any]) -> dict[str, int]:
     return rows
 
 
+@pytest.mark.new_pages
 @pytest.mark.parametrize("generic", [False, True], ids=["custom plan", "generic plan"])
 def test_page_reads_no_more_rows_than_it_shows(
     repository: PostgresSessionRepository, connection: Connection, generic: bool
@@ -312,6 +313,7 @@ def test_page_reads_no_more_rows_than_it_shows(
         assert explained["Shared Hit Blocks"] + explained["Shared Read Blocks"] < 600
 
 
+@pytest.mark.new_pages
 def test_page_of_a_rare_prefix_reads_what_has_the_prefix(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
@@ -320,6 +322,7 @@ def test_page_of_a_rare_prefix_reads_what_has_the_prefix(
     assert touched(explained)["strands_sessions"] == 10
 
 
+@pytest.mark.new_pages
 def test_page_of_a_common_prefix_reads_no_more_than_it_shows(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
@@ -328,6 +331,7 @@ def test_page_of_a_common_prefix_reads_no_more_than_it_shows(
     assert touched(explained)["strands_sessions"] == 21
 
 
+@pytest.mark.new_pages
 def test_one_summary_is_read_by_its_key(repository: PostgresSessionRepository, connection: Connection) -> None:
     add_many(connection, 2000)
     explained = plan(connection, repository, "_read", True, session_id="s-000600")

@@ -14,8 +14,9 @@ from strands.multiagent import GraphBuilder, Swarm
 from strands.multiagent.base import MultiAgentBase, Status
 from strands.multiagent.graph import Graph
 
-from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, SessionConflictError, worker
+from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, SessionConflictError
 from strands_psycopg.scripted_model import ScriptedModel
+from strands_psycopg.workers import Workers
 from support import processes
 from support.agents import build
 
@@ -140,18 +141,18 @@ def test_state_of_nodes_that_end_together_is_stored_newest_last(
         update(session_id, multi_agent_id, state, **kwargs)
         updates.append(sorted(state["completed_nodes"]))
 
-    run, numbers, second_is_done = worker.run, itertools.count(), asyncio.Event()
+    run, numbers, second_is_done = Workers.run_async, itertools.count(), asyncio.Event()
 
-    async def second_before_first(work: Callable[[], None]) -> None:
+    async def second_before_first(workers: Workers, work: Callable[[], None]) -> None:
         number = next(numbers)
         if number == 0:
             await second_is_done.wait()
-        await run(work)
+        await run(workers, work)
         if number == 1:
             second_is_done.set()
 
     monkeypatch.setattr(repository._tables.multi_agents, "update", note)
-    monkeypatch.setattr(worker, "run", second_before_first)
+    monkeypatch.setattr(Workers, "run_async", second_before_first)
 
     assert asyncio.run(both.invoke_async("go")).status == Status.COMPLETED
     # The second node's state, and the graph's at the end: the first node's came too late.

@@ -20,6 +20,7 @@ from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg import (
+    DatabaseError,
     PayloadCodecError,
     PayloadContext,
     PostgresSessionManager,
@@ -58,6 +59,9 @@ from support.tables import Connection, one
 from support.transfers import FILLED, age, fill, restored, rows
 
 MARKER = "4111 1111 1111 1111"
+
+SAID: Any = {"role": "user", "content": [{"text": MARKER}]}
+GONE: Any = {"role": "user", "content": [{"text": "[gone]"}]}
 
 
 @pytest.fixture
@@ -318,6 +322,41 @@ def test_redaction_reaches_the_message_of_every_agent(scrambled: PostgresSession
         assert [each.message_id for each in log if each.redact_message == redacted] == [0, 203]
         assert all(each.message in (redacted, other) for each in log)
     assert update.updated_at == scrambled.list_messages("s", "a")[0].updated_at
+
+
+def test_redaction_that_a_trigger_suppresses_is_told_as_that(
+    scrambled: PostgresSessionRepository, connection: Connection
+) -> None:
+    scrambled.create_session(Session("s", SessionType.AGENT))
+    scrambled.create_agent("s", SessionAgent("a", {}, {}))
+    scrambled.create_message("s", "a", SessionMessage(SAID, 0))
+    connection.execute("CREATE FUNCTION suppress() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+    connection.execute(
+        "CREATE TRIGGER suppress BEFORE UPDATE ON strands_messages FOR EACH ROW EXECUTE FUNCTION suppress()"
+    )
+
+    with pytest.raises(DatabaseError, match="look for a trigger or rule"):
+        scrambled.update_message("s", "a", SessionMessage(SAID, 0, GONE))
+
+
+def test_redaction_reaches_a_message_that_takes_the_place_of_another_meanwhile(
+    dsn: str, pool_options: dict[str, Any]
+) -> None:
+    class ReplacingCodec(ScramblingCodec):
+        def encode(self, document: Any, context: PayloadContext) -> Any:
+            if context.kind == "redaction" and not self.encoded[context]:
+                replaced.delete_agent("s", "a")
+                replaced.create_agent("s", SessionAgent("a", {}, {}))
+                replaced.create_message("s", "a", SessionMessage(SAID, 0))
+            return super().encode(document, context)
+
+    with PostgresSessionRepository(dsn, payload_codec=ReplacingCodec(), **pool_options) as replaced:
+        replaced.create_session(Session("s", SessionType.AGENT))
+        replaced.create_agent("s", SessionAgent("a", {}, {}))
+        replaced.create_message("s", "a", SessionMessage(SAID, 0))
+        replaced.update_message("s", "a", SessionMessage(SAID, 0, GONE))
+
+        assert [each.redact_message for each in replaced.list_messages("s", "a")] == [GONE]
 
 
 def test_redacted_message_stays_redacted_when_it_is_replaced(

@@ -13,6 +13,7 @@ from strands import Agent, tool
 from strands_psycopg import PostgresSessionRepository, PostgresStorage
 from strands_psycopg.scripted_model import ScriptedModel
 from support.agents import LOOK_UP, build, dump, look_up
+from support.scale import scale
 from support.storage import chunks, needs_storage, values
 from support.tables import one, texts
 
@@ -20,7 +21,7 @@ pytestmark = needs_storage
 
 Connection = psycopg.Connection[Any]
 
-AGENTS, TURNS, CONNECTIONS = 20, 5, 4
+AGENTS, TURNS, CONNECTIONS = 20, scale(2, 5), 4
 
 OF_THE_POOL = """
     SELECT count(*) FROM pg_stat_activity
@@ -99,7 +100,7 @@ def test_twenty_agents_share_four_connections(
 
     def watch() -> None:
         with psycopg.connect(connection.info.dsn, password=connection.info.password, autocommit=True) as watcher:
-            while not ended.is_set():
+            while not ended.wait(0.01):
                 most.append(one(watcher, OF_THE_POOL))
 
     def snapshots(number: int) -> str:

@@ -149,6 +149,7 @@ def test_a_missing_chunk_is_an_error(storage: PostgresStorage, connection: Conne
 TURNS, SHARE = (1000, 0.05) if TORTURE else (160, 0.4)
 
 
+@pytest.mark.new_pages
 def test_an_immutable_snapshot_each_turn_takes_a_fraction_of_plain_storage(
     storage: PostgresStorage, connection: Connection
 ) -> None:
@@ -162,6 +163,7 @@ def test_an_immutable_snapshot_each_turn_takes_a_fraction_of_plain_storage(
         assert run(storage.read(f"immutable_history/snapshot_{turn:04}.json")) == snapshots[turn]
 
 
+@pytest.mark.new_pages
 def test_saving_a_megabyte_with_one_new_message_writes_a_tenth_of_the_wal(
     storage: PostgresStorage, connection: Connection
 ) -> None:

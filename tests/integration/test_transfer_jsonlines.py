@@ -106,7 +106,7 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=scale(20, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scale(10, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=documents)
 def test_any_document_survives(repository: PostgresSessionRepository, document: object) -> None:
     session_id = next(_NUMBERS)

@@ -14,6 +14,7 @@ from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository
 from strands_psycopg.embedded import Server
 from support.errands import run_all
 from support.pgbouncer import PgBouncer
+from support.servers import QuickServer
 from support.tables import Connection
 
 CLIENT = boto3.client("rds", region_name="eu-central-1", aws_access_key_id="key", aws_secret_access_key="secret")
@@ -22,7 +23,7 @@ CLIENT = boto3.client("rds", region_name="eu-central-1", aws_access_key_id="key"
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
     """A server on a port, without TLS, where a password is needed."""
-    with Server(port=0) as server:
+    with QuickServer(port=0) as server:
         with PostgresSessionRepository(server.dsn) as repository:
             repository.ensure_schema()
         yield server

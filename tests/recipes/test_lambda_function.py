@@ -11,6 +11,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import Server
 from support import processes
 from support.crew import Process
+from support.servers import QuickServer
 from support.stopping import stopped
 from support.tables import texts
 from support.waiting import wait_until
@@ -29,7 +30,7 @@ OF_THE_FUNCTION = "SELECT pid FROM pg_stat_activity WHERE application_name = 'st
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
-    with Server() as server:
+    with QuickServer() as server:
         with PostgresSessionRepository(server.dsn) as repository:
             repository.ensure_schema()
         yield server

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from strands.types.streaming import StreamEvent
 
 from strands_psycopg import PostgresSessionRepository, PostgresStorage
-from strands_psycopg.embedded import Server
 from support import programs
 from support.agents import GuardedModel, build, save_checkpoint
 from support.multi_agents import Team
+from support.servers import QuickServer
 from support.storage import has_storage, needs_storage
 from support.tables import Connection, one, texts
 from support.waiting import wait_until
@@ -88,6 +89,7 @@ def test_text_is_stored_until_the_guardrail_speaks(
     assert stored == [f"my card is {SECRET}"]
 
 
+@pytest.mark.new_pages
 def test_old_version_stays_in_the_pages_until_vacuum_and_in_the_write_ahead_log_for_longer(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
@@ -139,7 +141,7 @@ def test_chunks_that_a_killed_process_has_left_are_found_until_they_go(
 
 
 def test_server_that_logs_statements_logs_the_text_unless_told_otherwise() -> None:
-    with Server() as server:
+    with QuickServer() as server:
         log = server.path / "data" / "server.log"
         with psycopg.connect(server.dsn, autocommit=True) as owner, PostgresSessionRepository(server.dsn) as repository:
             repository.ensure_schema()

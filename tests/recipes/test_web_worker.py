@@ -15,6 +15,7 @@ from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import Server
 from support import processes
 from support.scale import scale
+from support.servers import QuickServer
 from support.stopping import stopped
 from support.tables import Connection, one, texts
 from support.waiting import until, wait_until
@@ -243,7 +244,7 @@ def test_worker_outlives_the_database() -> None:
             assert said is not None
             assert (await http.get("/health")).status_code == 200
 
-    with Server() as server:
+    with QuickServer() as server:
         with PostgresSessionRepository(server.dsn) as repository:
             repository.ensure_schema()
         server.stop()

@@ -23,12 +23,13 @@ _DEADLINE = 60
 # so that it ends as one of a process of its own does, exit handlers and all.
 _HOST = """
 import gc, json, os, signal, socket, sys, traceback, types
+gc.disable()
 import support.agents
 
 control = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-gc.collect()
 gc.freeze()
+gc.enable()
 
 def ready():
     print("ready", flush=True)

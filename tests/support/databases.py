@@ -1,13 +1,44 @@
-"""Databases for one test or a few, which are dropped afterwards."""
+"""Databases for one test or a few, which are dropped afterwards, or emptied and used again."""
 
 import itertools
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+
+# Those that were just closed have counted what they did when they are gone.
+_OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+_MOMENT = 0.25
+
+_DELETE_ROWS = """
+    SELECT string_agg(format('DELETE FROM %I', relname), '; ')
+    FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'strands_migrations'
+"""
+
+# Whether a copy differs from its template by rows in tables of ours alone. The counters of a new database are zero,
+# those of the system's tables too, which count whatever was created, altered, granted or removed. Many pages would
+# make other plans, though all rows are deleted.
+_ONLY_ROWS_DIFFER = """
+    SELECT
+        NOT EXISTS (
+            SELECT FROM pg_database AS d LEFT JOIN pg_db_role_setting AS s ON s.setdatabase = d.oid
+            WHERE datname = current_database() AND (datacl IS NOT NULL OR setconfig IS NOT NULL)
+        )
+        AND bool_and(CASE
+            WHEN oid < 16384 OR relname = 'strands_migrations' THEN
+                pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid) + pg_stat_get_tuples_deleted(oid) = 0
+            ELSE
+                pg_stat_get_vacuum_count(oid) + pg_stat_get_autovacuum_count(oid) = 0
+                AND pg_stat_get_analyze_count(oid) + pg_stat_get_autoanalyze_count(oid) = 0
+        END)
+        AND sum(CASE WHEN oid >= 16384 THEN pg_relation_size(oid) ELSE 0 END) < 1 << 20
+    FROM pg_class WHERE relkind IN ('r', 't', 'i') AND NOT relisshared
+"""
 
 
 class Databases:
@@ -22,14 +53,19 @@ class Databases:
         self._dsn = dsn
         self._suffix = suffix
         self._numbers = itertools.count()
+        self._emptied: dict[str, list[_Copy]] = {}
 
     def __enter__(self) -> "Databases":
         self._connection = psycopg.connect(self._dsn, autocommit=True)
+        # Before that, counters come late.
+        self._can_reuse = self._connection.info.server_version >= 150000
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for copy in itertools.chain(*self._emptied.values()):
+            copy.drop()
         self._connection.close()
 
     @contextmanager
@@ -44,3 +80,62 @@ class Databases:
             yield make_conninfo(self._dsn, dbname=name)
         finally:
             self._connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(names[0]))
+
+    @contextmanager
+    def reuse(self, name: str, template: str) -> Iterator[str]:
+        """Yield the DSN of a database like a new copy of ``template``, which has no rows but those of the ledger.
+
+        Like all that a test can do in one but fill tables and leave them: it may be a copy in which an earlier test did
+        no more, and their pages are not as new.
+        """
+        if not self._can_reuse:
+            with self.create(name, template) as dsn:
+                yield dsn
+            return
+        emptied = self._emptied.setdefault(template, [])
+        copy = emptied.pop() if emptied else _Copy(self, name, template)
+        try:
+            yield copy.dsn
+        finally:
+            if copy.is_emptied():
+                emptied.append(copy)
+            else:
+                copy.drop()
+
+
+class _Copy:
+    """A copy of a migrated database, and a connection to it.
+
+    Attributes:
+        dsn: Its DSN.
+    """
+
+    def __init__(self, databases: Databases, name: str, template: str) -> None:
+        with ExitStack() as stack:
+            self.dsn = stack.enter_context(databases.create(name, template))
+            self._connection = stack.enter_context(closing(psycopg.connect(self.dsn, autocommit=True)))
+            self._delete_rows = str(self._value(_DELETE_ROWS)).encode()
+            self._stack = stack.pop_all()
+
+    def is_emptied(self) -> bool:
+        """Delete all rows of ours and return True if it is as it was then, and nobody is connected any more."""
+        deadline = time.monotonic() + _MOMENT
+        try:
+            while self._value(_OTHERS):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.001)
+            if not self._value(_ONLY_ROWS_DIFFER):
+                return False
+            self._connection.execute(self._delete_rows)
+        except psycopg.OperationalError:  # a test has ended all connections
+            return False
+        return True
+
+    def drop(self) -> None:
+        """Drop it, whoever is connected."""
+        self._stack.close()
+
+    def _value(self, query: str) -> Any:
+        row = self._connection.execute(query.encode()).fetchone()
+        return row and row[0]

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg.embedded import Server
+from support.servers import QuickServer, memory
 from support.waiting import wait_until
 
 
@@ -42,11 +43,11 @@ class Pair(NamedTuple):
 @contextmanager
 def pair() -> Iterator[Pair]:
     """Run a primary and a standby that has caught up with it."""
-    folder = Path(tempfile.mkdtemp(prefix="strands-standby-"))
+    folder = Path(tempfile.mkdtemp(prefix="strands-standby-", dir=memory()))
     folder.chmod(0o711)
     path = folder / "cluster"
     try:
-        with Server() as primary:
+        with QuickServer() as primary:
             _copy(primary, path)
             with Server(path) as standby:
                 wait_until(lambda: execute(primary.dsn, "SELECT state FROM pg_stat_replication") == [("streaming",)])

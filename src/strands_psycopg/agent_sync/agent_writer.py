@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -59,6 +60,7 @@ class AgentWriter(Collector):
     ) -> None:
         super().__init__()
         self._tables = tables
+        self._workers = tables.database.workers
         self._session_id = session_id
         self._agent = agent
         self._record = record
@@ -106,6 +108,9 @@ class AgentWriter(Collector):
         Raises:
             SessionException: The agent has no message to redact.
         """
+        self._workers.run(partial(self._write_and_redact, message))
+
+    def _write_and_redact(self, message: Message) -> None:
         with self._lock:
             self._write_due()
             if self._redact(message, known_messages(message, self._record.held)):
@@ -114,6 +119,9 @@ class AgentWriter(Collector):
 
     def redact_if_held(self, message: Message) -> None:
         """Redact the message of another agent if this one holds it, too."""
+        self._workers.run(partial(self._redact_if_held, message))
+
+    def _redact_if_held(self, message: Message) -> None:
         with self._lock:
             redaction = known_messages(message, self._record.held)
             if redaction.held:
@@ -138,8 +146,9 @@ class AgentWriter(Collector):
         return stored is not None
 
     def request_checkpoint(self) -> None:
-        """Save a checkpoint with the event's writes."""
+        """Save a checkpoint; together with the event's writes, if this is an event."""
         self._is_checkpoint_due = True
+        self._write_unless_collecting()
 
     def save_checkpoint(self) -> UUID:
         """Store the agent as it is, and a checkpoint of it; return the checkpoint's id.
@@ -224,7 +233,7 @@ class AgentWriter(Collector):
 
     def _write_unless_collecting(self) -> None:
         if not self.is_collecting:
-            self.write()
+            self._workers.run(self.write)
 
     def _write_due(self) -> None:
         announced = list(self._announced)

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from strands_psycopg.agent_sync.collector import Collector
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionExistsError
-from strands_psycopg.repository.multi_agents import MultiAgents
+from strands_psycopg.repository.tables import SessionTables
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -18,15 +18,18 @@ class MultiAgentWriter(Collector):
     """Restores and stores one graph or swarm.
 
     Args:
-        rows: Where it is stored.
+        tables: Where it is stored.
         session_id: Its session.
         multi_agent: The graph or swarm.
         guard: The guard of its manager's writes.
     """
 
-    def __init__(self, rows: MultiAgents, session_id: str, multi_agent: "MultiAgentBase", guard: WriteGuard) -> None:
+    def __init__(
+        self, tables: SessionTables, session_id: str, multi_agent: "MultiAgentBase", guard: WriteGuard
+    ) -> None:
         super().__init__()
-        self._rows = rows
+        self._rows = tables.multi_agents
+        self._workers = tables.database.workers
         self._session_id = session_id
         self._multi_agent = multi_agent
         self._guard = guard
@@ -70,7 +73,7 @@ class MultiAgentWriter(Collector):
         """
         self._due.append(self._multi_agent.serialize_state())
         if not self.is_collecting:
-            self.write()
+            self._workers.run(self.write)
 
     def is_write_due(self) -> bool:
         """Whether something that was asked for must be written."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
+from strands_psycopg.errors import DatabaseUnavailableError
 from strands_psycopg.lease import Leases
 
 
@@ -30,14 +31,31 @@ class WriteGuard:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Remember the first write that fails, and raise its error again instead of every later write.
+        """Remember the first write that fails or is interrupted, and raise its error instead of every later write.
 
-        After it the agent in memory and the session in the database are no longer the same.
+        After it the agent in memory and the session in the database may no longer be the same.
         """
         if self._failure is not None:
             raise self._failure
         try:
             yield
-        except Exception as error:
-            self._failure = error
+        except BaseException as error:
+            self._failure = error if isinstance(error, Exception) else self._interruption()
             raise
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """End all writing if a signal handler interrupts the block, which records what to write."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self._failure = self._interruption()
+            raise
+
+    def _interruption(self) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(
+            f"session {self._session_id!r} was interrupted, so it is unknown what of it is stored; build a new session "
+            "manager and agent"
+        )

@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 
 from strands_psycopg.cli import analytics, demo, schema, sessions, show, transfer
 from strands_psycopg.cli.options import Parser, connection_hint
 from strands_psycopg.errors import StrandsPsycopgError
+from strands_psycopg.system_errors import explain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,37 +27,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Wrong usage, ``--help`` or ``--version``.
     """
-    arguments = _build_parser().parse_args(argv)
+    _open_missing_streams()
+    if sys.stdout is None:
+        return _fail("standard output is closed; redirect it, for example to /dev/null", 1)
     # Retries would be logged to stderr, but the error that ends a command already has their reason.
     logging.basicConfig(handlers=[logging.NullHandler()])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = argparse.Namespace()
     try:
-        code: int = arguments.run(arguments)
+        try:
+            arguments = _build_parser().parse_args(argv)
+            code: int = arguments.run(arguments)
+        except SystemExit:
+            # After --help, too, nothing must be left for Python to write.
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except StrandsPsycopgError as error:
-        return _fail(error, 1, connection_hint(arguments, error))
-    except ValueError as error:
-        return _fail(error, 2)
+        return _fail(f"{error}{connection_hint(arguments, error)}", 1)
     except BrokenPipeError:
         # The reader of the pipe has ended, as head does.
         _discard_output()
         return 1
     except OSError as error:
         _discard_output()
-        return _fail(error, 1)
+        return _fail(f"standard output cannot be written: {explain(error)}", 1)
+    except ValueError as error:
+        return _fail(f"{error}", 2)
     except KeyboardInterrupt:
         return 130
     return code
 
 
+def _open_missing_streams() -> None:
+    """Open standard streams that are closed, so that no connection gets the descriptor of one."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest one that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        # Otherwise ``print`` would write to standard output instead.
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
 def _discard_output() -> None:
     # Otherwise Python flushes again at exit and reports the error again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(error: Exception, code: int, hint: str = "") -> int:
-    print("strands-psycopg: error:", *f"{error}{hint}".split(), file=sys.stderr)
+def _fail(error: str, code: int) -> int:
+    with suppress(OSError):
+        print("strands-psycopg: error:", *error.split(), file=sys.stderr, flush=True)
     return code
 
 

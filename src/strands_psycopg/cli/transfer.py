@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 from strands_psycopg import transfer
@@ -16,6 +16,7 @@ from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_r
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.system_errors import explain
 from strands_psycopg.transfer.sources import Source
 
 _STDIO = "-"
@@ -34,8 +35,8 @@ def _add_export(commands: Commands) -> None:
         allow_abbrev=False,
         help="export sessions as JSON lines or as files of Strands' FileSessionManager",
         description="Export sessions as JSON lines, which import reads into any database, or as files of Strands' "
-        "FileSessionManager. If the command is interrupted, files contain only complete sessions; standard output may "
-        "end with an incomplete one, which import refuses.",
+        "FileSessionManager. If the command is interrupted, files contain only complete sessions; a pipe may end with "
+        "an incomplete one, which import refuses.",
     )
     export.add_argument("sessions", type=parse_session_id, metavar="SESSION", nargs="*", help="id of a session")
     export.add_argument("--all", action="store_true", help="export all sessions")
@@ -172,45 +173,93 @@ def _export_files(
 def _export_lines(
     repository: PostgresSessionRepository,
     session_id: str,
-    file: IO[str],
+    file: "_LinesFile",
     advance: Callable[[int], None],
     *,
     raw: bool,
 ) -> transfer.TransferResult:
-    # Standard output may be a file opened for appending, where the position before the first write is unknown.
-    start = file.tell() if file is not sys.stdout and file.seekable() else None
     line = ""
-    try:
+    with file.whole():
         for line in transfer.export_session(repository, session_id, raw=raw):
             file.write(line)
             advance(line.startswith('{"kind": "message"'))
-        file.flush()
-    except BaseException:
-        # Remove the incomplete session.
-        if start is not None:
-            file.seek(start)
-            file.truncate()
-        raise
     counts = json.loads(line)
     del counts["kind"]
     return transfer.TransferResult(sessions=1, **counts)
 
 
+class _LinesFile:
+    """A file, pipe or device to which lines of sessions are written, without a buffer.
+
+    A buffer that a full disk has refused would be written again when the file is truncated or closed.
+
+    Args:
+        descriptor: Its descriptor.
+        is_new: Whether no one else writes to it.
+    """
+
+    def __init__(self, descriptor: int, *, is_new: bool) -> None:
+        self._descriptor = descriptor
+        self._is_new = is_new
+        self._written = 0
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Remove what the block has written to a file, if the block fails."""
+        start, self._written = os.fstat(self._descriptor).st_size, 0
+        try:
+            yield
+        except BaseException:
+            # Others may have appended to a file that is standard output.
+            grown = self._written and os.fstat(self._descriptor).st_size == start + self._written
+            if self._is_new or grown:
+                os.ftruncate(self._descriptor, start)
+            raise
+
+    def write(self, line: str) -> None:
+        """Write a line of ASCII with its line end."""
+        data = line.encode("ascii")
+        while data:
+            written = os.write(self._descriptor, data)
+            self._written += written
+            data = data[written:]
+
+
+class _Replaced(_LinesFile):
+    """What a program that calls the command has put in the place of standard output."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        yield
+
+    def write(self, line: str) -> None:
+        sys.stdout.write(line)
+
+
 @contextmanager
-def _open_output(name: str) -> Iterator[IO[str]]:
+def _open_output(name: str) -> Iterator[_LinesFile]:
     """Open a new file, or an existing device or pipe, for writing."""
     if name == _STDIO:
-        yield sys.stdout
+        sys.stdout.flush()
+        try:
+            descriptor = sys.stdout.fileno()
+        except OSError:
+            yield _Replaced()
+        else:
+            yield _LinesFile(descriptor, is_new=False)
         return
     path = Path(name)
-    is_new = path.is_file() or not path.exists()
     try:
-        with path.open("x" if is_new else "w", encoding="ascii") as file:
+        is_new = path.is_file() or not path.exists()
+        with path.open("xb" if is_new else "wb", buffering=0) as file:
             try:
-                yield file
+                yield _LinesFile(file.fileno(), is_new=is_new)
             except BaseException:
                 # Otherwise the file would be in the way when the command is run again.
-                if is_new and file.tell() == 0:
+                if is_new and os.fstat(file.fileno()).st_size == 0:
                     path.unlink()
                 raise
     except FileExistsError as error:
@@ -218,7 +267,7 @@ def _open_output(name: str) -> Iterator[IO[str]]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise TransferError(f"{name} cannot be written: {error.strerror}") from error
+        raise TransferError(f"{name} cannot be written: {explain(error)}") from error
 
 
 def _import(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -261,6 +310,8 @@ def _source(arguments: argparse.Namespace) -> Iterator[Source]:
 
 
 def _read_lines(name: str) -> Iterator[str]:
+    if name == _STDIO and sys.stdin is None:
+        raise TransferError("standard input is closed; redirect it")
     try:
         # UTF-8 whatever the locale is: export writes ASCII, and other programs that edit the lines write UTF-8.
         with open(sys.stdin.fileno() if name == _STDIO else name, encoding="utf-8", closefd=name != _STDIO) as file:
@@ -268,7 +319,7 @@ def _read_lines(name: str) -> Iterator[str]:
     except UnicodeDecodeError:
         raise TransferError(f"{name} is not UTF-8; only the output of export can be imported") from None
     except OSError as error:
-        raise TransferError(f"{name} cannot be read: {error.strerror}") from error
+        raise TransferError(f"{name} cannot be read: {explain(error)}") from error
 
 
 def _print_result(verb: str, result: transfer.TransferResult, *, as_json: bool, failures: dict[str, str]) -> None:

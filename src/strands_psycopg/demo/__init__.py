@@ -65,7 +65,8 @@ def run(dsn: str | None, *, keep: bool = False) -> bool:
             _print_paragraph("PostgreSQL runs until you press Enter. To query it until then:")
             _print_command(_psql(), dsn, "-c", "SELECT jsonb_pretty(message) FROM strands_messages")
             _print_command("strands-psycopg", "status", "--dsn", dsn)
-            with suppress(EOFError, KeyboardInterrupt):
+            # RuntimeError: standard input is closed.
+            with suppress(EOFError, KeyboardInterrupt, RuntimeError):
                 input()
         else:
             _print_paragraph(

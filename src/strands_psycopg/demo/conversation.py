@@ -21,6 +21,7 @@ from strands_psycopg.errors import StrandsPsycopgError
 from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.scripted_model import ScriptedModel
+from strands_psycopg.system_errors import explain
 
 # Cheap devices pad what they send with NUL bytes.
 _THERMOMETERS = {"greenhouse": "31.50\0\0"}
@@ -113,14 +114,17 @@ class AgentProcess:
     """
 
     def __init__(self, dsn: str, schema: str | None, session_id: str, *, resume: bool) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"import {__name__} as conversation; conversation.main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            # Only the parent handles Ctrl-C.
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"import {__name__} as conversation; conversation.main()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                # Only the parent handles Ctrl-C.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StrandsPsycopgError(f"a process of the demo cannot be started: {explain(error)}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._reports = self._process.stdout

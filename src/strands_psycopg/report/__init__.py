@@ -20,6 +20,7 @@ from strands_psycopg.report.statistics import (
     read_statistics,
 )
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.system_errors import explain
 
 __all__ = [
     "QUERY_COUNT",
@@ -71,16 +72,14 @@ def write_report(
             extra="report",
         ) from error
     statistics = read_statistics(repository, since=since, days=days, longest=_LONGEST, progress=progress)
-    page = render(statistics)
-    if isinstance(destination, (str, os.PathLike)):
-        try:
+    name = f" to {os.fspath(destination)!r}" if isinstance(destination, (str, os.PathLike)) else ""
+    try:
+        page = render(statistics)
+        if isinstance(destination, (str, os.PathLike)):
             replace(destination, page)
-        except OSError as error:
-            raise ReportError(
-                f"the report cannot be written to {os.fspath(destination)!r}: {error.strerror}; choose a file in "
-                "an existing directory with write permission"
-            ) from error
-    else:
-        destination.write(page)
+        else:
+            destination.write(page)
+    except OSError as error:
+        raise ReportError(f"the report cannot be written{name}: {explain(error)}") from error
     progress(1)
     return statistics

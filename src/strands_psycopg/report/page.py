@@ -50,7 +50,8 @@ def replace(destination: str | os.PathLike[str], page: str) -> None:
     if Path(destination).exists() and not Path(destination).is_file():
         Path(destination).write_text(page, encoding="utf-8")
         return
-    target = Path(destination).resolve()
+    # Unlike Path.resolve, it accepts links that form a loop.
+    target = Path(os.path.realpath(destination))
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         new.write_text(page, encoding="utf-8")

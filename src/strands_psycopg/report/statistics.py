@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 from psycopg import Cursor
@@ -16,14 +17,16 @@ _MAX_TOOLS = 1000
 # All queries see one snapshot.
 _REPEATABLE_READ = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
+# Times and durations are numeric, since extra_float_digits may round the text of a floating-point number.
 _DATABASE_AND_TIME = """
-    SELECT current_database(), extract(epoch FROM now())::double precision,
+    SELECT current_database(), extract(epoch FROM now()),
         to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')
 """
 
 _TOTALS = """
-    SELECT count(DISTINCT session_id), percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY latency_ms),
-        percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY first_byte_ms)
+    SELECT count(DISTINCT session_id),
+        (percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY latency_ms))::numeric[],
+        (percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY first_byte_ms))::numeric[]
     FROM {message_figures}
     WHERE %(since)s::date IS NULL OR created_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
 """
@@ -39,16 +42,15 @@ _DAYS = """
 _TOOLS = """
     SELECT left(tool_name, 255), count(*), count(*) FILTER (WHERE status = 'error'),
         count(*) FILTER (WHERE result_message_id IS NULL),
-        percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY seconds)
+        (percentile_cont(ARRAY[0.5, 0.95, 1]) WITHIN GROUP (ORDER BY seconds))::numeric[]
     FROM {tool_calls}
     WHERE %(since)s::date IS NULL OR called_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
     GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %(max_tools)s
 """
 
 _LONGEST = """
-    SELECT session_id, extract(epoch FROM first_active_at)::double precision,
-        extract(epoch FROM last_active_at)::double precision, turns, messages, tool_calls, tool_failures, input_tokens,
-        output_tokens, cache_read_tokens, cache_write_tokens
+    SELECT session_id, extract(epoch FROM first_active_at), extract(epoch FROM last_active_at), turns, messages,
+        tool_calls, tool_failures, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens
     FROM {session_figures}
     WHERE %(since)s::date IS NULL OR last_active_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
     ORDER BY messages DESC, session_id LIMIT %(longest)s
@@ -272,12 +274,12 @@ def _figures(counts: Sequence[Any]) -> dict[str, int]:
     return dict(zip(_NAMES, map(int, counts), strict=True))
 
 
-def _latency(percentiles: Sequence[float] | None, unit: float) -> Latency | None:
+def _latency(percentiles: Sequence[Decimal] | None, unit: float) -> Latency | None:
     if percentiles is None:
         return None
-    median, p95, longest = (each * unit for each in percentiles)
+    median, p95, longest = (float(each) * unit for each in percentiles)
     return Latency(median=median, p95=p95, longest=longest)
 
 
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, timezone.utc)
+def _time(seconds: Decimal) -> datetime:
+    return datetime.fromtimestamp(float(seconds), timezone.utc)

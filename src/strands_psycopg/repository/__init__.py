@@ -26,6 +26,7 @@ from strands_psycopg.repository.listing import AgentSummary, SessionPage, Sessio
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, read_status
 from strands_psycopg.repository.tables import SessionTables
+from strands_psycopg.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _MAX_TTL = 86_400.0
 
 
-class PostgresSessionRepository(SessionRepository):
+class PostgresSessionRepository(Uncopyable, SessionRepository):
     """A Strands ``SessionRepository`` that stores sessions in PostgreSQL.
 
     It is thread-safe; one per process is enough. The constructor does not connect. A pool built from a DSN opens at
@@ -68,6 +69,8 @@ class PostgresSessionRepository(SessionRepository):
             ``payload_codec`` is no object with the methods of a ``PayloadCodec``.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
+
+    _why_uncopyable = "has connections; share it within a process, and build one from its DSN in another process"
 
     def __init__(
         self,

@@ -11,10 +11,10 @@ from strands.types.content import Message
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import encode
-from strands_psycopg.database import NO_DEADLINE, Database
+from strands_psycopg.database import NO_DEADLINE, Database, Result
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages, append_conflict, message_row, update_conflict
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
@@ -34,7 +34,11 @@ _CREATE = """
         WHERE a.write_id = EXCLUDED.write_id
         RETURNING a.created_at, a.updated_at
     )
-    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, {times_of_t},
+        t.created_at IS NULL AND {fenced} AND NOT EXISTS (
+            SELECT true FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # times are NULL: another call created it first
 
 _READ = """
@@ -52,7 +56,9 @@ _UPDATE_AND_APPEND = """
         {update_agent} AND EXISTS (SELECT FROM t) RETURNING created_at, updated_at
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
-        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END
+        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
+        u.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged}
+            AND (t.created_at IS NOT NULL OR coalesce({next_message_id}, 0) = %(message_id)s) AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # both are stored or neither; times are NULL: another writer has updated the agent or stored a message
@@ -93,7 +99,11 @@ _STORE = """
         {delete_unused_variants} AND EXISTS (SELECT FROM u)
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
-        CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END
+        CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END,
+        u.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged} AND (
+            t.created_at IS NOT NULL OR %(message_id)s::bigint IS NULL
+            OR coalesce({next_message_id}, 0) = %(message_id)s
+        ) AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # as _UPDATE_AND_APPEND
@@ -114,12 +124,26 @@ _OWN_REDACTION = {
         ) AS r (message_id, message, message_exact, redaction, redaction_exact)""",
 }
 
+# Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
     WITH {lease}, {touch_session}, t AS (
         DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced}
         RETURNING agent_id
+    ), m AS (
+        DELETE FROM {messages}
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
+    ), v AS (
+        DELETE FROM {message_variants}
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
+    ), c AS (
+        DELETE FROM {checkpoints}
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
     )
-    SELECT {allowed_at}, t.agent_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, t.agent_id IS NOT NULL,
+        t.agent_id IS NULL AND {fenced} AND EXISTS (
+            SELECT true FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """
 
 
@@ -255,17 +279,16 @@ class Agents:
                 message_row(self._payloads, session_id, agent.agent_id, message, write_id, term) for message in messages
             ]
 
-            def store(cursor: Cursor[TupleRow]) -> list[TupleRow]:
-                cursor.execute(self._create, {**row, **NO_DEADLINE})
-                created = cursor.fetchall()
-                if created[0][1] is not None:
-                    self._messages.append_many(cursor, message_rows)
+            def store(cursor: Cursor[TupleRow]) -> Result:
+                created = Result(cursor.execute(self._create, {**row, **NO_DEADLINE}).fetchall(), False)
+                if created.rows[0][1] is not None:
+                    self._messages.append_many(cursor, message_rows, operation)
                 return created
 
-            rows = self._database.transact(operation, store)
+            result = run_explained(operation, lambda: self._database.transact(operation, store))
         else:
-            rows = self._database.write(operation, self._create, row).rows
-        allowed_at, created_at, _ = rows[0]
+            result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
+        allowed_at, created_at, _, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if created_at is None:
             raise SessionExistsError(f"{operation}: the agent already exists; read it instead")
@@ -336,11 +359,12 @@ class Agents:
                 f"storing message {message.message_id} and state of agent {agent_id!r} in session {session_id!r}"
             )
             row |= message_row(self._payloads, session_id, agent_id, message, write_id, term)
-        if change.is_plain and message is not None:
-            result = self._database.write(operation, self._update_and_append, row)
-        else:
-            result = self._database.write(operation, self._store, row | self._variant_rows(session_id, change))
-        allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index = result.rows[0]
+        statement = self._update_and_append
+        if not change.is_plain or message is None:
+            statement = self._store
+            row |= self._variant_rows(session_id, change)
+        result = run_explained(operation, lambda: self._database.write(operation, statement, row))
+        allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
@@ -361,8 +385,9 @@ class Agents:
         """
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"deleting agent {agent_id!r} of session {session_id!r}"
-        result = self._database.write(operation, self._delete, {**key, "term": term})
-        allowed_at, deleted = result.rows[0]
+        row = {**key, "term": term}
+        result = run_explained(operation, lambda: self._database.write(operation, self._delete, row))
+        allowed_at, deleted, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")

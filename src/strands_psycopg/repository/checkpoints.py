@@ -8,7 +8,7 @@ from psycopg.types.numeric import Int8
 from strands_psycopg.database import Database
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, in_places
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import update_conflict
 from strands_psycopg.repository.window import Window
@@ -55,7 +55,9 @@ _SAVE = """
                     AND c.snapshot_id NOT IN (SELECT snapshot_id FROM surplus)
             )
     )
-    SELECT {allowed_at}, t.snapshot_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, t.snapshot_id IS NOT NULL,
+        t.snapshot_id IS NULL AND {fenced} AND {agent_unchanged} AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """
 
 _LIST = """
@@ -148,7 +150,8 @@ class Checkpoints:
             "write_id": snapshot_id,
             "term": term,
         }
-        allowed_at, saved = self._database.write(operation, self._save, row).rows[0]
+        result = run_explained(operation, lambda: self._database.write(operation, self._save, row))
+        allowed_at, saved, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not saved:
             raise update_conflict(operation, session_id, agent_id)

@@ -1,9 +1,10 @@
 """SQL fragments that several statements share; a statement refers to them as ``{name}``."""
 
+from collections.abc import Callable
 from decimal import Decimal
 
-from strands_psycopg.database import Database
-from strands_psycopg.errors import LeaseLostError
+from strands_psycopg.database import Database, Result
+from strands_psycopg.errors import DatabaseError, LeaseLostError
 
 _TIMES = """
     to_char({row}.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
@@ -133,6 +134,29 @@ def compose(database: Database, template: str) -> bytes:
     for name, text in _FRAGMENTS.items():
         template = template.replace("{" + name + "}", text)
     return database.statement(template)
+
+
+def run_explained(operation: str, run: Callable[[], Result]) -> Result:
+    """Run a write whose rows end with ``suppressed``: it stored nothing, although nothing that it saw prevents that.
+
+    Another writer may have committed while it ran. Then a second run sees what that one stored.
+
+    Raises:
+        DatabaseError: The second run stored nothing either.
+    """
+    for _ in range(2):
+        result = run()
+        if not result.rows[0][-1]:
+            return result
+    raise suppressed_error(operation)
+
+
+def suppressed_error(operation: str) -> DatabaseError:
+    """Return the error that says that a write has stored nothing for no reason that is known here."""
+    return DatabaseError(
+        f"{operation}: the database reported success, but stored or deleted nothing; look for a trigger or rule on its "
+        "tables that suppresses rows"
+    )
 
 
 def check_lease(allowed_at: Decimal | None, operation: str, session_id: str) -> None:

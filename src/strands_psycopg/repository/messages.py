@@ -15,7 +15,7 @@ from strands.types.session import SessionMessage
 from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import SessionConflictError, SessionNotFoundError
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
 from strands_psycopg.repository.identifiers import check_id, check_index
 from strands_psycopg.repository.redactions import Redactions
 
@@ -24,7 +24,9 @@ _APPEND = """
         {insert_message} WHERE {fenced} AND {is_next} AND {agent_unchanged} {on_message_conflict}
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
-        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END
+        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
+        t.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {agent_unchanged}
+            AND coalesce({next_message_id}, 0) = %(message_id)s AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # times are NULL: another writer has stored a message or updated the agent; the next index tells which
@@ -55,7 +57,12 @@ _UPDATE = """
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
         RETURNING created_at, updated_at
     )
-    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, {times_of_t},
+        t.created_at IS NULL AND {fenced} AND EXISTS (
+            SELECT true FROM {messages}
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # times are NULL: no such message
 
 # A redaction stays one: what continues a redacted message holds nothing that was redacted.
@@ -69,7 +76,12 @@ _REPLACE = """
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
         RETURNING created_at, updated_at
     )
-    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, {times_of_t},
+        t.created_at IS NULL AND {fenced} AND EXISTS (
+            SELECT true FROM {messages}
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # times are NULL: no such message
 
 
@@ -115,8 +127,8 @@ class Messages:
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = {**message_row(self._payloads, session_id, agent_id, message, write_id, term), "expected": expected}
-        result = self._database.write(operation, self._append, row)
-        allowed_at, exists, created_at, updated_at, next_index = result.rows[0]
+        result = run_explained(operation, lambda: self._database.write(operation, self._append, row))
+        allowed_at, exists, created_at, updated_at, next_index, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
@@ -126,9 +138,19 @@ class Messages:
             raise append_conflict(operation, session_id, agent_id, message, next_index)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
-    def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]]) -> None:
-        """Store the first messages of an agent, in the transaction that creates it."""
-        cursor.executemany(self._append, [{**row, **NO_DEADLINE, "expected": None} for row in rows])
+    def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]], operation: str) -> None:
+        """Store the first messages of an agent, in the transaction that creates it.
+
+        Raises:
+            DatabaseError: A trigger has suppressed one.
+        """
+        parameters = [{**row, **NO_DEADLINE, "expected": None} for row in rows]
+        cursor.executemany(self._append, parameters, returning=True)
+        while True:
+            if cursor.fetchall()[0][-1]:
+                raise suppressed_error(operation)
+            if not cursor.nextset():
+                return
 
     def read(self, session_id: str, agent_id: str, message_id: int) -> SessionMessage | None:
         """Return a message, or None if it does not exist."""
@@ -230,7 +252,8 @@ class Messages:
         self, statement: bytes, session_id: str, agent_id: str, message: SessionMessage, row: dict[str, object]
     ) -> None:
         operation = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        allowed_at, created_at, updated_at = self._database.write(operation, statement, row).rows[0]
+        result = run_explained(operation, lambda: self._database.write(operation, statement, row))
+        allowed_at, created_at, updated_at, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if created_at is None:
             raise SessionNotFoundError(f"{operation}: the message does not exist")

@@ -6,7 +6,7 @@ from uuid import UUID
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
@@ -21,7 +21,11 @@ _CREATE = """
         WHERE a.write_id = EXCLUDED.write_id
         RETURNING a.multi_agent_id
     )
-    SELECT {allowed_at}, t.multi_agent_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, t.multi_agent_id IS NOT NULL,
+        t.multi_agent_id IS NULL AND {fenced} AND NOT EXISTS (
+            SELECT true FROM {multi_agents} WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """
 
 _READ = """
@@ -36,7 +40,8 @@ _UPDATE = """
         WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {unchanged} AND {fenced}
         RETURNING multi_agent_id
     )
-    SELECT {allowed_at}, a.multi_agent_id IS NOT NULL, t.multi_agent_id IS NOT NULL
+    SELECT {allowed_at}, a.multi_agent_id IS NOT NULL, t.multi_agent_id IS NOT NULL,
+        t.multi_agent_id IS NULL AND {fenced} AND a.multi_agent_id IS NOT NULL AND {unchanged} AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true
     LEFT JOIN {multi_agents} AS a ON a.session_id = %(session_id)s AND a.multi_agent_id = %(multi_agent_id)s
 """
@@ -89,7 +94,8 @@ class MultiAgents:
         """
         operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
         row = _row(self._payloads, session_id, multi_agent_id, state, write_id, term)
-        allowed_at, created = self._database.write(operation, self._create, row).rows[0]
+        result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
+        allowed_at, created, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not created:
             raise SessionExistsError(f"{operation}: the multi-agent already exists; read it instead")
@@ -131,7 +137,8 @@ class MultiAgents:
         """
         operation = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
         row = {**_row(self._payloads, session_id, multi_agent_id, state, write_id, term), "expected": expected}
-        allowed_at, exists, updated = self._database.write(operation, self._update, row).rows[0]
+        result = run_explained(operation, lambda: self._database.write(operation, self._update, row))
+        allowed_at, exists, updated, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the multi-agent does not exist")

@@ -8,9 +8,9 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 from strands.types.content import Message
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, Result
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 
 # Also the same message where other agents of the session hold it, or where a retried turn has stored it again.
@@ -33,7 +33,12 @@ _REDACT = """
         )
         RETURNING variant_id
     )
-    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v)
+    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
+        t.message_id IS NULL AND {fenced} AND EXISTS (
+            SELECT true FROM {messages}
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+                AND message_id = ANY(%(message_ids)s::bigint[])
+        ) AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # a row for each message; one whose index is NULL: no message
 
@@ -65,7 +70,7 @@ _REDACT_EACH = """
             message = r.message::jsonb, message_exact = r.message_exact, redact_message = r.redaction::jsonb,
             redact_message_exact = r.redaction_exact, write_id = %(write_id)s, updated_at = now()
         FROM unnest(
-            %(agent_ids)s::text[], %(message_ids)s::bigint[], %(times)s::timestamptz[], %(messages)s::text[],
+            %(agent_ids)s::text[], %(indexes)s::bigint[], %(times)s::timestamptz[], %(messages)s::text[],
             %(messages_exact)s::text[], %(redactions)s::text[], %(redactions_exact)s::text[]
         ) AS r (agent_id, message_id, created_at, message, message_exact, redaction, redaction_exact)
         WHERE m.session_id = %(session_id)s AND m.agent_id = r.agent_id AND m.message_id = r.message_id
@@ -74,16 +79,21 @@ _REDACT_EACH = """
     ), v AS (
         UPDATE {message_variants} AS m SET message = r.message::jsonb, message_exact = r.message_exact
         FROM unnest(
-            %(variant_agent_ids)s::text[], %(variant_ids)s::bigint[], %(variant_times)s::timestamptz[],
+            %(variant_agent_ids)s::text[], %(variant_numbers)s::bigint[], %(variant_times)s::timestamptz[],
             %(variants)s::text[], %(variants_exact)s::text[]
         ) AS r (agent_id, variant_id, created_at, message, message_exact)
         WHERE m.session_id = %(session_id)s AND m.agent_id = r.agent_id AND m.variant_id = r.variant_id
             AND m.created_at = r.created_at AND {fenced}
         RETURNING m.variant_id
     )
-    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v)
+    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
+        t.message_id IS NULL AND {fenced} AND EXISTS (
+            SELECT true FROM {messages}
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+                AND message_id = ANY(%(message_ids)s::bigint[])
+        ) AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # as _REDACT
+"""  # as _REDACT; also suppressed if other rows have taken the place of all that were read
 
 _PAGE_SIZE = 100
 
@@ -143,12 +153,15 @@ class Redactions:
             "write_id": write_id,
             "term": term,
         }
-        if self._payloads.has_codec:
-            rows = self._database.write(operation, self._redact_each, self._rows(operation, key, message)).rows
-        else:
+
+        def redact() -> Result:
+            if self._payloads.has_codec:
+                return self._database.write(operation, self._redact_each, self._rows(operation, key, message))
             content, content_exact = self._payloads.encode(message, session_id, agent_id, "message")
             document = {"message": content, "message_exact": content_exact}
-            rows = self._database.write(operation, self._redact, {**key, **document}).rows
+            return self._database.write(operation, self._redact, {**key, **document})
+
+        rows = run_explained(operation, redact).rows
         check_lease(rows[0][0], operation, session_id)
         return [row[1:5] for row in rows if row[2] is not None], rows[0][5]
 
@@ -163,21 +176,19 @@ class Redactions:
         contents, redactions = encode("message", messages), encode("redaction", messages)
         forms = encode("variant", variants)
         return {
-            "session_id": session_id,
+            **key,
             "agent_ids": [each.agent_id for each in messages],
-            "message_ids": [each.number for each in messages],
+            "indexes": [each.number for each in messages],
             "times": [each.created_at for each in messages],
             "messages": [text for text, _ in contents],
             "messages_exact": [exact for _, exact in contents],
             "redactions": [text for text, _ in redactions],
             "redactions_exact": [exact for _, exact in redactions],
             "variant_agent_ids": [each.agent_id for each in variants],
-            "variant_ids": [each.number for each in variants],
+            "variant_numbers": [each.number for each in variants],
             "variant_times": [each.created_at for each in variants],
             "variants": [text for text, _ in forms],
             "variants_exact": [exact for _, exact in forms],
-            "write_id": key["write_id"],
-            "term": key["term"],
         }
 
     def _find_messages(self, operation: str, key: dict[str, Any]) -> Iterator[_Found]:

@@ -78,6 +78,15 @@ _ACQUIRE_LEASES = """
 
 _DELETE_SESSIONS = f"DELETE FROM {{sessions}} WHERE session_id = ANY(%(session_ids)s) AND {_IDLE}"
 
+# Foreign keys cascade, but not with session_replication_role = replica.
+_DELETE_CHILDREN = (
+    "DELETE FROM {messages} WHERE session_id = ANY(%(session_ids)s)",
+    "DELETE FROM {message_variants} WHERE session_id = ANY(%(session_ids)s)",
+    "DELETE FROM {checkpoints} WHERE session_id = ANY(%(session_ids)s)",
+    "DELETE FROM {agents} WHERE session_id = ANY(%(session_ids)s)",
+    "DELETE FROM {multi_agents} WHERE session_id = ANY(%(session_ids)s)",
+)
+
 _DELETE_LEASES = "DELETE FROM {leases} WHERE session_id = ANY(%(session_ids)s) AND term = %(term)s"
 
 
@@ -134,6 +143,7 @@ class Retention:
         self._lock_multi_agents = compose(database, _LOCK_MULTI_AGENTS)
         self._acquire_leases = compose(database, _ACQUIRE_LEASES)
         self._delete_sessions = compose(database, _DELETE_SESSIONS)
+        self._delete_children = [compose(database, statement) for statement in _DELETE_CHILDREN]
         self._delete_leases = compose(database, _DELETE_LEASES)
 
     def purge(self, *, idle_for: timedelta | float, batch_size: int, dry_run: bool) -> Iterator[PurgeResult]:
@@ -206,6 +216,8 @@ class Retention:
             raise _SessionInUseError from None
         if sessions < len(still_idle):
             raise _SessionInUseError
+        for statement in self._delete_children:
+            cursor.execute(statement, batch)
         cursor.execute(self._delete_leases, batch)
         return PurgeResult(sessions, agents, messages, multi_agents)
 

@@ -6,9 +6,9 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionType
 
-from strands_psycopg.database import NO_DEADLINE, Database
+from strands_psycopg.database import NO_DEADLINE, Database, Result
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
@@ -19,16 +19,35 @@ _CREATE = """
         WHERE s.write_id = EXCLUDED.write_id
         RETURNING s.created_at, s.updated_at
     )
-    SELECT {allowed_at}, {times_of_t} FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, {times_of_t},
+        t.created_at IS NULL AND {fenced} AND NOT EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(session_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # times are NULL: another call created it first
 
 _READ = "SELECT t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.session_id = %(session_id)s"
 
+# Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
     WITH {lease}, t AS (
         DELETE FROM {sessions} WHERE session_id = %(session_id)s AND {fenced} RETURNING session_id
+    ), a AS (
+        DELETE FROM {agents} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
+    ), m AS (
+        DELETE FROM {messages} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
+    ), v AS (
+        DELETE FROM {message_variants} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
+    ), c AS (
+        DELETE FROM {checkpoints} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
+    ), g AS (
+        DELETE FROM {multi_agents} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
     )
-    SELECT {allowed_at}, t.session_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, t.session_id IS NOT NULL,
+        t.session_id IS NULL AND {fenced} AND EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(session_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """
 
 
@@ -61,7 +80,8 @@ class Sessions:
             "write_id": write_id,
             "term": term,
         }
-        allowed_at, created_at, updated_at = self._database.write(operation, self._create, row).rows[0]
+        result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
+        allowed_at, created_at, updated_at, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if created_at is None:
             raise SessionExistsError(f"{operation}: the session already exists; read it instead")
@@ -79,8 +99,9 @@ class Sessions:
             SessionExistsError: Another call created the session.
             LeaseLostError: The lease of ``term`` is no longer held.
         """
-        cursor.execute(self._create, {**row, **NO_DEADLINE})
-        allowed_at, created_at, _ = cursor.fetchall()[0]
+        parameters = {**row, **NO_DEADLINE}
+        result = run_explained(operation, lambda: Result(cursor.execute(self._create, parameters).fetchall(), False))
+        allowed_at, created_at, _, _ = result.rows[0]
         check_lease(allowed_at, operation, str(row["session_id"]))
         if created_at is None:
             raise SessionExistsError(f"{operation}: session {row['session_id']!r} already exists; choose another id")
@@ -103,8 +124,8 @@ class Sessions:
         """
         key = {"session_id": check_id("session_id", session_id), "term": term}
         operation = f"deleting session {session_id!r}"
-        result = self._database.write(operation, self._delete, key)
-        allowed_at, deleted = result.rows[0]
+        result = run_explained(operation, lambda: self._database.write(operation, self._delete, key))
+        allowed_at, deleted, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the session does not exist")

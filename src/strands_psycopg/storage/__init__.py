@@ -1,7 +1,6 @@
 """Strands' ``Storage`` on PostgreSQL: bytes stored under keys, for snapshots, offloaded results and memories."""
 
 import builtins
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +12,6 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 from typing_extensions import Self
 
-from strands_psycopg import worker
 from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
 from strands_psycopg.migrator import Migrator
@@ -28,6 +26,7 @@ from strands_psycopg.storage.source import (
 from strands_psycopg.storage.text_search import searchable_text, tsquery
 from strands_psycopg.storage.value_reader import MAX_KEY_SIZE, ValueReader
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
+from strands_psycopg.uncopyable import Uncopyable
 
 try:
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
@@ -45,7 +44,7 @@ except ImportError:  # before strands-agents 1.62
     STOP_WORDS = _NO_STOP_WORDS
 
 
-class PostgresStorage(Storage):
+class PostgresStorage(Uncopyable, Storage):
     """Strands' ``Storage`` in PostgreSQL; one object per process serves all its agents, threads and event loops.
 
     Keys are normalised and refused as by Strands' own backends: repeated slashes count as one, leading and trailing
@@ -97,6 +96,8 @@ class PostgresStorage(Storage):
             repository although there is a ``session_id``.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
+
+    _why_uncopyable = "has connections; share it or its namespaces within a process, and build one in another process"
 
     # Strands wraps a storage without its marker in a namespace of its own.
     _namespaced: object = None
@@ -196,7 +197,8 @@ class PostgresStorage(Storage):
         its own values.
         """
         normalized = _normalize_prefix(prefix).rstrip("/")
-        view = copy.copy(self)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
         view._own_database = None
         view._prefix = f"{self._prefix}{normalized}/" if normalized else self._prefix
         view._namespaced = _NAMESPACED
@@ -222,7 +224,7 @@ class PostgresStorage(Storage):
             _check_size(key, encoded)
             self._writer.write(full_key, encoded, searchable_text(full_key, encoded), term=term)
 
-        await _in_worker(store)
+        await self._in_worker(store)
 
     async def read(self, key: str) -> bytes | None:
         """Return a value as it was written, or None if there is none.
@@ -237,7 +239,7 @@ class PostgresStorage(Storage):
             value = self._reader.read(full_key)
             return None if value is None else self._decoded(full_key, value)
 
-        return await _in_worker(load)
+        return await self._in_worker(load)
 
     async def delete(self, key: str) -> None:
         """Delete a value, if there is one.
@@ -247,7 +249,7 @@ class PostgresStorage(Storage):
             StorageConflictError: Another writer came first, and nothing was deleted.
             PostgresStorageError: The session's lease was lost, and nothing was deleted; or the database failed.
         """
-        await _in_worker(partial(self._writer.delete, self._full_key(key), term=self._term()))
+        await self._in_worker(partial(self._writer.delete, self._full_key(key), term=self._term()))
 
     async def list(self, query: str = "") -> builtins.list[str]:
         """Return the keys that begin with a string, in the order of Python's strings.
@@ -257,7 +259,7 @@ class PostgresStorage(Storage):
         """
         prefix = self._prefix + _normalize_prefix(query)
         _check_characters("prefix", prefix)
-        keys = await _in_worker(partial(self._reader.keys, prefix))
+        keys = await self._in_worker(partial(self._reader.keys, prefix))
         return [key[len(self._prefix) :] for key in keys]
 
     async def search(self, query: str) -> "builtins.list[StorageSearchResult]":
@@ -279,10 +281,14 @@ class PostgresStorage(Storage):
                 for hit in hits
             ]
 
-        return await _in_worker(find)
+        return await self._in_worker(find)
 
     def _decoded(self, full_key: str, value: bytes) -> bytes:
         return self._payloads.decode_bytes(value, self._session_id, full_key)
+
+    async def _in_worker(self, work: Callable[[], _T]) -> _T:
+        with _translate_errors():
+            return await self._database.workers.run_async(work)
 
     def _term(self) -> UUID | None:
         """Return the term of the lease that a write must carry; None if this process holds none."""
@@ -316,8 +322,3 @@ def _translate_errors() -> Iterator[None]:
         raise
     except StrandsPsycopgError as error:
         raise PostgresStorageError(str(error)) from error
-
-
-async def _in_worker(work: Callable[[], _T]) -> _T:
-    with _translate_errors():
-        return await worker.run(work)

@@ -16,7 +16,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import StrandsPsycopgError
+from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
 from strands_psycopg.storage.chunk_store import ChunkStore, new_cursor
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
@@ -39,12 +39,15 @@ _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 # A client that is suspended, or whose machine is gone, would keep its locks for hours. The first of these settings ends
 # its transaction, but only after a statement that was sent outside a pipeline: psycopg ends a pipeline with a message
-# that stops the server's timer.
-_SET_TIMEOUTS = """
+# that stops the server's timer. The last one makes index scans complete, by which unused chunks are found.
+_CONFIGURE = """
     SELECT set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
         set_config('tcp_keepalives_idle', '30', true), set_config('tcp_keepalives_interval', '10', true),
-        set_config('tcp_keepalives_count', '3', true)
+        set_config('tcp_keepalives_count', '3', true), set_config('gin_fuzzy_search_limit', '0', true)
 """
+
+# Another round is needed only if another transaction stores a value under the same new key meanwhile.
+_MAX_ROUNDS = 10
 
 # The largest that PostgreSQL accepts, in milliseconds.
 _MAX_TIMEOUT = 2**31 - 1
@@ -194,7 +197,7 @@ class ValueWriter:
         locked: list[TupleRow],
     ) -> bool:
         """Store a value in a transaction that has locked its row; return whether there are released chunks."""
-        while True:
+        for _ in range(_MAX_ROUNDS):
             change.check_unchanged(locked)
             new = sorted(chunks.keys() - self._chunks.lock_existing(chunks, cursor))
             unused = set(locked[0][0] or ()) - chunks.keys() if locked else set()
@@ -202,9 +205,15 @@ class ValueWriter:
                 self._chunks.insert(new, [chunks[chunk_id] for chunk_id in new], cursor)
                 upsert = new_cursor(cursor).execute(self._upsert, row | {"locked": bool(locked)})
                 released = self._chunks.release(unused, cursor)
+            if new and cursor.rowcount != len(new):
+                break
             if upsert.rowcount:
                 return released.fetchone() is not None
             locked = cursor.execute(self._lock, row).fetchall()
+        raise DatabaseError(
+            f"{change.operation}: the database reported success, but did not store everything; look for a trigger or "
+            "rule on its tables that suppresses rows"
+        )
 
     def _release_deleted(self, change: Change, row: _Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
         """Release the chunks of a value that this transaction has deleted; return whether there are released chunks."""
@@ -247,7 +256,7 @@ class ValueWriter:
         def transaction(cursor: Cursor[TupleRow]) -> _T:
             with cursor.connection.pipeline():
                 cursor.execute(_READ_COMMITTED)
-                new_cursor(cursor).execute(_SET_TIMEOUTS, {"milliseconds": milliseconds})
+                new_cursor(cursor).execute(_CONFIGURE, {"milliseconds": milliseconds})
                 lease = new_cursor(cursor).execute(self._lock_lease, leased.parameters) if leased else None
                 result = new_cursor(cursor).execute(*first)
             if leased and lease:

@@ -17,6 +17,7 @@ from strands_psycopg.codec import decode
 from strands_psycopg.errors import SessionExistsError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.window import stored_places
+from strands_psycopg.system_errors import explain, is_exhausted
 from strands_psycopg.transfer.layout import (
     AGENT_PREFIX,
     JSON_SUFFIX,
@@ -58,7 +59,7 @@ class FileSessions:
         try:
             names = sorted(path.name for path in self._directory.iterdir() if path.name.startswith(SESSION_PREFIX))
         except OSError as error:
-            raise TransferError(f"the directory {self._directory} cannot be read: {error.strerror}") from error
+            raise TransferError(f"the directory {self._directory} cannot be read: {explain(error)}") from error
         for name in names:
             yield _FileSession(self._directory / name)
 
@@ -89,7 +90,7 @@ class _FileSession:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UnreadableError(f"cannot be read: {error.strerror}") from error
+            raise self._failure(path, error) from error
 
     def read(self, *path: str) -> bytes:
         file = self._path.joinpath(*path)
@@ -102,10 +103,16 @@ class _FileSession:
         except FileNotFoundError:
             raise UnreadableError("is missing") from None
         except OSError as error:
-            raise UnreadableError(f"cannot be read: {error.strerror}") from error
+            raise self._failure(path, error) from error
 
     def readers(self, *path: str, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
         return (partial(self.read, *path, name) for name in names)
+
+    def _failure(self, path: tuple[str, ...], error: OSError) -> Exception:
+        if is_exhausted(error):
+            # The file is not bad, and must not be skipped.
+            return TransferError(f"{self.full_name(*path)} cannot be read: {explain(error)}")
+        return UnreadableError(f"cannot be read: {error.strerror}")
 
     def _reject_symlinks(self, path: tuple[str, ...]) -> None:
         if path and path[:-1] not in self._checked:
@@ -146,7 +153,9 @@ def export_files(
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # On the same file system as the target, so that renaming is atomic.
-        with tempfile.TemporaryDirectory(prefix=".strands_psycopg_", dir=target.parent) as temporary:
+        with tempfile.TemporaryDirectory(
+            prefix=".strands_psycopg_", dir=target.parent, ignore_cleanup_errors=True
+        ) as temporary:
             folder = Path(temporary, name)
             counts = _write_session(stored, folder)
             if not os.path.lexists(target):
@@ -159,7 +168,7 @@ def export_files(
                 )
             return TransferResult(unchanged=1)
     except OSError as error:
-        raise TransferError(f"exporting session {session_id!r} to {directory}: {error.strerror}") from error
+        raise TransferError(f"exporting session {session_id!r} to {directory}: {explain(error)}") from error
 
 
 def _write_session(stored: StoredSession, folder: Path) -> TransferResult:

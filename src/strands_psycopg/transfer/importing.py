@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.database import NO_DEADLINE
+from strands_psycopg.database import NO_DEADLINE, Result
 from strands_psycopg.errors import (
     PayloadCodecError,
     SessionExistsError,
@@ -18,7 +18,7 @@ from strands_psycopg.errors import (
 )
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.rows import (
     AgentRow,
@@ -47,7 +47,11 @@ _INSERT_SESSION = """
         ON CONFLICT (session_id) DO NOTHING
         RETURNING session_id
     )
-    SELECT {allowed_at}, t.session_id IS NOT NULL FROM (SELECT 1) AS one LEFT JOIN t ON true
+    SELECT {allowed_at}, t.session_id IS NOT NULL,
+        t.session_id IS NULL AND {fenced} AND NOT EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(session_id)s
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
 """
 
 _SELECT_WRITE_ID = "SELECT write_id::text FROM {sessions} WHERE session_id = %(session_id)s"
@@ -216,7 +220,8 @@ class _Importer:
                 }
                 with watchdog.watch(cursor.connection, _BATCH_TIMEOUT):
                     for kind, statement in self._copy.items():
-                        _copy(cursor, statement, first.session_id, write_id, batch.get(kind, ()))
+                        if not _copy(cursor, statement, first.session_id, write_id, batch.get(kind, ())):
+                            raise suppressed_error(operation)
                 if self._progress is not None:
                     self._progress(len(batch.get(MessageRow, ())))
         elif cursor.execute(self._select_write_id, {"session_id": first.session_id}).fetchall() != [(str(write_id),)]:
@@ -239,8 +244,12 @@ class _Importer:
     def _insert(self, cursor: Cursor[TupleRow], operation: str, row: SessionRow, write_id: UUID) -> bool:
         """Insert a session's own row and return True, or return False if it exists."""
         term = self._tables.leases.term(row.session_id)
-        cursor.execute(self._insert_session, {**row._asdict(), "write_id": write_id, "term": term, **NO_DEADLINE})
-        allowed_at, created = cursor.fetchall()[0]
+        parameters = {**row._asdict(), "write_id": write_id, "term": term, **NO_DEADLINE}
+
+        def insert() -> Result:
+            return Result(cursor.execute(self._insert_session, parameters).fetchall(), False)
+
+        allowed_at, created, _ = run_explained(operation, insert).rows[0]
         check_lease(allowed_at, operation, row.session_id)
         return bool(created)
 
@@ -271,12 +280,15 @@ class _Batches:
         yield batch
 
 
-def _copy(cursor: Cursor[TupleRow], statement: bytes, session_id: str, write_id: UUID, rows: Sequence[Row]) -> None:
-    if rows:
-        with cursor.copy(statement) as copy:
-            for row in rows:
-                # A variant has no write id.
-                copy.write_row((session_id, *row) if isinstance(row, VariantRow) else (session_id, write_id, *row))
+def _copy(cursor: Cursor[TupleRow], statement: bytes, session_id: str, write_id: UUID, rows: Sequence[Row]) -> bool:
+    """Store rows; return whether all of them are."""
+    if not rows:
+        return True
+    with cursor.copy(statement) as copy:
+        for row in rows:
+            # A variant has no write id.
+            copy.write_row((session_id, *row) if isinstance(row, VariantRow) else (session_id, write_id, *row))
+    return cursor.rowcount == len(rows)
 
 
 def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:

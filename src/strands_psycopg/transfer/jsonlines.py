@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
-from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -38,6 +37,7 @@ from strands_psycopg.transfer.rows import (
 )
 from strands_psycopg.transfer.sources import ImportIssues
 from strands_psycopg.transfer.stored import StoredSession, StoredSessions
+from strands_psycopg.transfer.temporary import TemporaryLines
 
 _T = TypeVar("_T")
 
@@ -49,9 +49,6 @@ _COUNTS = ("agents", "messages", "message_variants", "checkpoints", "multi_agent
 
 # Before the place of an agent's first message.
 _START = (0, -1)
-
-# A session of more than this many bytes is kept in a temporary file while it is read.
-_MAX_IN_MEMORY = 2**22
 
 
 def export_session(repository: PostgresSessionRepository, session_id: str, *, raw: bool = False) -> Iterator[str]:
@@ -76,8 +73,9 @@ def export_session(repository: PostgresSessionRepository, session_id: str, *, ra
     Raises:
         PayloadCodecError: The ``payload_codec`` failed; raised by the iterator for messages, variants and checkpoints.
         SessionNotFoundError: The session does not exist.
-        TransferError: Raised by the iterator: the session, an agent or messages were deleted meanwhile. The last line
-            is missing then, so that an import refuses the lines.
+        TransferError: The temporary file cannot be written. Raised by the iterator: it cannot be read, or the session,
+            an agent or messages were deleted meanwhile. The last line is missing then, so that an import refuses the
+            lines.
     """
     return _export_lines(StoredSessions(repository, raw=raw).read(session_id))
 
@@ -99,7 +97,7 @@ def import_session(
         SessionExistsError: A session of this id exists with other content.
         BadFileError: A line cannot be read.
         TransferError: There is no session, or more than one, or a part of it is missing, or its format is that of a
-            newer version.
+            newer version, or a temporary file cannot be written.
     """
     rest = iter(lines)
     with closing(SessionLines(rest, session_id=session_id).sessions()) as sessions:
@@ -131,6 +129,7 @@ class SessionLines:
 
         Raises:
             BadFileError: A line belongs to no session.
+            TransferError: A temporary file cannot be written.
         """
         lines = enumerate(self._lines, start=1)
         header = next(lines, None)
@@ -157,9 +156,7 @@ class _LinesSession:
         self._header = header
         self._new_id = new_id
         self._is_complete = False
-        self._lines = SpooledTemporaryFile(  # noqa: SIM115
-            _MAX_IN_MEMORY, "w+", encoding="utf-8", errors="surrogatepass", newline="\n"
-        )
+        self._lines = TemporaryLines()
 
     @property
     def session_id(self) -> str:
@@ -183,7 +180,7 @@ class _LinesSession:
             kind = kind_of(line)
             if kind == "session":
                 return number, line
-            self._lines.write(line.strip() + "\n")
+            self._lines.write(f"{line.strip()}\n".encode("utf-8", "surrogatepass"))
             if kind == "end":
                 self._is_complete = True
                 break
@@ -198,8 +195,8 @@ class _LinesSession:
         agent_id, latest = None, _START
         seen: set[tuple[type[Row], str]] = set()
         parse = partial(parse_row, raw=self.raw)
-        self._lines.seek(0)
-        for number, line in enumerate(self._lines, start=self._first_line + 1):
+        for number, data in enumerate(self._lines.lines(), start=self._first_line + 1):
+            line = data.decode("utf-8", "surrogatepass")
             if not line.strip():
                 continue
             if kind_of(line) == "end":

@@ -4,9 +4,10 @@ Other than messages of the log, they may be deleted by the agent's next turn.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from tempfile import SpooledTemporaryFile
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Any, NamedTuple, cast
 from weakref import finalize
 
 from psycopg import Cursor
@@ -17,6 +18,7 @@ from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer.rows import CheckpointRow, VariantRow, checkpoint_row, variant_row
+from strands_psycopg.transfer.temporary import TemporaryLines
 from strands_psycopg.watchdog import watchdog
 
 _CREATED_AT = """to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
@@ -49,9 +51,6 @@ _CURRENT_VARIANTS = """
         AND m.message_id = r.message_id AND m.write_id <> r.write_id AND m.redact_message IS NOT NULL
 """
 
-# More than this many bytes are kept in a temporary file.
-_MAX_IN_MEMORY = 2**22
-
 # Variants are compared with what is stored now in pages of about this many characters of JSON.
 _PAGE_CHARACTERS = 2**20
 _MAX_PAGE_VARIANTS = 1_000
@@ -83,14 +82,14 @@ class _Spool:
     """Rows of values that JSON can hold, by agent; in a temporary file if they are many."""
 
     def __init__(self) -> None:
-        self._file = SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115
+        self._lines = TemporaryLines()
         self._places: dict[str, tuple[int, int]] = {}
-        finalize(self, self._file.close)
+        finalize(self, self._lines.close)
 
     def add(self, agent_id: str, row: Sequence[Any]) -> None:
         """Add a row of an agent. Those of one agent must follow each other, and all be added before any is read."""
-        start, count = self._places.get(agent_id, (self._file.tell(), 0))
-        self._file.write(json.dumps(row).encode() + b"\n")
+        start, count = self._places.get(agent_id, (self._lines.size, 0))
+        self._lines.write(json.dumps(row).encode() + b"\n")
         self._places[agent_id] = start, count + 1
 
     def count(self, agent_id: str) -> int:
@@ -100,11 +99,7 @@ class _Spool:
     def rows(self, agent_id: str) -> Iterator[list[Any]]:
         """Yield the rows of an agent in the order in which they were added."""
         position, count = self._places.get(agent_id, (0, 0))
-        for _ in range(count):
-            # Another iterator may have read elsewhere meanwhile.
-            self._file.seek(position)
-            line = self._file.readline()
-            position += len(line)
+        for line in islice(self._lines.lines(position), count):
             yield json.loads(line)
 
 
@@ -182,13 +177,15 @@ class PartsReader:
 
     def _spool(self, cursor: Cursor[TupleRow], statement: bytes, session_id: str) -> _Spool:
         spool = _Spool()
-        rows = cursor.stream(statement, {"session_id": session_id})
-        while True:
-            with watchdog.watch(cursor.connection, self._database.response_timeout):
-                row = next(rows, None)
-            if row is None:
-                return spool
-            spool.add(row[0], row[1:])
+        stream = cast("Generator[TupleRow, None, None]", cursor.stream(statement, {"session_id": session_id}))
+        # Otherwise the connection could not be used, not even to roll back, if a row cannot be added.
+        with closing(stream) as rows:
+            while True:
+                with watchdog.watch(cursor.connection, self._database.response_timeout):
+                    row = next(rows, None)
+                if row is None:
+                    return spool
+                spool.add(row[0], row[1:])
 
     def decode(self, session_id: str, agent_id: str, variant: _Variant) -> Any:
         """Return the message of a variant."""

@@ -1,0 +1,305 @@
+"""Servers that an operator has set up oddly: triggers that suppress rows, no foreign keys, rounded numbers, limits."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from strands_psycopg import (
+    DatabaseError,
+    PostgresSessionRepository,
+    PostgresStorage,
+    PostgresStorageError,
+    SessionConflictError,
+    SessionExistsError,
+    SessionNotFoundError,
+    database,
+)
+from strands_psycopg.report import read_statistics
+from strands_psycopg.repository import session_tables
+from strands_psycopg.repository.agents import AgentChange, EncodedAgent
+from strands_psycopg.repository.window import Window
+from strands_psycopg.transfer import export_session, import_session
+from support import transfers
+from support.agents import build
+from support.multi_agents import Team
+from support.storage import has_storage
+from support.tables import one
+
+Connection = psycopg.Connection[Any]
+
+SUPPRESSED = "reported success, but .*look for a trigger or rule"
+
+
+def suppress(connection: Connection, table: str, operation: str, condition: str = "true") -> None:
+    """Let a trigger suppress what an operation does to rows that meet a condition."""
+    connection.execute(
+        "CREATE OR REPLACE FUNCTION suppress() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    )
+    connection.execute(
+        sql.SQL("CREATE TRIGGER suppress BEFORE {} ON {} FOR EACH ROW WHEN ({}) EXECUTE FUNCTION suppress()").format(
+            sql.SQL(operation), sql.Identifier(table), sql.SQL(condition)
+        )
+    )
+
+
+def message(index: int, text: str = "hello") -> SessionMessage:
+    return SessionMessage({"role": "user", "content": [{"text": text}]}, index)
+
+
+def redacted(index: int) -> SessionMessage:
+    return SessionMessage(message(index).message, index, {"role": "user", "content": [{"text": "[redacted]"}]})
+
+
+def save_checkpoint(repository: PostgresSessionRepository) -> None:
+    transfers.store_checkpoint(repository, "s", "a", 1, Window(((0, 1),), None), {})
+
+
+def store_state(repository: PostgresSessionRepository, *, with_message: bool) -> None:
+    """Store an agent's state with the write id that it is expected to have."""
+    tables = session_tables(repository)
+    stored = tables.agents.read("s", "a")
+    assert stored is not None
+    change = AgentChange("a", EncodedAgent.of(stored.agent), None, drops_variants=False)
+    appended = message(stored.next_message_id) if with_message else None
+    tables.agents.store("s", change, appended, write_id=uuid4(), expected=stored.write_id)
+
+
+# A table, what is suppressed, and the call that does it, of a session "s" with an agent, a message and a multi-agent.
+WRITES: dict[str, tuple[str, str, Callable[[PostgresSessionRepository], object]]] = {
+    "create session": (
+        "strands_sessions",
+        "INSERT",
+        lambda repository: repository.create_session(Session("new", SessionType.AGENT)),
+    ),
+    "create agent": (
+        "strands_agents",
+        "INSERT",
+        lambda repository: repository.create_agent("s", SessionAgent("new", {}, {})),
+    ),
+    "create message": (
+        "strands_messages",
+        "INSERT",
+        lambda repository: repository.create_message("s", "a", message(1)),
+    ),
+    "build an agent with messages": (
+        "strands_messages",
+        "INSERT",
+        lambda repository: build(repository, messages=[message(0).message]),
+    ),
+    "create multi-agent": (
+        "strands_multi_agents",
+        "INSERT",
+        lambda repository: repository.create_multi_agent("s", Team("new", {})),
+    ),
+    "update agent": (
+        "strands_agents",
+        "UPDATE",
+        lambda repository: repository.update_agent("s", SessionAgent("a", {"b": 1}, {})),
+    ),
+    "update expected agent": (
+        "strands_agents",
+        "UPDATE",
+        lambda repository: store_state(repository, with_message=False),
+    ),
+    "update agent with message": (
+        "strands_agents",
+        "UPDATE",
+        lambda repository: store_state(repository, with_message=True),
+    ),
+    "append message with state": (
+        "strands_messages",
+        "INSERT",
+        lambda repository: store_state(repository, with_message=True),
+    ),
+    "update message": (
+        "strands_messages",
+        "UPDATE",
+        lambda repository: repository.update_message("s", "a", message(0, "changed")),
+    ),
+    "redact message": (
+        "strands_messages",
+        "UPDATE",
+        lambda repository: repository.update_message("s", "a", redacted(0)),
+    ),
+    "update multi-agent": (
+        "strands_multi_agents",
+        "UPDATE",
+        lambda repository: repository.update_multi_agent("s", Team("m", {"b": 1})),
+    ),
+    "save checkpoint": ("strands_checkpoints", "INSERT", save_checkpoint),
+    "delete session": ("strands_sessions", "DELETE", lambda repository: repository.delete_session("s")),
+    "delete agent": ("strands_agents", "DELETE", lambda repository: repository.delete_agent("s", "a")),
+    "fork": ("strands_sessions", "INSERT", lambda repository: repository.fork_session("s", "t")),
+    "import session": (
+        "strands_sessions",
+        "INSERT",
+        lambda repository: import_session(repository, list(export_session(repository, "s")), session_id="t"),
+    ),
+    "import message": (
+        "strands_messages",
+        "INSERT",
+        lambda repository: import_session(repository, list(export_session(repository, "s")), session_id="t"),
+    ),
+}
+
+
+def fill(repository: PostgresSessionRepository) -> None:
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.create_agent("s", SessionAgent("a", {}, {}))
+    repository.create_message("s", "a", message(0))
+    repository.create_multi_agent("s", Team("m", {}))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_row_that_a_trigger_suppresses_is_told_as_that(
+    repository: PostgresSessionRepository, connection: Connection, write: str
+) -> None:
+    fill(repository)
+    table, operation, call = WRITES[write]
+    suppress(connection, table, operation)
+
+    with pytest.raises(DatabaseError, match=SUPPRESSED):
+        call(repository)
+
+
+@pytest.mark.skipif(not has_storage, reason="needs strands-agents 1.54 or later")
+@pytest.mark.parametrize("size", [10, 100_000], ids=["inline", "in chunks"])
+@pytest.mark.parametrize("table", ["strands_storage", "strands_chunks"])
+def test_value_that_a_trigger_suppresses_is_told_as_that(
+    repository: PostgresSessionRepository, connection: Connection, table: str, size: int
+) -> None:
+    suppress(connection, table, "INSERT")
+    storage = PostgresStorage(repository)
+    if (table, size) == ("strands_chunks", 10):
+        asyncio.run(storage.write("key", bytes(size)))
+        return
+
+    with pytest.raises(PostgresStorageError, match=SUPPRESSED):
+        asyncio.run(storage.write("key", bytes(size)))
+
+
+def test_writer_that_was_first_is_still_a_conflict(repository: PostgresSessionRepository) -> None:
+    fill(repository)
+
+    with pytest.raises(SessionExistsError, match="already exists"):
+        repository.create_session(Session("s", SessionType.AGENT))
+    with pytest.raises(SessionConflictError, match="a message with this index already exists"):
+        repository.create_message("s", "a", message(0))
+    with pytest.raises(SessionConflictError, match="the next index is 1"):
+        repository.create_message("s", "a", message(2))
+    with pytest.raises(SessionNotFoundError):
+        repository.update_message("s", "a", message(1))
+
+
+@pytest.fixture
+def replica(dsn: str) -> Iterator[PostgresSessionRepository]:
+    """A repository whose connections run no triggers, which foreign keys are."""
+    with PostgresSessionRepository(make_conninfo(dsn, options="-c session_replication_role=replica")) as repository:
+        yield repository
+
+
+CHILDREN = [
+    "strands_agents",
+    "strands_messages",
+    "strands_message_variants",
+    "strands_checkpoints",
+    "strands_multi_agents",
+]
+
+
+def test_deleted_session_leaves_nothing_without_foreign_keys(
+    replica: PostgresSessionRepository, connection: Connection
+) -> None:
+    transfers.fill(replica, "s")
+    transfers.fill(replica, "other")
+    others = {table: one(connection, f"SELECT count(*) FROM {table}") // 2 for table in CHILDREN}
+
+    replica.delete_session("s")
+
+    assert {table: one(connection, f"SELECT count(*) FROM {table}") for table in CHILDREN} == others
+    replica.create_session(Session("s", SessionType.AGENT))
+    replica.create_agent("s", SessionAgent("a", {}, {}))
+    assert replica.list_messages("s", "a") == []
+
+
+def test_deleted_agent_leaves_nothing_without_foreign_keys(
+    replica: PostgresSessionRepository, connection: Connection
+) -> None:
+    transfers.fill(replica, "s")
+
+    replica.delete_agent("s", "a")
+
+    for table in CHILDREN[:-1]:
+        assert one(connection, f"SELECT count(*) FROM {table} WHERE agent_id = 'a'") == 0
+    assert len(replica.list_messages("s", "ö")) == len(transfers.ODD)
+
+
+def test_purged_session_leaves_nothing_without_foreign_keys(
+    replica: PostgresSessionRepository, connection: Connection
+) -> None:
+    transfers.fill(replica, "s")
+    connection.execute("UPDATE strands_sessions SET updated_at = now() - interval '2 days'")
+
+    assert replica.purge_sessions(idle_for=timedelta(days=1)).sessions == 1
+
+    assert {table: one(connection, f"SELECT count(*) FROM {table}") for table in CHILDREN} == dict.fromkeys(CHILDREN, 0)
+
+
+def test_times_and_durations_do_not_depend_on_how_floats_are_shown(
+    dsn: str, repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    build(repository)("hello")
+    connection.execute(
+        """UPDATE strands_messages SET message = message || '{"metadata": {"metrics": {"latencyMs": 123456}}}'"""
+    )
+    exact = read_statistics(repository)
+
+    with PostgresSessionRepository(make_conninfo(dsn, options="-c extra_float_digits=-15")) as rounding:
+        statistics = read_statistics(rounding)
+        with rounding.lease("s"), pytest.raises(Exception, match="held by another writer"):
+            rounding.lease("s", wait=0).__enter__()
+
+    assert abs(statistics.read_at - datetime.now(timezone.utc)) < timedelta(minutes=5)
+    assert statistics.model_latency == exact.model_latency
+    assert exact.model_latency is not None
+    assert exact.model_latency.median == pytest.approx(123.456)
+    assert statistics.longest == exact.longest
+
+
+# What a server refuses, and how: its settings, and a statement.
+REFUSALS = {
+    "25P04": ("transaction_timeout=50", "SELECT pg_sleep(60)", "transaction_timeout is too short"),
+    "53400": (
+        "temp_file_limit=64 -c work_mem=64",
+        "SELECT count(*) FROM (SELECT n FROM generate_series(1, 1000000) AS n ORDER BY n DESC) AS t",
+        "raise that limit",
+    ),
+    "55000": ("work_mem=64", "SELECT lastval()", "ask your DBA"),
+}
+
+
+@pytest.mark.parametrize("sqlstate", REFUSALS)
+def test_refusal_of_the_server_has_advice(dsn: str, connection: Connection, sqlstate: str) -> None:
+    setting, statement, advice = REFUSALS[sqlstate]
+    if sqlstate == "25P04" and connection.info.server_version < 170000:
+        pytest.skip("PostgreSQL has transaction_timeout since 17")
+
+    with (
+        PostgresSessionRepository(make_conninfo(dsn, options=f"-c {setting}"), retry_timeout=60) as repository,
+        pytest.raises(DatabaseError, match=f"SQLSTATE {sqlstate}.*{advice}"),
+    ):
+        repository._database.fetch("testing", statement.encode(), {})
+
+
+def test_full_disk_of_the_server_has_advice() -> None:
+    error = database._translate("storing", "could not extend file", psycopg.errors.DiskFull())
+
+    assert str(error) == "storing: could not extend file; free some space on the server's disk"
