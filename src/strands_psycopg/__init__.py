@@ -6,6 +6,7 @@ from strands_psycopg.errors import (
     DatabaseUnavailableError,
     LeaseLostError,
     MissingExtraError,
+    PayloadCodecError,
     PostgresStorageError,
     ReportError,
     SchemaError,
@@ -20,6 +21,7 @@ from strands_psycopg.errors import (
 )
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
+from strands_psycopg.payload import PayloadCodec, PayloadContext
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
@@ -33,6 +35,9 @@ __all__ = [
     "Lease",
     "LeaseLostError",
     "MissingExtraError",
+    "PayloadCodec",
+    "PayloadCodecError",
+    "PayloadContext",
     "PostgresSessionManager",
     "PostgresSessionRepository",
     "PostgresStorage",

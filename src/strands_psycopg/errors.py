@@ -144,6 +144,28 @@ class DatabaseError(StrandsPsycopgError, SessionException):
         self.sqlstate = sqlstate
 
 
+class PayloadCodecError(StrandsPsycopgError, SessionException):
+    """The application's ``payload_codec`` raised an error, which is the cause, or returned what cannot be used.
+
+    If a document was being stored, nothing was.
+
+    Attributes:
+        session_id: The session of the document; None for a value of a storage that belongs to none.
+        agent_id: Its agent, graph or swarm; None for a value of a storage.
+        kind: What the document is, as in ``PayloadContext``.
+        index: Its index, as in ``PayloadContext``.
+    """
+
+    def __init__(
+        self, message: str, *, session_id: str | None, agent_id: str | None, kind: str, index: int | str | None
+    ) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.kind = kind
+        self.index = index
+
+
 class PostgresStorageError(StrandsPsycopgError, StorageError):
     """A storage operation was refused, or failed in the database; the database's error is then the cause."""
 

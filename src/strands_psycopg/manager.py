@@ -14,6 +14,7 @@ from uuid import uuid4
 from strands.hooks import events
 from strands.hooks.registry import BaseHookEvent, HookCallback, HookRegistry
 from strands.session.session_manager import SessionManager
+from strands.session.session_repository import SessionRepository
 from strands.types.content import Message
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionType
@@ -40,6 +41,12 @@ _SYNCHRONOUS = {"AgentInitializedEvent", "BidiAgentInitializedEvent"}
 
 # What these read must be there when the callback returns.
 _INITIALIZING = {events.MultiAgentInitializedEvent}
+
+
+# The methods of Strands' interface that the manager does not call, since each of its writes stores more at once.
+_UNCALLED = {
+    name for name, value in vars(SessionRepository).items() if callable(value) and not name.startswith("_")
+} - {"create_session", "read_session"}
 
 
 class SnapshotTrigger(Protocol):
@@ -73,6 +80,7 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         **kwargs: Arguments for Strands' manager.
 
     Raises:
+        TypeError: The repository overrides a method that the manager does not call, such as ``create_message``.
         ValueError: ``session_id`` is not a valid id.
         SchemaError: The tables are missing.
         DatabaseUnavailableError: The database could not be reached in time.
@@ -92,6 +100,7 @@ class PostgresSessionManager(Uncopyable, SessionManager):
     ) -> None:
         if keep_snapshots is not None and (type(keep_snapshots) is not int or keep_snapshots < 1):
             raise ValueError(f"keep_snapshots must be an integer from 1 up or None, not {keep_snapshots!r}")
+        _check_overrides(repository)
         self.session_id = session_id
         self.session_repository = repository
         self._tables = session_tables(repository)
@@ -427,6 +436,26 @@ class PostgresSessionManager(Uncopyable, SessionManager):
     def sync_bidi_agent(self, agent: Any, **kwargs: Any) -> None:
         """Do what ``sync_agent`` does, for a bidirectional agent."""
         self.sync_agent(agent)
+
+
+def _check_overrides(repository: PostgresSessionRepository) -> None:
+    """Check that a repository overrides no method that Strands' manager would call and this one does not.
+
+    Raises:
+        TypeError: It does.
+    """
+    overridden = []
+    for name in sorted(_UNCALLED):
+        owner = next((each for each in type(repository).__mro__ if name in vars(each)), PostgresSessionRepository)
+        if owner not in PostgresSessionRepository.__mro__ or name in getattr(repository, "__dict__", {}):
+            overridden.append(name)
+    if overridden:
+        raise TypeError(
+            f"{type(repository).__name__} overrides {', '.join(overridden)}, which PostgresSessionManager does not "
+            "call: it would store and read as if they were not overridden. To change documents on their way to and "
+            "from the database, pass payload_codec to the repository; to change what is stored, override the methods "
+            "of the manager; or use Strands' RepositorySessionManager, which calls them"
+        )
 
 
 def _in_turn(callbacks: Sequence[HookCallback[Any]]) -> HookCallback[Any]:

@@ -30,9 +30,10 @@ from strands.types.exceptions import ContextWindowOverflowException
 from strands.types.session import encode_bytes_values
 from strands.types.streaming import StreamEvent
 
-from strands_psycopg import PostgresSessionManager, PostgresSessionRepository
+from strands_psycopg import PayloadContext, PostgresSessionManager, PostgresSessionRepository
 from strands_psycopg.scripted_model import ScriptedModel
 from support.agents import dump
+from support.payloads import ScramblingCodec
 from support.scale import scale
 
 EXAMPLES = scale(40, 2_000)
@@ -255,11 +256,48 @@ def _no_random_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, lambda: "of the repair", raising=False)
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=CHECKS)
+@given(manager=st.sampled_from(sorted(MANAGERS)), steps=STEPS)
+def test_agent_comes_back_through_a_payload_codec(
+    dsn: str,
+    pool_options: dict[str, Any],
+    connection: psycopg.Connection[Any],
+    manager: str,
+    steps: list[tuple[str, int, int]],
+) -> None:
+    codec = ScramblingCodec()
+    with PostgresSessionRepository(dsn, payload_codec=codec, **pool_options) as repository:
+        life = Life(repository, manager)
+        for name, place, variety in steps:
+            life.step(name, place, variety)
+        life.number = 0
+        life.check()
+        decoded = [json.dumps(document) for document in stored_messages(connection, codec, life.session_id)]
+        for secret in life.secrets:
+            assert not [each for each in decoded if f'{secret}"' in each and '"role": "user"' in each]
+
+
+def stored_messages(connection: psycopg.Connection[Any], codec: ScramblingCodec, session_id: str) -> list[Any]:
+    found = connection.execute(
+        """
+        SELECT agent_id, 'message', message_id, message FROM strands_messages WHERE session_id = %(session_id)s
+        UNION ALL SELECT agent_id, 'redaction', message_id, redact_message FROM strands_messages
+            WHERE session_id = %(session_id)s AND redact_message IS NOT NULL
+        UNION ALL SELECT agent_id, 'variant', variant_id, message FROM strands_message_variants
+            WHERE session_id = %(session_id)s
+        """,
+        {"session_id": session_id},
+    ).fetchall()
+    return [
+        codec.decode(document, PayloadContext(session_id, agent_id, kind, index))
+        for agent_id, kind, index, document in found
+    ]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=CHECKS)
 @given(manager=st.sampled_from(sorted(MANAGERS)), steps=STEPS)
 def test_agent_comes_back_as_it_was_left(
     repository: PostgresSessionRepository,

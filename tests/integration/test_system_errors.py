@@ -55,6 +55,7 @@ def exhaust():
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
 
 class Exhausting:
+    raw = False
     def __init__(self, session):
         self.session_id = session.session_id
         self.session = session

@@ -267,6 +267,7 @@ class AgentWriter(Collector):
         record = self._record
         stored = record.window.variant_ids if record.window else []
         remaining = write.window.variant_ids if write.window else []
+        held = write.after.held
         change = AgentChange(
             self._agent.agent_id,
             write.documents,
@@ -274,6 +275,7 @@ class AgentWriter(Collector):
             write.replaced,
             write.variants,
             drops_variants=not set(stored) <= set(remaining),
+            start=held[0].place if held else write.after.next_message_id,
         )
         write_id = uuid4()
         self._tables.agents.store(

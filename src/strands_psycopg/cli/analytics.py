@@ -32,7 +32,8 @@ def add_to(commands: Commands) -> None:
         allow_abbrev=False,
         help="show statistics of sessions: turns, tokens, tools",
         description="Show statistics of the last days: turns, messages, tokens, tool calls, latency and the "
-        f"{_LONGEST} longest sessions. The server reads every stored message for them.",
+        f"{_LONGEST} longest sessions. The server reads every message for them, as it is stored: of those that a "
+        "payload codec has encrypted, only numbers and times count.",
     )
     _add_days(stats)
     stats.add_argument("--json", action="store_true", help="print JSON")

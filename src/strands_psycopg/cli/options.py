@@ -1,12 +1,16 @@
 """Options that several commands share."""
 
 import argparse
+import importlib
 import os
 import re
+import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from strands_psycopg.errors import DatabaseUnavailableError
+from strands_psycopg.payload import PayloadCodec, Payloads
 from strands_psycopg.repository import PostgresSessionRepository
 
 # Long enough for a server restart, short enough for a user at a terminal.
@@ -41,6 +45,15 @@ TABLES.add_argument(
 )
 
 
+CODEC = Parser(add_help=False)
+CODEC.add_argument(
+    "--payload-codec",
+    metavar="MODULE:NAME",
+    help="the object that the application passes to the repository as payload_codec; its module may be in the working "
+    "directory",
+)
+
+
 def get_dsn(arguments: argparse.Namespace) -> str | None:
     """Return the DSN from ``--dsn`` or ``DATABASE_URL``; None if libpq's environment variables decide."""
     dsn: str | None = arguments.dsn
@@ -56,15 +69,35 @@ def connection_hint(arguments: argparse.Namespace, error: Exception) -> str:
 
 
 def open_repository(arguments: argparse.Namespace) -> PostgresSessionRepository:
-    """Return a repository for the options of ``TABLES``."""
+    """Return a repository for the options of ``TABLES`` and, if the command has them, of ``CODEC``.
+
+    Raises:
+        ValueError: The payload codec cannot be imported or is none.
+    """
+    codec = getattr(arguments, "payload_codec", None)
     return PostgresSessionRepository(
         get_dsn(arguments) or "",
         schema=arguments.schema,
         table_prefix=arguments.table_prefix,
         retry_timeout=RETRY_TIMEOUT,
+        payload_codec=None if codec is None else _load_codec(codec),
         # The database may be behind a pooler, and no command repeats a statement often enough for preparing it to pay.
         kwargs={"prepare_threshold": None},
     )
+
+
+def _load_codec(name: str) -> PayloadCodec:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"--payload-codec must be MODULE:NAME, not {name!r}")
+    # As Python itself does for a program that it runs with -m.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        codec: PayloadCodec = getattr(importlib.import_module(module), attribute)
+        Payloads(codec)
+    except Exception as error:
+        raise ValueError(f"--payload-codec {name}: {type(error).__name__}: {error}") from error
+    return codec
 
 
 def parse_session_id(text: str) -> str:

@@ -7,6 +7,7 @@ import sys
 
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import (
+    CODEC,
     TABLES,
     Commands,
     open_repository,
@@ -47,11 +48,11 @@ def add_to(commands: Commands) -> None:
 
     fork = commands.add_parser(
         "fork",
-        parents=[TABLES],
+        parents=[TABLES, CODEC],
         allow_abbrev=False,
         help="copy a session, or one agent's conversation up to a message or checkpoint",
         description="Copy a session, or one agent's conversation up to a message or checkpoint, to continue it in "
-        "another way.",
+        "another way. If the application has a payload codec, pass it: it may bind documents to their session.",
     )
     fork.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
     fork.add_argument("new", type=parse_session_id, metavar="NEW", help="id of the copy, which must not exist yet")

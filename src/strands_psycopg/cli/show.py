@@ -10,7 +10,7 @@ from strands.types.content import Message
 from strands.types.session import encode_bytes_values
 
 from strands_psycopg.cli import output, transcript
-from strands_psycopg.cli.options import TABLES, Commands, open_repository, parse_session_id
+from strands_psycopg.cli.options import CODEC, TABLES, Commands, open_repository, parse_session_id
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
@@ -24,7 +24,7 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     show = commands.add_parser(
         "show",
-        parents=[TABLES],
+        parents=[TABLES, CODEC],
         allow_abbrev=False,
         help="print a session's conversations",
         description="Print a session's conversations: what was said, or what its agents hold in memory. Redacted "

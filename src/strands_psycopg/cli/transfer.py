@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from strands_psycopg import transfer
 from strands_psycopg.cli import options, output
-from strands_psycopg.cli.options import TABLES, Commands, get_dsn, open_repository, parse_session_id
+from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_repository, parse_session_id
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
@@ -31,7 +31,7 @@ def add_to(commands: Commands) -> None:
 def _add_export(commands: Commands) -> None:
     export = commands.add_parser(
         "export",
-        parents=[TABLES],
+        parents=[TABLES, CODEC],
         allow_abbrev=False,
         help="export sessions as JSON lines or as files of Strands' FileSessionManager",
         description="Export sessions as JSON lines, which import reads into any database, or as files of Strands' "
@@ -52,6 +52,12 @@ def _add_export(commands: Commands) -> None:
         "content are not changed. Checkpoints, and windows of agents that are not the end of their logs, are left out "
         "and counted. Sessions that files cannot represent are reported and not written, and the exit code is 1",
     )
+    export.add_argument(
+        "--raw",
+        action="store_true",
+        help="export documents as they are stored, without the payload codec, for a backup that stays encrypted; "
+        "import stores them as they are",
+    )
     export.add_argument("--json", action="store_true", help="print the counts as JSON; requires --to FILE or --files")
     export.set_defaults(run=lambda arguments: _export(export, arguments))
 
@@ -59,7 +65,7 @@ def _add_export(commands: Commands) -> None:
 def _add_import(commands: Commands) -> None:
     import_ = commands.add_parser(
         "import",
-        parents=[TABLES],
+        parents=[TABLES, CODEC],
         allow_abbrev=False,
         help="import sessions from JSON lines, Strands' files, S3 or another package's tables",
         description="Import sessions with their original times. Each session is stored completely or not at all. An "
@@ -104,6 +110,8 @@ def _export(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
     selections = [bool(arguments.sessions), arguments.all, arguments.prefix is not None]
     if sum(selections) != 1:
         parser.error("select sessions by their ids, with --all or with --prefix")
+    if arguments.raw and arguments.files is not None:
+        parser.error("--raw cannot be used with --files: Strands reads nothing but its own documents from them")
     to_standard_output = arguments.files is None and arguments.to == _STDIO
     if to_standard_output and arguments.json:
         parser.error("--json requires --to FILE or --files, since the sessions go to standard output")
@@ -118,7 +126,9 @@ def _export(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
         else:
             with _open_output(arguments.to) as file:
                 result = _export_each(
-                    repository, arguments, lambda session_id: _export_lines(repository, session_id, file, advance)
+                    repository,
+                    arguments,
+                    lambda session_id: _export_lines(repository, session_id, file, advance, raw=arguments.raw),
                 )
     if not to_standard_output:
         _print_result("exported", result, as_json=arguments.json, failures=failures)
@@ -161,11 +171,16 @@ def _export_files(
 
 
 def _export_lines(
-    repository: PostgresSessionRepository, session_id: str, file: "_LinesFile", advance: Callable[[int], None]
+    repository: PostgresSessionRepository,
+    session_id: str,
+    file: "_LinesFile",
+    advance: Callable[[int], None],
+    *,
+    raw: bool,
 ) -> transfer.TransferResult:
     line = ""
     with file.whole():
-        for line in transfer.export_session(repository, session_id):
+        for line in transfer.export_session(repository, session_id, raw=raw):
             file.write(line)
             advance(line.startswith('{"kind": "message"'))
     counts = json.loads(line)

@@ -197,7 +197,8 @@ def read_statistics(
     """Return the statistics of all sessions in a period.
 
     The server reads every stored message, whatever the period is: 10 to 20 seconds for a million messages on two cores.
-    It takes no lock that blocks writers, and needs only the SELECT privilege on tables and views.
+    It takes no lock that blocks writers, and needs only the SELECT privilege on tables and views. The views see
+    messages as they are stored: of those that a ``payload_codec`` has encrypted, only numbers and times.
 
     Args:
         repository: Where the sessions are stored.

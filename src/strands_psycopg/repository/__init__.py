@@ -20,6 +20,7 @@ from typing_extensions import Self
 from strands_psycopg.database import Database
 from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
+from strands_psycopg.payload import PayloadCodec, Payloads
 from strands_psycopg.repository.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
@@ -45,9 +46,10 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
     in UTC as ISO 8601; methods that create or update set both on the object that is passed in.
 
     Every method that accesses the database can raise ``DatabaseUnavailableError``, ``SchemaError`` or
-    ``DatabaseError``. Every method that writes to a session, or forks into one, raises ``LeaseLostError`` and stores
-    nothing if this repository's lease on that session has been taken over by another holder. The ``**kwargs`` that
-    Strands' interface has are ignored.
+    ``DatabaseError``, and one that reads or writes documents ``PayloadCodecError`` if there is a ``payload_codec``.
+    Every method that writes to a session, or forks into one, raises ``LeaseLostError`` and stores nothing if this
+    repository's lease on that session has been taken over by another holder. The ``**kwargs`` that Strands' interface
+    has are ignored.
 
     Args:
         conninfo: A DSN (URL or ``key=value`` form), a callable that returns one for each new connection, such as one
@@ -57,11 +59,14 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         retry_timeout: Seconds for which a statement is retried after a failure that may pass, such as a lost
             connection; 0 is no retry.
         response_timeout: Seconds without a response after which a connection counts as lost.
+        payload_codec: Changes each document on its way to and from the database, to encrypt or scrub it (see
+            ``PayloadCodec``): messages, states, checkpoints, and the values of storages on this repository.
         **pool_options: Arguments of ``ConnectionPool``, by its own names; the defaults of ``min_size`` and
             ``max_size`` are 1 and 10.
 
     Raises:
-        TypeError: ``conninfo`` is of another type, or pool options are passed together with a pool.
+        TypeError: ``conninfo`` is of another type, or pool options are passed together with a pool, or
+            ``payload_codec`` is no object with the methods of a ``PayloadCodec``.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
 
@@ -75,8 +80,10 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         table_prefix: str = "strands_",
         retry_timeout: float = 30.0,
         response_timeout: float = 30.0,
+        payload_codec: PayloadCodec | None = None,
         **pool_options: Any,
     ) -> None:
+        payloads = Payloads(payload_codec)
         self._database = Database(
             conninfo,
             schema=schema,
@@ -85,7 +92,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
             response_timeout=response_timeout,
             pool_options=pool_options,
         )
-        self._tables = SessionTables(self._database)
+        self._tables = SessionTables(self._database, payloads)
 
     def ensure_schema(self) -> None:
         """Create or upgrade the tables, in one transaction; any number of processes may call it at once.

@@ -1,6 +1,6 @@
 """The table of agents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -10,13 +10,14 @@ from psycopg.rows import TupleRow
 from strands.types.content import Message
 from strands.types.session import SessionAgent, SessionMessage
 
-from strands_psycopg.codec import decode, encode
+from strands_psycopg.codec import encode
 from strands_psycopg.database import NO_DEADLINE, Database, Result
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
+from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages, append_conflict, message_row, update_conflict
-from strands_psycopg.repository.window import Variant, Window
+from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 
 _CREATE = """
     WITH {lease}, {touch_session}, t AS (
@@ -77,11 +78,10 @@ _STORE = """
     ), replaced AS (
         UPDATE {messages} AS m SET
             message = r.message::jsonb, message_exact = r.message_exact,
-            redact_message = CASE WHEN m.redact_message IS NOT NULL THEN r.message::jsonb END,
-            redact_message_exact = CASE WHEN m.redact_message IS NOT NULL THEN r.message_exact END,
+            redact_message = CASE WHEN m.redact_message IS NOT NULL THEN {redaction}::jsonb END,
+            redact_message_exact = CASE WHEN m.redact_message IS NOT NULL THEN {redaction}_exact END,
             write_id = %(write_id)s, updated_at = pg_catalog.now()
-        FROM unnest(%(replaced_ids)s::bigint[], %(replaced)s::text[], %(replaced_exact)s::text[])
-            AS r (message_id, message, message_exact)
+        FROM {replaced_rows}
         WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s AND m.message_id = r.message_id
             AND EXISTS (SELECT FROM u)
     ), added AS (
@@ -108,6 +108,22 @@ _STORE = """
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # as _UPDATE_AND_APPEND
 
+# A message that is replaced and redacted has the same document in both columns.
+_SAME_REDACTION = {
+    "{redaction}": "r.message",
+    "{replaced_rows}": """unnest(%(replaced_ids)s::bigint[], %(replaced)s::text[], %(replaced_exact)s::text[])
+            AS r (message_id, message, message_exact)""",
+}
+
+# With a payload codec, each column has a document of its own.
+_OWN_REDACTION = {
+    "{redaction}": "r.redaction",
+    "{replaced_rows}": """unnest(
+            %(replaced_ids)s::bigint[], %(replaced)s::text[], %(replaced_exact)s::text[], %(redactions)s::text[],
+            %(redactions_exact)s::text[]
+        ) AS r (message_id, message, message_exact, redaction, redaction_exact)""",
+}
+
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
     WITH {lease}, {touch_session}, t AS (
@@ -131,17 +147,32 @@ _DELETE = """
 """
 
 
+# Of an agent's documents, in the order of the table's columns.
+_KINDS: tuple[PayloadKind, ...] = ("state", "conversation_manager_state", "internal_state")
+
+
 class EncodedAgent(NamedTuple):
     """The documents of an agent, each as its JSONB and exact text (see ``codec.encode``)."""
 
-    state: tuple[str, str | None]
-    conversation_manager_state: tuple[str, str | None]
-    internal_state: tuple[str, str | None]
+    state: Columns
+    conversation_manager_state: Columns
+    internal_state: Columns
 
     @classmethod
     def of(cls, agent: SessionAgent) -> "EncodedAgent":
         """Encode the documents of an agent, in a form that can be compared for equality."""
         return cls(encode(agent.state), encode(agent.conversation_manager_state), encode(agent._internal_state))
+
+    def with_payloads(self, payloads: Payloads, session_id: str, agent_id: str) -> "EncodedAgent":
+        """Return the documents as they are stored.
+
+        Raises:
+            PayloadCodecError: The payload codec failed.
+        """
+        if not payloads.has_codec:
+            return self
+        documents = zip(self, _KINDS, strict=True)
+        return EncodedAgent(*(payloads.encode_columns(each, session_id, agent_id, kind) for each, kind in documents))
 
 
 class StoredAgent(NamedTuple):
@@ -170,6 +201,7 @@ class AgentChange(NamedTuple):
         replaced: Messages that take the place of others in its log, by their indexes.
         variants: Messages for its window that are not in its log in this form.
         drops_variants: Whether it may have variants that the window does not refer to.
+        start: If ``window`` is None, where that end begins, or earlier.
     """
 
     agent_id: str
@@ -178,6 +210,13 @@ class AgentChange(NamedTuple):
     replaced: Mapping[int, Message] = MappingProxyType({})
     variants: Sequence[Variant] = ()
     drops_variants: bool = True
+    start: int = 0
+
+    @classmethod
+    def of(cls, agent: SessionAgent, window: Window | None = None) -> "AgentChange":
+        """Return the change to an agent's documents and window."""
+        start = plain_start(agent.conversation_manager_state)
+        return cls(agent.agent_id, EncodedAgent.of(agent), window, start=start)
 
     @property
     def is_plain(self) -> bool:
@@ -195,13 +234,17 @@ _NO_MESSAGE: dict[str, object] = dict.fromkeys(
 class Agents:
     """Reads and writes agents in one database, schema and prefix."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
-        self._messages = Messages(database)
+        self._payloads = payloads
+        self._messages = Messages(database, payloads)
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
         self._update_and_append = compose(database, _UPDATE_AND_APPEND)
-        self._store = compose(database, _STORE)
+        store = _STORE
+        for name, text in (_OWN_REDACTION if payloads.has_codec else _SAME_REDACTION).items():
+            store = store.replace(name, text)
+        self._store = compose(database, store)
         self._delete = compose(database, _DELETE)
 
     def create(
@@ -229,10 +272,12 @@ class Agents:
             SessionExistsError: Another call created the agent.
             SessionNotFoundError: The session does not exist.
         """
-        row = agent_row(session_id, agent.agent_id, EncodedAgent.of(agent), window, write_id, term)
+        row = agent_row(self._payloads, session_id, AgentChange.of(agent, window), write_id, term)
         operation = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
-            message_rows = [message_row(session_id, agent.agent_id, message, write_id, term) for message in messages]
+            message_rows = [
+                message_row(self._payloads, session_id, agent.agent_id, message, write_id, term) for message in messages
+            ]
 
             def store(cursor: Cursor[TupleRow]) -> Result:
                 created = Result(cursor.execute(self._create, {**row, **NO_DEADLINE}).fetchall(), False)
@@ -255,7 +300,7 @@ class Agents:
         """Return an agent, or None if it does not exist."""
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         rows = self._database.fetch(f"reading agent {agent_id!r} of session {session_id!r}", self._read, key).rows
-        return stored_agent(agent_id, rows[0]) if rows else None
+        return stored_agent(self._payloads, session_id, agent_id, rows[0]) if rows else None
 
     def update(self, session_id: str, agent: SessionAgent, *, write_id: UUID, term: UUID | None = None) -> None:
         """Replace the stored state of an agent, whatever it was, and set its times.
@@ -272,7 +317,7 @@ class Agents:
             LeaseLostError: The lease of ``term`` is no longer held.
             SessionNotFoundError: The agent does not exist.
         """
-        change = AgentChange(agent.agent_id, EncodedAgent.of(agent), None)
+        change = AgentChange.of(agent)
         agent.created_at, agent.updated_at = self.store(session_id, change, write_id=write_id, term=term)
 
     def store(
@@ -305,7 +350,7 @@ class Agents:
             SessionNotFoundError: The agent does not exist.
         """
         agent_id = change.agent_id
-        row = agent_row(session_id, agent_id, change.documents, change.window, write_id, term) | {"expected": expected}
+        row = agent_row(self._payloads, session_id, change, write_id, term) | {"expected": expected}
         if message is None:
             operation = f"updating agent {agent_id!r} of session {session_id!r}"
             row |= _NO_MESSAGE
@@ -313,11 +358,11 @@ class Agents:
             operation = (
                 f"storing message {message.message_id} and state of agent {agent_id!r} in session {session_id!r}"
             )
-            row |= message_row(session_id, agent_id, message, write_id, term)
+            row |= message_row(self._payloads, session_id, agent_id, message, write_id, term)
         statement = self._update_and_append
         if not change.is_plain or message is None:
             statement = self._store
-            row |= _variant_rows(change)
+            row |= self._variant_rows(session_id, change)
         result = run_explained(operation, lambda: self._database.write(operation, statement, row))
         allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
@@ -347,63 +392,72 @@ class Agents:
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
 
+    def _variant_rows(self, session_id: str, change: AgentChange) -> dict[str, object]:
+        """Return the parameters with which a statement replaces messages and stores variants."""
 
-def stored_agent(agent_id: str, row: Sequence[Any]) -> StoredAgent:
+        def encode_all(kind: PayloadKind, messages: Iterable[tuple[int, Message]]) -> list[Columns]:
+            return [
+                self._payloads.encode(message, session_id, change.agent_id, kind, index) for index, message in messages
+            ]
+
+        replaced = encode_all("message", change.replaced.items())
+        # In case they are redacted.
+        redactions = encode_all("redaction", change.replaced.items()) if self._payloads.has_codec else []
+        variants = encode_all("variant", ((each.variant_id, each.message) for each in change.variants))
+        return {
+            "replaced_ids": list(change.replaced),
+            "replaced": [content for content, _ in replaced],
+            "replaced_exact": [exact for _, exact in replaced],
+            "redactions": [content for content, _ in redactions],
+            "redactions_exact": [exact for _, exact in redactions],
+            "variant_ids": [each.variant_id for each in change.variants],
+            "originals": [each.original for each in change.variants],
+            "variants": [content for content, _ in variants],
+            "variants_exact": [exact for _, exact in variants],
+            "window_variant_ids": [] if change.window is None else change.window.variant_ids,
+        }
+
+
+def stored_agent(payloads: Payloads, session_id: str, agent_id: str, row: Sequence[Any]) -> StoredAgent:
     """Decode the columns that ``{agent_columns}`` selects."""
     *documents, write_id, index, window, created_at, updated_at = row
-    agent = session_agent(agent_id, documents, created_at, updated_at)
+    agent = session_agent(payloads, session_id, agent_id, documents, created_at, updated_at)
     return StoredAgent(agent, UUID(write_id), index, Window.loads(window))
 
 
-def session_agent(agent_id: str, documents: Sequence[Any], created_at: str, updated_at: str | None) -> SessionAgent:
+def session_agent(
+    payloads: Payloads,
+    session_id: str,
+    agent_id: str,
+    documents: Sequence[Any],
+    created_at: str,
+    updated_at: str | None,
+) -> SessionAgent:
     """Decode an agent; ``documents`` are the columns of its three documents, in the order of the table."""
-    state, state_exact, manager, manager_exact, internal, internal_exact = documents
-    return SessionAgent(
-        agent_id,
-        decode(state, state_exact),
-        decode(manager, manager_exact),
-        decode(internal, internal_exact),
-        created_at,
-        updated_at or created_at,
+    columns = zip(documents[::2], documents[1::2], _KINDS, strict=True)
+    state, manager_state, internal_state = (
+        payloads.decode(text, exact, session_id, agent_id, kind) for text, exact, kind in columns
     )
+    return SessionAgent(agent_id, state, manager_state, internal_state, created_at, updated_at or created_at)
 
 
 def agent_row(
-    session_id: str,
-    agent_id: str,
-    documents: EncodedAgent | None,
-    window: Window | None,
-    write_id: UUID,
-    term: UUID | None,
+    payloads: Payloads, session_id: str, change: AgentChange, write_id: UUID, term: UUID | None
 ) -> dict[str, object]:
-    """Return the parameters with which a statement stores an agent."""
-    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents or _UNCHANGED
+    """Return the parameters with which a statement stores an agent's documents and window."""
+    key = check_id("session_id", session_id), check_id("agent_id", change.agent_id)
+    documents = _UNCHANGED if change.documents is None else change.documents.with_payloads(payloads, *key)
+    (state, state_exact), (manager, manager_exact), (internal, internal_exact) = documents
     return {
-        "session_id": check_id("session_id", session_id),
-        "agent_id": check_id("agent_id", agent_id),
+        "session_id": session_id,
+        "agent_id": change.agent_id,
         "state": state,
         "state_exact": state_exact,
         "conversation_manager_state": manager,
         "conversation_manager_state_exact": manager_exact,
         "_internal_state": internal,
         "_internal_state_exact": internal_exact,
-        "memory_window": None if window is None else window.dumps(),
+        "memory_window": dumps_window(change.window, change.start, payloads),
         "write_id": write_id,
         "term": term,
-    }
-
-
-def _variant_rows(change: AgentChange) -> dict[str, object]:
-    """Return the parameters with which a statement replaces messages and stores variants."""
-    replaced = [encode(message) for message in change.replaced.values()]
-    variants = [encode(each.message) for each in change.variants]
-    return {
-        "replaced_ids": list(change.replaced),
-        "replaced": [content for content, _ in replaced],
-        "replaced_exact": [exact for _, exact in replaced],
-        "variant_ids": [each.variant_id for each in change.variants],
-        "originals": [each.original for each in change.variants],
-        "variants": [content for content, _ in variants],
-        "variants_exact": [exact for _, exact in variants],
-        "window_variant_ids": [] if change.window is None else change.window.variant_ids,
     }

@@ -5,8 +5,8 @@ from uuid import UUID
 
 from psycopg.types.numeric import Int8
 
-from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, in_places
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
@@ -93,8 +93,9 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """Reads and writes checkpoints in one database, schema and prefix."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
+        self._payloads = payloads
         self._save = compose(database, _SAVE)
         self._list = compose(database, _LIST)
         self._read = compose(database, _READ)
@@ -132,10 +133,11 @@ class Checkpoints:
             SessionConflictError: The agent's row has another write id than the expected one.
         """
         operation = f"saving a checkpoint of agent {agent_id!r} in session {session_id!r}"
-        content, content_exact = encode(data)
+        key = check_id("session_id", session_id), check_id("agent_id", agent_id)
+        content, content_exact = self._payloads.encode(data, *key, "checkpoint", str(snapshot_id))
         row = {
-            "session_id": check_id("session_id", session_id),
-            "agent_id": check_id("agent_id", agent_id),
+            "session_id": session_id,
+            "agent_id": agent_id,
             "snapshot_id": snapshot_id,
             "message_count": Int8(message_count),
             "memory_window": window.dumps(),
@@ -179,4 +181,8 @@ class Checkpoints:
             return None
         data, data_exact, window = found[0][1:4]
         stored = Window.loads(window)
-        return Checkpoint(decode(data, data_exact), in_places(stored.places(0) if stored else [], rows))
+        places = stored.places(0) if stored else []
+        return Checkpoint(
+            self._payloads.decode(data, data_exact, session_id, agent_id, "checkpoint", str(snapshot_id)),
+            in_places(self._payloads, session_id, agent_id, places, rows),
+        )

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from psycopg.rows import TupleRow
 from strands.types.content import Message
 
-from strands_psycopg.codec import decode
 from strands_psycopg.database import Database
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import StoredAgent, stored_agent
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
@@ -100,8 +100,9 @@ class Conversation(NamedTuple):
 class Conversations:
     """Reads conversations in one database, schema and prefix."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
+        self._payloads = payloads
         self._read = compose(database, _READ)
 
     def read(self, session_id: str, agent_id: str) -> Conversation | None:
@@ -113,29 +114,41 @@ class Conversations:
         if not agents:
             return None
         *columns, next_variant_id = agents[0][1:]
-        stored = stored_agent(agent_id, columns)
+        stored = stored_agent(self._payloads, session_id, agent_id, columns)
         places = stored_places(stored.window, stored.agent.conversation_manager_state, stored.next_message_id)
-        return Conversation(stored, in_places(places, rows), next_variant_id)
+        messages = in_places(self._payloads, session_id, agent_id, places, rows)
+        return Conversation(stored, messages, next_variant_id)
 
 
-def in_places(places: Sequence[int], rows: Sequence[TupleRow]) -> list[StoredMessage]:
+def in_places(
+    payloads: Payloads, session_id: str, agent_id: str, places: Sequence[int], rows: Sequence[TupleRow]
+) -> list[StoredMessage]:
     """Decode the rows of messages and variants and put them in order; a place without a row is left out."""
     by_place: dict[int, TupleRow] = {row[0]: row for row in rows if row[0] is not None}
     decoded: dict[int, StoredMessage] = {}
     messages = []
-    with gc_paused():
+    with gc_paused(payloads):
         for place in places:
             if place in decoded:
                 messages.append(copy.deepcopy(decoded[place]))
             elif place in by_place:
-                decoded[place] = _decoded(by_place[place])
+                decoded[place] = decoded_message(payloads, session_id, agent_id, by_place[place])
                 messages.append(decoded[place])
     return messages
 
 
-def _decoded(row: Sequence[Any]) -> StoredMessage:
-    place, content, content_exact, redaction, redaction_exact, original = row[:6]
-    message = decode(content, content_exact) if redaction is None else decode(redaction, redaction_exact)
+def decoded_message(payloads: Payloads, session_id: str, agent_id: str, row: Sequence[Any]) -> StoredMessage:
+    """Decode a row of a message or variant: its place, and the columns of the message and of its redaction.
+
+    The row of a variant also has the index of the message that it is a form of.
+    """
+    place, content, content_exact, redaction, redaction_exact = row[:5]
     if place < 0:
-        return StoredMessage(place, None if original is None else int(original), message)
-    return StoredMessage(place, place, message, redaction is not None)
+        original = None if row[5] is None else int(row[5])
+        variant = payloads.decode(content, content_exact, session_id, agent_id, "variant", -place)
+        return StoredMessage(place, original, variant)
+    if redaction is None:
+        message = payloads.decode(content, content_exact, session_id, agent_id, "message", place)
+        return StoredMessage(place, place, message)
+    redacted = payloads.decode(redaction, redaction_exact, session_id, agent_id, "redaction", place)
+    return StoredMessage(place, place, redacted, is_redacted=True)

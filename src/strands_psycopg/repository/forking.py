@@ -1,15 +1,19 @@
 """Forking of sessions inside the database."""
 
+from typing import Any
 from uuid import UUID
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
+from strands.types.content import Message
 
-from strands_psycopg.codec import decode
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionExistsError, SessionForkError, SessionNotFoundError
-from strands_psycopg.repository.agents import EncodedAgent, agent_row, stored_agent
+from strands_psycopg.payload import Payloads
+from strands_psycopg.repository.agents import AgentChange, agent_row, stored_agent
+from strands_psycopg.repository.conversations import decoded_message
+from strands_psycopg.repository.fork_copy import ForkCopy
 from strands_psycopg.repository.fork_point import ForkedAgent, ForkPoint, at_checkpoint
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id, check_index
@@ -45,72 +49,7 @@ _SOURCE_CHECKPOINT = """
     WHERE session_id = %(source_id)s AND agent_id = ANY(%(agent_ids)s) AND snapshot_id = %(snapshot_id)s
 """
 
-_FORK_AGENTS = """
-    INSERT INTO {agents} (
-        session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
-        _internal_state, _internal_state_exact, memory_window, write_id, created_at, updated_at
-    )
-    SELECT %(session_id)s::text, a.agent_id, a.state, a.state_exact, a.conversation_manager_state,
-        a.conversation_manager_state_exact, a._internal_state, a._internal_state_exact, a.memory_window,
-        %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
-    FROM {agents} AS a WHERE a.session_id = %(source_id)s AND a.agent_id = ANY(%(agent_ids)s)
-"""
-
-_FORK_MESSAGES = """
-    INSERT INTO {messages} (
-        session_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact, write_id,
-        created_at, updated_at
-    )
-    SELECT %(session_id)s::text, m.agent_id, m.message_id, m.message, m.message_exact, m.redact_message,
-        m.redact_message_exact, %(write_id)s::uuid, m.created_at, m.updated_at
-    FROM {messages} AS m
-    WHERE m.session_id = %(source_id)s AND m.agent_id = ANY(%(agent_ids)s) AND m.message_id < %(message_count)s
-"""
-
-_IN_FORK = """
-    c.session_id = %(source_id)s AND c.agent_id = ANY(%(agent_ids)s) AND c.message_count <= %(message_count)s
-        AND (%(snapshot_id)s::uuid IS NULL OR c.snapshot_id <= %(snapshot_id)s::uuid)
-"""
-
-_FORK_CHECKPOINTS = (
-    """
-    INSERT INTO {checkpoints} (
-        session_id, agent_id, snapshot_id, message_count, memory_window, variant_ids, data, data_exact, write_id,
-        created_at
-    )
-    SELECT %(session_id)s::text, c.agent_id, c.snapshot_id, c.message_count, c.memory_window, c.variant_ids, c.data,
-        c.data_exact, %(write_id)s::uuid, c.created_at
-    FROM {checkpoints} AS c WHERE"""
-    + _IN_FORK
-)
-
-# Of a truncated conversation, those that its checkpoints refer to.
-_FORK_VARIANTS = (
-    """
-    INSERT INTO {message_variants} (
-        session_id, agent_id, variant_id, message_id, message, message_exact, created_at
-    )
-    SELECT %(session_id)s::text, v.agent_id, v.variant_id, v.message_id, v.message, v.message_exact, v.created_at
-    FROM {message_variants} AS v
-    WHERE v.session_id = %(source_id)s AND v.agent_id = ANY(%(agent_ids)s) AND (
-        %(is_whole)s OR EXISTS (
-            SELECT true FROM {checkpoints} AS c
-            WHERE v.agent_id = c.agent_id AND v.variant_id = ANY(c.variant_ids) AND"""
-    + _IN_FORK
-    + """
-        )
-    )
-"""
-)
-
-_FORK_MULTI_AGENTS = """
-    INSERT INTO {multi_agents} (session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at)
-    SELECT %(session_id)s::text, a.multi_agent_id, a.state, a.state_exact, %(write_id)s::uuid, pg_catalog.now(),
-        pg_catalog.now()
-    FROM {multi_agents} AS a WHERE a.session_id = %(source_id)s
-"""
-
-# A user message with a tool result is not a prompt: it must follow the call.
+# A user message with a tool result is not a prompt: it must follow the call (see ``_is_prompt``).
 _LAST_PROMPT = """
     SELECT message_id FROM {messages}
     WHERE session_id = %(source_id)s AND agent_id = %(agent_id)s AND message_id <= %(index)s
@@ -119,12 +58,22 @@ _LAST_PROMPT = """
     ORDER BY message_id DESC LIMIT 1
 """
 
+# With a payload codec, messages are decoded to find it, from the end.
+_LAST_MESSAGES = """
+    SELECT message_id, message::text, message_exact, redact_message::text, redact_message_exact FROM {messages}
+    WHERE session_id = %(source_id)s AND agent_id = %(agent_id)s AND message_id <= %(index)s
+    ORDER BY message_id DESC LIMIT %(limit)s
+"""
+
+_LAST_MESSAGES_PAGE = 10
+
 
 class SessionForker:
     """Forks sessions of one database, schema and prefix."""
 
-    def __init__(self, database: Database, sessions: Sessions, listing: Listing) -> None:
+    def __init__(self, database: Database, payloads: Payloads, sessions: Sessions, listing: Listing) -> None:
         self._database = database
+        self._payloads = payloads
         self._sessions = sessions
         self._listing = listing
         self._write_id = compose(database, _WRITE_ID)
@@ -133,13 +82,10 @@ class SessionForker:
         self._source_agent = compose(database, _SOURCE_AGENT)
         self._source_variants = compose(database, _SOURCE_VARIANTS)
         self._source_checkpoint = compose(database, _SOURCE_CHECKPOINT)
-        self._fork_agents = compose(database, _FORK_AGENTS)
-        self._fork_messages = compose(database, _FORK_MESSAGES)
-        self._fork_variants = compose(database, _FORK_VARIANTS)
-        self._fork_checkpoints = compose(database, _FORK_CHECKPOINTS)
-        self._fork_multi_agents = compose(database, _FORK_MULTI_AGENTS)
+        self._copy = ForkCopy(database, payloads)
         self._update_agent = compose(database, "{update_agent}")
         self._last_prompt = compose(database, _LAST_PROMPT)
+        self._last_messages = compose(database, _LAST_MESSAGES)
 
     def fork(
         self,
@@ -208,16 +154,12 @@ class SessionForker:
                     "message_count": Int8(_ALL_MESSAGES if forked is None else forked.message_count),
                 }
                 self._sessions.create_within(cursor, copied, operation)
-                cursor.execute(self._fork_agents, copied)
-                cursor.execute(self._fork_messages, copied)
-                cursor.execute(self._fork_variants, copied)
-                cursor.execute(self._fork_checkpoints, copied)
+                self._copy.agents(cursor, copied)
                 if agent_id is None and snapshot_id is None:
-                    cursor.execute(self._fork_multi_agents, copied)
+                    self._copy.multi_agents(cursor, copied)
                 if forked is not None:
-                    agent = forked.agent
-                    documents = EncodedAgent.of(agent)
-                    row = agent_row(new_session_id, agent.agent_id, documents, forked.window, write_id, term)
+                    change = AgentChange.of(forked.agent, forked.window)
+                    row = agent_row(self._payloads, new_session_id, change, write_id, term)
                     cursor.execute(self._update_agent, row)
             return self._listing.read_within(cursor, new_session_id)
 
@@ -246,7 +188,9 @@ class SessionForker:
             searched = "the session" if agent_id is None else f"agent {agent_id!r}"
             raise SessionNotFoundError(f"{operation}: {searched} has no checkpoint {key['snapshot_id']}")
         found_agent_id, message_count, window, data, data_exact = found[0]
-        return at_checkpoint(found_agent_id, decode(data, data_exact), Window.loads(window), message_count)
+        source_id, index = str(key["source_id"]), str(key["snapshot_id"])
+        decoded = self._payloads.decode(data, data_exact, source_id, found_agent_id, "checkpoint", index)
+        return at_checkpoint(found_agent_id, decoded, Window.loads(window), message_count)
 
     def _truncate(
         self, cursor: Cursor[TupleRow], key: dict[str, object], session_id: str, agent_ids: list[str], until: int
@@ -262,18 +206,40 @@ class SessionForker:
         key = {**key, "agent_id": agent_id}
 
         def last_prompt(index: int) -> int:
+            if self._payloads.has_codec:
+                return self._find_last_prompt(cursor, key, session_id, agent_id, index)
             found = cursor.execute(self._last_prompt, {**key, "index": Int8(index)}).fetchall()
             return int(found[0][0]) if found else 0
 
         rows = cursor.execute(self._source_agent, {"session_id": session_id, "agent_id": agent_id}).fetchall()
-        stored = stored_agent(agent_id, rows[0])
+        stored = stored_agent(self._payloads, session_id, agent_id, rows[0])
         if until >= stored.next_message_id:
             return None
         variant_ids = stored.window.variant_ids if stored.window else []
-        variants = [
-            Variant(variant_id, original, decode(message, message_exact))
-            for variant_id, original, message, message_exact in cursor.execute(
-                self._source_variants, {**key, "variant_ids": variant_ids}
-            )
-        ]
+        found = cursor.execute(self._source_variants, {**key, "variant_ids": variant_ids})
+        variants = []
+        for variant_id, original, text, exact in found:
+            message = self._payloads.decode(text, exact, session_id, agent_id, "variant", variant_id)
+            variants.append(Variant(variant_id, original, message))
         return ForkPoint(session_id, stored, variants, until=until, last_prompt=last_prompt).truncated()
+
+    def _find_last_prompt(
+        self, cursor: Cursor[TupleRow], key: dict[str, object], session_id: str, agent_id: str, index: int
+    ) -> int:
+        """Return the index of the last user prompt up to an index; 0 if there is none."""
+        while True:
+            page = {**key, "index": Int8(index), "limit": Int8(_LAST_MESSAGES_PAGE)}
+            rows = cursor.execute(self._last_messages, page).fetchall()
+            for row in rows:
+                if _is_prompt(decoded_message(self._payloads, session_id, agent_id, row).message):
+                    return int(row[0])
+            if len(rows) < _LAST_MESSAGES_PAGE:
+                return 0
+            index = rows[-1][0] - 1
+
+
+def _is_prompt(message: Message) -> bool:
+    content: Any = message.get("content")
+    blocks = content if isinstance(content, list) else [content]
+    has_result = any(isinstance(block, dict) and "toolResult" in block for block in blocks)
+    return message.get("role") == "user" and not has_result

@@ -12,11 +12,12 @@ from psycopg.types.numeric import Int8
 from strands.types.content import Message
 from strands.types.session import SessionMessage
 
-from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import SessionConflictError, SessionNotFoundError
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
 from strands_psycopg.repository.identifiers import check_id, check_index
+from strands_psycopg.repository.redactions import Redactions
 
 _APPEND = """
     WITH {lease}, {touch_session}, t AS (
@@ -69,8 +70,8 @@ _REPLACE = """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s,
-            redact_message = CASE WHEN redact_message IS NOT NULL THEN %(message)s::jsonb END,
-            redact_message_exact = CASE WHEN redact_message IS NOT NULL THEN %(message_exact)s END,
+            redact_message = CASE WHEN redact_message IS NOT NULL THEN %({redaction})s::jsonb END,
+            redact_message_exact = CASE WHEN redact_message IS NOT NULL THEN %({redaction}_exact)s END,
             write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
         RETURNING created_at, updated_at
@@ -83,47 +84,20 @@ _REPLACE = """
     FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # times are NULL: no such message
 
-# Also the same message where other agents of the session hold it, or where a retried turn has stored it again.
-_REDACT = """
-    WITH {lease}, {touch_session}, t AS (
-        UPDATE {messages} SET
-            message = %(message)s, message_exact = %(message_exact)s, redact_message = %(message)s,
-            redact_message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
-        WHERE session_id = %(session_id)s AND {fenced} AND (
-            agent_id = %(agent_id)s AND message_id = ANY(%(message_ids)s::bigint[])
-            OR message->>'tracking_id'::text = %(tracking_id)s
-        )
-        RETURNING agent_id, message_id, created_at, updated_at
-    ), v AS (
-        UPDATE {message_variants} SET message = %(message)s, message_exact = %(message_exact)s
-        WHERE session_id = %(session_id)s AND {fenced} AND (
-            agent_id = %(agent_id)s
-            AND (message_id = ANY(%(message_ids)s::bigint[]) OR variant_id = ANY(%(variant_ids)s::bigint[]))
-            OR message->>'tracking_id'::text = %(tracking_id)s
-        )
-        RETURNING variant_id
-    )
-    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
-        t.message_id IS NULL AND {fenced} AND EXISTS (
-            SELECT true FROM {messages}
-            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-                AND message_id = ANY(%(message_ids)s::bigint[])
-        ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # a row for each message; one whose index is NULL: no message
-
 
 class Messages:
     """Reads and writes messages in one database, schema and prefix."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
+        self._payloads = payloads
         self._append = compose(database, _APPEND)
         self._read = compose(database, _READ)
         self._list = compose(database, _LIST)
         self._update = compose(database, _UPDATE)
-        self._replace = compose(database, _REPLACE)
-        self._redact = compose(database, _REDACT)
+        redaction = "redact_message" if payloads.has_codec else "message"
+        self._replace = compose(database, _REPLACE.replace("{redaction}", redaction))
+        self._redactions = Redactions(database, payloads)
 
     def append(
         self,
@@ -152,7 +126,7 @@ class Messages:
             SessionNotFoundError: The agent does not exist.
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        row = {**message_row(session_id, agent_id, message, write_id, term), "expected": expected}
+        row = {**message_row(self._payloads, session_id, agent_id, message, write_id, term), "expected": expected}
         result = run_explained(operation, lambda: self._database.write(operation, self._append, row))
         allowed_at, exists, created_at, updated_at, next_index, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
@@ -187,7 +161,7 @@ class Messages:
         }
         operation = f"reading message {message_id} of agent {agent_id!r} in session {session_id!r}"
         rows = self._database.fetch(operation, self._read, key).rows
-        return stored_message(*rows[0]) if rows else None
+        return stored_message(self._payloads, session_id, agent_id, *rows[0]) if rows else None
 
     def list(self, session_id: str, agent_id: str, *, limit: int | None, offset: int) -> list[SessionMessage]:
         """Return up to ``limit`` messages, oldest first, starting at index ``offset``; None is no limit.
@@ -211,8 +185,8 @@ class Messages:
             return []
         # The rows arrive in order, but only an ORDER BY over the join would guarantee it, and that sorts the documents.
         rows.sort(key=itemgetter(0))
-        with gc_paused():
-            return [stored_message(*row) for row in rows]
+        with gc_paused(self._payloads):
+            return [stored_message(self._payloads, session_id, agent_id, *row) for row in rows]
 
     def update(
         self,
@@ -237,11 +211,12 @@ class Messages:
             SessionNotFoundError: The message does not exist.
         """
         if message.redact_message is None:
-            self._update_one(self._update, session_id, agent_id, message, write_id, term)
+            row = message_row(self._payloads, session_id, agent_id, message, write_id, term)
+            self._update_one(self._update, session_id, agent_id, message, row)
             return
         index = check_index("message_id", message.message_id)
         operation = f"redacting message {index} of agent {agent_id!r} in session {session_id!r}"
-        rows, _ = self._run_redact(
+        rows, _ = self._redactions.store(
             operation, session_id, agent_id, message.redact_message, [index], [], write_id=write_id, term=term
         )
         times = [row[2:4] for row in rows if row[:2] == (agent_id, index)]
@@ -265,19 +240,18 @@ class Messages:
             LeaseLostError: The lease of ``term`` is no longer held.
             SessionNotFoundError: The message does not exist.
         """
-        self._update_one(self._replace, session_id, agent_id, message, write_id, term)
+        row = message_row(self._payloads, session_id, agent_id, message, write_id, term)
+        if self._payloads.has_codec:
+            # In case the message is redacted: with a codec each column has a document of its own.
+            index = message.message_id
+            columns = self._payloads.encode(message.message, session_id, agent_id, "redaction", index)
+            row["redact_message"], row["redact_message_exact"] = columns
+        self._update_one(self._replace, session_id, agent_id, message, row)
 
     def _update_one(
-        self,
-        statement: bytes,
-        session_id: str,
-        agent_id: str,
-        message: SessionMessage,
-        write_id: UUID,
-        term: UUID | None,
+        self, statement: bytes, session_id: str, agent_id: str, message: SessionMessage, row: dict[str, object]
     ) -> None:
         operation = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        row = message_row(session_id, agent_id, message, write_id, term)
         result = run_explained(operation, lambda: self._database.write(operation, statement, row))
         allowed_at, created_at, updated_at, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
@@ -316,57 +290,37 @@ class Messages:
             LeaseLostError: The lease of ``term`` is no longer held.
         """
         operation = f"redacting messages {list(message_ids)} of agent {agent_id!r} in session {session_id!r}"
-        rows, any_variant = self._run_redact(
+        rows, any_variant = self._redactions.store(
             operation, session_id, agent_id, message, message_ids, variant_ids, write_id=write_id, term=term
         )
         return [row[1] for row in rows if row[0] == agent_id] if rows or any_variant else None
 
-    def _run_redact(
-        self,
-        operation: str,
-        session_id: str,
-        agent_id: str,
-        message: Message,
-        message_ids: Sequence[int],
-        variant_ids: Sequence[int],
-        *,
-        write_id: UUID,
-        term: UUID | None,
-    ) -> tuple[Sequence[TupleRow], bool]:
-        """Redact messages; return agent, index and times of each, and whether variants were redacted."""
-        content, content_exact = encode(message)
-        tracking_id = message.get("tracking_id")
-        row = {
-            "session_id": check_id("session_id", session_id),
-            "agent_id": check_id("agent_id", agent_id),
-            "message": content,
-            "message_exact": content_exact,
-            "message_ids": list(message_ids),
-            "variant_ids": list(variant_ids),
-            "tracking_id": tracking_id if isinstance(tracking_id, str) else None,
-            "write_id": write_id,
-            "term": term,
-        }
-        rows = run_explained(operation, lambda: self._database.write(operation, self._redact, row)).rows
-        check_lease(rows[0][0], operation, session_id)
-        return [row[1:5] for row in rows if row[2] is not None], rows[0][5]
-
 
 def message_row(
-    session_id: str, agent_id: str, message: SessionMessage, write_id: UUID, term: UUID | None
+    payloads: Payloads,
+    session_id: str,
+    agent_id: str,
+    message: SessionMessage,
+    write_id: UUID,
+    term: UUID | None,
 ) -> dict[str, object]:
     """Return the parameters with which a statement stores a message."""
-    content, content_exact = encode(message.message)
-    redaction, redaction_exact = (None, None) if message.redact_message is None else encode(message.redact_message)
+    key = check_id("session_id", session_id), check_id("agent_id", agent_id)
+    index = check_index("message_id", message.message_id)
+    redaction: tuple[str | None, str | None] = (None, None)
+    content, content_exact = payloads.encode(message.message, *key, "message", index)
+    if message.redact_message is not None:
+        redaction = payloads.encode(message.redact_message, *key, "redaction", index)
+    redacted, redacted_exact = redaction
     return {
-        "session_id": check_id("session_id", session_id),
-        "agent_id": check_id("agent_id", agent_id),
+        "session_id": session_id,
+        "agent_id": agent_id,
         # The type must not depend on the value, or there would be one prepared statement per type.
-        "message_id": Int8(check_index("message_id", message.message_id)),
+        "message_id": Int8(index),
         "message": content,
         "message_exact": content_exact,
-        "redact_message": redaction,
-        "redact_message_exact": redaction_exact,
+        "redact_message": redacted,
+        "redact_message_exact": redacted_exact,
         "write_id": write_id,
         "term": term,
     }
@@ -403,13 +357,15 @@ def update_conflict(
 
 
 @contextmanager
-def gc_paused() -> Iterator[None]:
+def gc_paused(payloads: Payloads) -> Iterator[None]:
     """Disable garbage collection while many objects are created, none of which is garbage.
 
-    The collector would scan them again and again, which takes longer than decoding them.
+    The collector would scan them again and again, which takes longer than decoding them. With a payload codec, which
+    may take its time, it is not disabled.
     """
-    enabled = gc.isenabled()
-    gc.disable()
+    enabled = gc.isenabled() and not payloads.has_codec
+    if enabled:
+        gc.disable()
     try:
         yield
     finally:
@@ -418,6 +374,9 @@ def gc_paused() -> Iterator[None]:
 
 
 def stored_message(
+    payloads: Payloads,
+    session_id: str,
+    agent_id: str,
     message_id: int,
     content: str,
     content_exact: str | None,
@@ -427,10 +386,8 @@ def stored_message(
     updated_at: str | None,
 ) -> SessionMessage:
     """Decode the columns of a message, in the order in which statements select them."""
-    return SessionMessage(
-        decode(content, content_exact),
-        message_id,
-        None if redaction is None else decode(redaction, redaction_exact),
-        created_at,
-        updated_at or created_at,
-    )
+    message = payloads.decode(content, content_exact, session_id, agent_id, "message", message_id)
+    redacted = None
+    if redaction is not None:
+        redacted = payloads.decode(redaction, redaction_exact, session_id, agent_id, "redaction", message_id)
+    return SessionMessage(message, message_id, redacted, created_at, updated_at or created_at)

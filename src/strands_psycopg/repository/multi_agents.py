@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 
@@ -62,8 +62,9 @@ class StoredMultiAgent(NamedTuple):
 class MultiAgents:
     """Reads and writes multi-agents in one database, schema and prefix."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
+        self._payloads = payloads
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
         self._update = compose(database, _UPDATE)
@@ -92,7 +93,7 @@ class MultiAgents:
             SessionNotFoundError: The session does not exist.
         """
         operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
-        row = _row(session_id, multi_agent_id, state, write_id, term)
+        row = _row(self._payloads, session_id, multi_agent_id, state, write_id, term)
         result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
@@ -105,8 +106,9 @@ class MultiAgents:
         rows = self._database.fetch(operation, self._read, _key(session_id, multi_agent_id)).rows
         if not rows:
             return None
-        state, state_exact, write_id = rows[0]
-        return StoredMultiAgent(decode(state, state_exact), UUID(write_id))
+        text, exact, write_id = rows[0]
+        state = self._payloads.decode(text, exact, session_id, multi_agent_id, "multi_agent")
+        return StoredMultiAgent(state, UUID(write_id))
 
     def update(
         self,
@@ -134,7 +136,7 @@ class MultiAgents:
             SessionNotFoundError: The multi-agent does not exist.
         """
         operation = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
-        row = {**_row(session_id, multi_agent_id, state, write_id, term), "expected": expected}
+        row = {**_row(self._payloads, session_id, multi_agent_id, state, write_id, term), "expected": expected}
         result = run_explained(operation, lambda: self._database.write(operation, self._update, row))
         allowed_at, exists, updated, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
@@ -157,11 +159,17 @@ def _key(session_id: str, multi_agent_id: str) -> dict[str, object]:
 
 
 def _row(
-    session_id: str, multi_agent_id: str, state: dict[str, Any], write_id: UUID, term: UUID | None
+    payloads: Payloads,
+    session_id: str,
+    multi_agent_id: str,
+    state: dict[str, Any],
+    write_id: UUID,
+    term: UUID | None,
 ) -> dict[str, object]:
-    text, exact = encode(state)
+    key = _key(session_id, multi_agent_id)
+    text, exact = payloads.encode(state, session_id, multi_agent_id, "multi_agent")
     return {
-        **_key(session_id, multi_agent_id),
+        **key,
         "state": text,
         "state_exact": exact,
         "write_id": write_id,

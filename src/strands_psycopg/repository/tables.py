@@ -2,6 +2,7 @@
 
 from strands_psycopg.database import Database
 from strands_psycopg.lease import Leases
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import Agents
 from strands_psycopg.repository.checkpoints import Checkpoints
 from strands_psycopg.repository.conversations import Conversations
@@ -18,6 +19,7 @@ class SessionTables:
 
     Attributes:
         database: The database that runs the statements.
+        payloads: What encodes and decodes the documents.
         leases: The leases that this process holds.
         sessions: The table of sessions.
         agents: The table of agents.
@@ -30,15 +32,16 @@ class SessionTables:
         retention: Deletion of idle sessions, in batches.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, payloads: Payloads) -> None:
         self.database = database
+        self.payloads = payloads
         self.leases = Leases(database)
         self.sessions = Sessions(database)
-        self.agents = Agents(database)
-        self.messages = Messages(database)
-        self.conversations = Conversations(database)
-        self.checkpoints = Checkpoints(database)
-        self.multi_agents = MultiAgents(database)
+        self.agents = Agents(database, payloads)
+        self.messages = Messages(database, payloads)
+        self.conversations = Conversations(database, payloads)
+        self.checkpoints = Checkpoints(database, payloads)
+        self.multi_agents = MultiAgents(database, payloads)
         self.listing = Listing(database)
-        self.forker = SessionForker(database, self.sessions, self.listing)
+        self.forker = SessionForker(database, payloads, self.sessions, self.listing)
         self.retention = Retention(database)

@@ -7,6 +7,11 @@ from typing import Any, NamedTuple
 
 from strands.types.content import Message
 
+from strands_psycopg.payload import Payloads
+
+# See ``dumps_window``.
+_PLAIN = "plain"
+
 # Larger than any index of the log, and within PostgreSQL's bigint.
 _LARGEST_START = 10**18
 
@@ -52,10 +57,12 @@ class Window:
 
     @classmethod
     def loads(cls, text: str | None) -> "Window | None":
-        """Read the column; None stands for the end of the log (see ``plain_start``)."""
+        """Read the column; None stands for the end of the log (see ``plain_start`` and ``dumps_window``)."""
         if text is None:
             return None
         stored = json.loads(text)
+        if stored.get(_PLAIN):
+            return None
         return cls(tuple(tuple(item) if isinstance(item, list) else item for item in stored["items"]), stored["next"])
 
     def dumps(self) -> str:
@@ -104,6 +111,20 @@ def plain_start(conversation_manager_state: dict[str, Any]) -> int:
     """Return where Strands' own restore begins to read the log: after the messages that were removed from memory."""
     removed = conversation_manager_state.get("removed_message_count")
     return removed if type(removed) is int and 0 <= removed < _LARGEST_START else 0
+
+
+def dumps_window(window: Window | None, start: int, payloads: Payloads) -> str | None:
+    """Return the text for the column.
+
+    Args:
+        window: The window; None is the end of the log.
+        start: Where that end begins. Statements read it from the conversation manager's state, but with a payload codec
+            they cannot, so the column has it then.
+        payloads: Whether there is one.
+    """
+    if window is not None:
+        return window.dumps()
+    return json.dumps({"items": [], "next": start, _PLAIN: True}) if payloads.has_codec else None
 
 
 def stored_places(window: Window | None, conversation_manager_state: dict[str, Any], end: int) -> list[int]:

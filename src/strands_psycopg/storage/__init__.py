@@ -16,7 +16,13 @@ from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.storage.seen_writes import SeenWrites
-from strands_psycopg.storage.source import HasDatabase, is_storable, shared_database, shared_leases
+from strands_psycopg.storage.source import (
+    HasDatabase,
+    is_storable,
+    shared_database,
+    shared_leases,
+    shared_payloads,
+)
 from strands_psycopg.storage.text_search import searchable_text, tsquery
 from strands_psycopg.storage.value_reader import MAX_KEY_SIZE, ValueReader
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
@@ -61,6 +67,11 @@ class PostgresStorage(Uncopyable, Storage):
     With ``session_id``, writes are fenced by the session's lease: while one is held through the repository, ``write``
     and ``delete`` check it. If another holder has taken over, they raise ``PostgresStorageError``, whose cause is a
     ``LeaseLostError``, and store nothing. While none is held, they check nothing.
+
+    The ``payload_codec`` of a repository also encodes and decodes the bytes of its storages. Keys stay as they are. A
+    search looks in what the codec returned, so it finds nothing unless the codec leaves words. Which chunks are equal
+    depends on the codec, too: an encrypted value shares none. The codec is given the ``session_id``, so read a value
+    with the ``session_id`` with which it was written.
 
     Args:
         source: As ``conninfo`` of ``PostgresSessionRepository``; or such a repository, whose pool, schema, table prefix
@@ -137,6 +148,7 @@ class PostgresStorage(Uncopyable, Storage):
         self._search_limit = search_limit
         self._stop_words = STOP_WORDS if text_search_config == "simple" else _NO_STOP_WORDS
         self._session_id = session_id
+        self._payloads = shared_payloads(source)
         self._leases = None if session_id is None else shared_leases(source, session_id)
         seen = SeenWrites() if guard_overwrites else None
         self._reader = ValueReader(self._database, text_search_config=text_search_config, seen=seen)
@@ -203,11 +215,16 @@ class PostgresStorage(Uncopyable, Storage):
         full_key = self._full_key(key)
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
-        if len(data) > MAX_VALUE_SIZE:
-            raise PostgresStorageError(f"writing {key!r}: a value may have {MAX_VALUE_SIZE} bytes, not {len(data)}")
+        _check_size(key, data)
         value = bytes(data)
         term = self._term()
-        await self._in_worker(lambda: self._writer.write(full_key, value, searchable_text(full_key, value), term=term))
+
+        def store() -> None:
+            encoded = self._payloads.encode_bytes(value, self._session_id, full_key)
+            _check_size(key, encoded)
+            self._writer.write(full_key, encoded, searchable_text(full_key, encoded), term=term)
+
+        await self._in_worker(store)
 
     async def read(self, key: str) -> bytes | None:
         """Return a value as it was written, or None if there is none.
@@ -216,7 +233,13 @@ class PostgresStorage(Uncopyable, Storage):
             StorageError: The key is refused.
             PostgresStorageError: The database failed.
         """
-        return await self._in_worker(partial(self._reader.read, self._full_key(key)))
+        full_key = self._full_key(key)
+
+        def load() -> bytes | None:
+            value = self._reader.read(full_key)
+            return None if value is None else self._decoded(full_key, value)
+
+        return await self._in_worker(load)
 
     async def delete(self, key: str) -> None:
         """Delete a value, if there is one.
@@ -250,8 +273,18 @@ class PostgresStorage(Uncopyable, Storage):
         words = tsquery(query, self._stop_words)
         if not words:
             return []
-        hits = await self._in_worker(partial(self._reader.search, self._prefix, words, self._search_limit))
-        return [StorageSearchResult(hit.key[len(self._prefix) :], hit.score, hit.data) for hit in hits]
+
+        def find() -> "builtins.list[StorageSearchResult]":
+            hits = self._reader.search(self._prefix, words, self._search_limit)
+            return [
+                StorageSearchResult(hit.key[len(self._prefix) :], hit.score, self._decoded(hit.key, hit.data))
+                for hit in hits
+            ]
+
+        return await self._in_worker(find)
+
+    def _decoded(self, full_key: str, value: bytes) -> bytes:
+        return self._payloads.decode_bytes(value, self._session_id, full_key)
 
     async def _in_worker(self, work: Callable[[], _T]) -> _T:
         with _translate_errors():
@@ -269,6 +302,11 @@ class PostgresStorage(Uncopyable, Storage):
         if len(full_key.encode()) > MAX_KEY_SIZE:
             raise PostgresStorageError(f"a key may have {MAX_KEY_SIZE} bytes of UTF-8, not {len(full_key.encode())}")
         return full_key
+
+
+def _check_size(key: str, value: bytes | bytearray | memoryview) -> None:
+    if len(value) > MAX_VALUE_SIZE:
+        raise PostgresStorageError(f"writing {key!r}: a value may have {MAX_VALUE_SIZE} bytes, not {len(value)}")
 
 
 def _check_characters(field: str, text: str) -> None:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from strands_psycopg.database import Database
 from strands_psycopg.lease import Leases
+from strands_psycopg.payload import Payloads
 
 _MAX_SESSION_ID_LENGTH = 255
 
@@ -27,6 +28,12 @@ def shared_database(source: object) -> Database:
             f"PostgresSessionRepository, not {type(source).__name__}"
         )
     return database
+
+
+def shared_payloads(source: object) -> Payloads:
+    """Return what encodes and decodes the values of a source: without a payload codec unless it is a repository."""
+    payloads = getattr(getattr(source, "_tables", None), "payloads", None)
+    return payloads if isinstance(payloads, Payloads) else Payloads()
 
 
 def shared_leases(source: object, session_id: object) -> Leases:

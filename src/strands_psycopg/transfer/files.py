@@ -65,6 +65,8 @@ class FileSessions:
 
 
 class _FileSession:
+    raw = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
         # Paths that are known not to contain a symbolic link.

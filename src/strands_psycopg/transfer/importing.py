@@ -9,7 +9,14 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import NO_DEADLINE, Result
-from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, StrandsPsycopgError, TransferError
+from strands_psycopg.errors import (
+    PayloadCodecError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StrandsPsycopgError,
+    TransferError,
+)
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
@@ -23,6 +30,7 @@ from strands_psycopg.transfer.rows import (
     SessionRow,
     VariantRow,
     agent_row,
+    encoded_row,
     multi_agent_row,
     session_row,
 )
@@ -104,7 +112,8 @@ def import_sessions(
     Each session is stored in its own transaction. After an interruption, only complete sessions are stored, and the
     import can be run again: it counts sessions that already exist with the same content and does not change them.
     Agents must not write to the source during the import. Gaps that interrupted writers left in message indexes are
-    closed.
+    closed. The repository's ``payload_codec`` encodes documents, unless they were exported as they are stored
+    (``export_session`` with ``raw=True``).
 
     Args:
         repository: Where to store the sessions.
@@ -114,8 +123,8 @@ def import_sessions(
 
     Raises:
         IncompleteTransferError: Some sessions were not stored, because a session of that id exists with other content
-            (``SessionExistsError``) or because something in them cannot be read (``BadFileError``). All others are
-            stored.
+            (``SessionExistsError``), because something in them cannot be read (``BadFileError``), or because the
+            ``payload_codec`` failed (``PayloadCodecError``). All others are stored.
         TransferError: The source cannot be read any further. Sessions before that are stored.
     """
     importer = _Importer(repository, skip_bad=skip_bad, progress=progress)
@@ -125,7 +134,7 @@ def import_sessions(
         for session in sessions:
             try:
                 result += importer.store(session)
-            except (TransferError, SessionExistsError) as error:
+            except (TransferError, SessionExistsError, PayloadCodecError) as error:
                 failures[session.session_id] = error
     if failures:
         number = f"{len(failures)} session{' was' if len(failures) == 1 else 's were'}"
@@ -151,7 +160,6 @@ class _Importer:
         self._repository = repository
         self._tables = session_tables(repository)
         self._database = self._tables.database
-        self._stored = StoredSessions(repository)
         self._skip_bad = skip_bad
         self._progress = progress
         self._insert_session = compose(self._database, _INSERT_SESSION)
@@ -164,19 +172,21 @@ class _Importer:
         Raises:
             SessionExistsError: A session of this id exists with other content.
             TransferError: The session cannot be read.
+            PayloadCodecError: The payload codec failed.
         """
         write_id = uuid4()
+        payloads = Payloads() if session.raw else self._tables.payloads
         operation = f"importing session {session.session_id!r}"
         while True:
             result = self._database.transact(
                 operation,
-                lambda cursor: self._write(cursor, operation, session, write_id),
+                lambda cursor: self._write(cursor, operation, session, payloads, write_id),
                 response_timeout=float("inf"),
             )
             if result is not None:
                 return result
             try:
-                stored = self._stored.read(session.session_id)
+                stored = StoredSessions(self._repository, raw=session.raw).read(session.session_id)
                 break
             except SessionNotFoundError:
                 # It has just been deleted, so this one can be stored.
@@ -189,7 +199,12 @@ class _Importer:
         return TransferResult(unchanged=1, skipped=tuple(issues.skipped))
 
     def _write(
-        self, cursor: Cursor[TupleRow], operation: str, session: SourceSession, write_id: UUID
+        self,
+        cursor: Cursor[TupleRow],
+        operation: str,
+        session: SourceSession,
+        payloads: Payloads,
+        write_id: UUID,
     ) -> TransferResult | None:
         """Write a session and return the counts, or None if it exists."""
         issues = ImportIssues(skip_bad=self._skip_bad)
@@ -199,7 +214,10 @@ class _Importer:
             return TransferResult(skipped=tuple(issues.skipped))
         batches = _Batches(rows)
         if self._insert(cursor, operation, first, write_id):
-            for batch in batches:
+            for plain in batches:
+                batch = {
+                    kind: [encoded_row(row, payloads, first.session_id) for row in rows] for kind, rows in plain.items()
+                }
                 with watchdog.watch(cursor.connection, _BATCH_TIMEOUT):
                     for kind, statement in self._copy.items():
                         if not _copy(cursor, statement, first.session_id, write_id, batch.get(kind, ())):
@@ -286,13 +304,13 @@ def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
                 same = next(parts, None) is None and row.agent_id in stored.agents
                 if same:
                     agent = stored.agents[row.agent_id]
-                    same = row == agent_row(agent.agent, agent.window)
+                    same = row == agent_row(agent.agent, agent.window, raw=stored.raw)
                     missing.discard(("agent", row.agent_id))
                     parts = stored.parts(row.agent_id)
             case MultiAgentRow():
                 same = row.multi_agent_id in stored.multi_agents
                 if same:
-                    same = row == multi_agent_row(*stored.multi_agents[row.multi_agent_id])
+                    same = row == multi_agent_row(*stored.multi_agents[row.multi_agent_id], raw=stored.raw)
                     missing.discard(("multi-agent", row.multi_agent_id))
             case _:
                 same = row == next(parts, None)

@@ -4,12 +4,14 @@ A session is a line of kind ``session`` with the format's name and version, the 
 ``multi_agent``, and a line of kind ``end`` with their counts. The lines of an agent are one of kind ``agent``, one for
 each message of its log (``message``), one for each message that it or a checkpoint has in another form
 (``message_variant``), and one for each ``checkpoint``. A session without the last line is incomplete. A file may
-contain several sessions. See ``lines`` for the lines themselves.
+contain several sessions. If the first line has ``"raw": true``, documents are those that a payload codec has returned,
+and an import stores them as they are. See ``lines`` for the lines themselves.
 """
 
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -49,7 +51,7 @@ _COUNTS = ("agents", "messages", "message_variants", "checkpoints", "multi_agent
 _START = (0, -1)
 
 
-def export_session(repository: PostgresSessionRepository, session_id: str) -> Iterator[str]:
+def export_session(repository: PostgresSessionRepository, session_id: str, *, raw: bool = False) -> Iterator[str]:
     """Return an iterator over a session's JSON lines, each with its line end.
 
     Agents with their windows, message variants and checkpoints, multi-agents and the number of each agent's messages
@@ -61,13 +63,21 @@ def export_session(repository: PostgresSessionRepository, session_id: str) -> It
     such as a summary, that is redacted and then deleted. As in the database, the documents of agents and checkpoints
     are not redacted.
 
+    Args:
+        repository: Where the session is stored.
+        session_id: The session.
+        raw: Export documents as they are stored, for a backup that stays encrypted, instead of what the repository's
+            ``payload_codec`` decodes. An import stores such lines as they are. Import them under the same id, since a
+            codec may bind documents to their session.
+
     Raises:
+        PayloadCodecError: The ``payload_codec`` failed; raised by the iterator for messages, variants and checkpoints.
         SessionNotFoundError: The session does not exist.
         TransferError: The temporary file cannot be written. Raised by the iterator: it cannot be read, or the session,
             an agent or messages were deleted meanwhile. The last line is missing then, so that an import refuses the
             lines.
     """
-    return _export_lines(StoredSessions(repository).read(session_id))
+    return _export_lines(StoredSessions(repository, raw=raw).read(session_id))
 
 
 def import_session(
@@ -75,7 +85,8 @@ def import_session(
 ) -> TransferResult:
     """Store a session from its JSON lines with its original times, completely or not at all.
 
-    A session that already exists with the same content counts as unchanged.
+    A session that already exists with the same content counts as unchanged. The repository's ``payload_codec`` encodes
+    documents, unless the lines were exported with ``raw=True``.
 
     Args:
         repository: Where to store the session.
@@ -155,6 +166,14 @@ class _LinesSession:
         except (ValueError, KeyError):
             return f"line {self._first_line}"
 
+    @property
+    def raw(self) -> bool:
+        """Whether documents are stored as they are, without a payload codec."""
+        try:
+            return json.loads(self._header).get("raw") is True
+        except (ValueError, AttributeError):
+            return False
+
     def spool(self, lines: Iterator[tuple[int, str]]) -> tuple[int, str] | None:
         """Read lines up to the end of the session, and return the next session's first line if it was read too."""
         for number, line in lines:
@@ -175,6 +194,7 @@ class _LinesSession:
         counts = dict.fromkeys(_COUNTS, 0)
         agent_id, latest = None, _START
         seen: set[tuple[type[Row], str]] = set()
+        parse = partial(parse_row, raw=self.raw)
         for number, data in enumerate(self._lines.lines(), start=self._first_line + 1):
             line = data.decode("utf-8", "surrogatepass")
             if not line.strip():
@@ -183,7 +203,7 @@ class _LinesSession:
                 if self._parse(number, line, lambda record: {name: record[name] for name in counts}) != counts:
                     raise self._inconsistent("does not match the counts in its last line")
                 return
-            row = self._parse(number, line, parse_row)
+            row = self._parse(number, line, parse)
             if isinstance(row, AgentRow | MultiAgentRow):
                 if (type(row), row[0]) in seen:
                     raise self._inconsistent(f"repeats an agent or multi-agent in line {number}")
@@ -239,7 +259,8 @@ def _place(row: PartRow) -> tuple[int, int]:
 
 def _export_lines(stored: StoredSession) -> Iterator[str]:
     counts = dict.fromkeys(_COUNTS, 0)
-    yield format_line(session_row(stored.session), f'"format": "{FORMAT}", "version": {VERSION}')
+    header = f'"format": "{FORMAT}", "version": {VERSION}' + (', "raw": true' if stored.raw else "")
+    yield format_line(session_row(stored.session), header)
     for row in _rows(stored):
         yield format_line(row)
         counts[f"{KINDS[type(row)]}s"] += 1
@@ -249,7 +270,7 @@ def _export_lines(stored: StoredSession) -> Iterator[str]:
 
 def _rows(stored: StoredSession) -> Iterator[Row]:
     for agent_id, agent in stored.agents.items():
-        yield agent_row(agent.agent, agent.window)
+        yield agent_row(agent.agent, agent.window, raw=stored.raw)
         yield from stored.parts(agent_id)
     for multi_agent in stored.multi_agents.values():
-        yield multi_agent_row(*multi_agent)
+        yield multi_agent_row(*multi_agent, raw=stored.raw)

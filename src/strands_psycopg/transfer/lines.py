@@ -76,8 +76,12 @@ def kind_of(line: str) -> str | None:
     return match and match[1]
 
 
-def parse_row(record: dict[str, Any]) -> AgentRow | PartRow | MultiAgentRow:
+def parse_row(record: dict[str, Any], *, raw: bool = False) -> AgentRow | PartRow | MultiAgentRow:
     """Read the row of a line that belongs to a session.
+
+    Args:
+        record: The line.
+        raw: Whether its documents may be any JSON, and are stored as they are.
 
     Raises:
         KeyError: A field is missing.
@@ -91,23 +95,25 @@ def parse_row(record: dict[str, Any]) -> AgentRow | PartRow | MultiAgentRow:
     match kind:
         case "message_variant":
             message = documents["message"]
-            return variant_row(record["agent_id"], record["variant_id"], record["message_id"], message, created_at)
+            return variant_row(
+                record["agent_id"], record["variant_id"], record["message_id"], message, created_at, raw=raw
+            )
         case "checkpoint":
             window, data = parse_window(documents["memory_window"]), documents["data"]
             return checkpoint_row(
-                record["agent_id"], record["snapshot_id"], record["message_count"], window, data, created_at
+                record["agent_id"], record["snapshot_id"], record["message_count"], window, data, created_at, raw=raw
             )
     times = created_at, record["updated_at"]
     match kind:
         case "agent":
             state, manager_state, internal_state, window = documents.values()
             agent = SessionAgent(record["agent_id"], state, manager_state, internal_state, *times)
-            return agent_row(agent, None if window is None else parse_window(window))
+            return agent_row(agent, None if window is None else parse_window(window), raw=raw)
         case "message":
             message = SessionMessage(documents["message"], record["message_id"], documents["redact_message"], *times)
-            return message_row(record["agent_id"], message)
+            return message_row(record["agent_id"], message, raw=raw)
         case _:
-            return multi_agent_row(record["multi_agent_id"], documents["state"], *times)
+            return multi_agent_row(record["multi_agent_id"], documents["state"], *times, raw=raw)
 
 
 def _decode_document(record: dict[str, Any], name: str) -> Any:

@@ -197,6 +197,8 @@ class PostgresqlSessionManagerTables:
 
 
 class _TablesSession:
+    raw = False
+
     def __init__(self, tables: PostgresqlSessionManagerTables, session_id: str, *, has_multi_agents: bool) -> None:
         self._tables = tables
         self.session_id = session_id
@@ -229,7 +231,8 @@ class _TablesSession:
 
 
 def _encode_multi_agent(multi_agent_id: str, state: str | None, created_at: datetime, updated_at: datetime) -> Row:
-    return multi_agent_row(multi_agent_id, _parse_document(state) or {}, **_format_times(created_at, updated_at))
+    times = _format_times(created_at, updated_at)
+    return multi_agent_row(multi_agent_id, _parse_document(state) or {}, times["created_at"], times["updated_at"])
 
 
 def _message_record(

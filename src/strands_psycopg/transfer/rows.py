@@ -5,9 +5,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from strands_psycopg.codec import encode
+from strands_psycopg.codec import decode, encode
+from strands_psycopg.payload import PayloadKind, Payloads
 from strands_psycopg.repository.identifiers import check_id, check_index, parse_snapshot_id
-from strands_psycopg.repository.window import Window
+from strands_psycopg.repository.window import Window, dumps_window, plain_start
 
 
 class SessionRow(NamedTuple):
@@ -98,45 +99,57 @@ def session_row(session: Session) -> SessionRow:
     )
 
 
-def agent_row(agent: SessionAgent, window: Window | None = None) -> AgentRow:
-    """Encode an agent and its window; None is the end of its log."""
+def agent_row(agent: SessionAgent, window: Window | None = None, *, raw: bool = False) -> AgentRow:
+    """Encode an agent and its window; None is the end of its log.
+
+    ``raw`` says, here and in the other functions, that documents may be any JSON: what a payload codec has returned.
+    """
     return AgentRow(
         check_id("agent_id", agent.agent_id),
-        *_encode_object("state", agent.state),
-        *_encode_object("conversation_manager_state", agent.conversation_manager_state),
-        *_encode_object("_internal_state", agent._internal_state),
+        *_encode("state", agent.state, raw=raw),
+        *_encode("conversation_manager_state", agent.conversation_manager_state, raw=raw),
+        *_encode("_internal_state", agent._internal_state, raw=raw),
         None if window is None else window.dumps(),
         *_times(agent),
     )
 
 
-def message_row(agent_id: str, message: SessionMessage) -> MessageRow:
+def message_row(agent_id: str, message: SessionMessage, *, raw: bool = False) -> MessageRow:
     """Encode a message of an agent."""
     redaction: tuple[str | None, str | None] = (None, None)
     if message.redact_message is not None:
-        redaction = _encode_object("redact_message", message.redact_message)
+        redaction = _encode("redact_message", message.redact_message, raw=raw)
     return MessageRow(
         check_id("agent_id", agent_id),
         check_index("message_id", message.message_id),
-        *_encode_object("message", message.message),
+        *_encode("message", message.message, raw=raw),
         *redaction,
         *_times(message),
     )
 
 
-def variant_row(agent_id: str, variant_id: int, message_id: int | None, message: Any, created_at: str) -> VariantRow:
+def variant_row(
+    agent_id: str, variant_id: int, message_id: int | None, message: Any, created_at: str, *, raw: bool = False
+) -> VariantRow:
     """Encode a variant of a message."""
     return VariantRow(
         check_id("agent_id", agent_id),
         _check_variant_id(variant_id),
         None if message_id is None else check_index("message_id", message_id),
-        *_encode_object("message", message),
+        *_encode("message", message, raw=raw),
         _parse_time("created_at", created_at),
     )
 
 
 def checkpoint_row(
-    agent_id: str, snapshot_id: str, message_count: int, window: Window, data: Any, created_at: str
+    agent_id: str,
+    snapshot_id: str,
+    message_count: int,
+    window: Window,
+    data: Any,
+    created_at: str,
+    *,
+    raw: bool = False,
 ) -> CheckpointRow:
     """Encode a checkpoint."""
     return CheckpointRow(
@@ -145,19 +158,62 @@ def checkpoint_row(
         check_index("message_count", message_count),
         window.dumps(),
         sorted(set(window.variant_ids)),
-        *_encode_object("data", data),
+        *_encode("data", data, raw=raw),
         _parse_time("created_at", created_at),
     )
 
 
-def multi_agent_row(multi_agent_id: str, state: Any, created_at: str, updated_at: str) -> MultiAgentRow:
+def multi_agent_row(
+    multi_agent_id: str, state: Any, created_at: str, updated_at: str, *, raw: bool = False
+) -> MultiAgentRow:
     """Encode a multi-agent's state."""
     return MultiAgentRow(
         check_id("multi_agent_id", multi_agent_id),
-        *_encode_object("state", state),
+        *_encode("state", state, raw=raw),
         _parse_time("created_at", created_at),
         _parse_time("updated_at", updated_at),
     )
+
+
+def encoded_row(row: Row, payloads: Payloads, session_id: str) -> Row:
+    """Return a row as it is stored, with documents that the payload codec has encoded.
+
+    Raises:
+        PayloadCodecError: The codec failed.
+    """
+    if not payloads.has_codec:
+        return row
+
+    def encode_as(kind: PayloadKind, name: str, agent_id: str, index: int | str | None = None) -> dict[str, Any]:
+        text, exact = getattr(row, name), getattr(row, f"{name}_exact")
+        if text is None:
+            return {}
+        text, exact = payloads.encode_columns((text, exact), session_id, agent_id, kind, index)
+        return {name: text, f"{name}_exact": exact}
+
+    match row:
+        case AgentRow():
+            state = decode(row.conversation_manager_state, row.conversation_manager_state_exact)
+            window = row.memory_window or dumps_window(None, plain_start(state), payloads)
+            return row._replace(
+                **encode_as("state", "state", row.agent_id),
+                **encode_as("conversation_manager_state", "conversation_manager_state", row.agent_id),
+                **encode_as("internal_state", "internal_state", row.agent_id),
+                memory_window=window,
+            )
+        case MessageRow():
+            return row._replace(
+                **encode_as("message", "message", row.agent_id, row.message_id),
+                **encode_as("redaction", "redact_message", row.agent_id, row.message_id),
+            )
+        case VariantRow():
+            return row._replace(**encode_as("variant", "message", row.agent_id, row.variant_id))
+        case CheckpointRow():
+            return row._replace(**encode_as("checkpoint", "data", row.agent_id, row.snapshot_id))
+        case MultiAgentRow():
+            return row._replace(**encode_as("multi_agent", "state", row.multi_agent_id))
+        case _:
+            return row
 
 
 def parse_window(document: Any) -> Window:
@@ -199,8 +255,8 @@ def _check_snapshot_id(value: Any) -> str:
         raise ValueError("snapshot_id must be a UUID of version 7") from None
 
 
-def _encode_object(field: str, document: Any) -> tuple[str, str | None]:
-    if not isinstance(document, dict):
+def _encode(field: str, document: Any, *, raw: bool) -> tuple[str, str | None]:
+    if not raw and not isinstance(document, dict):
         raise ValueError(f"{field} must be a JSON object, not {type(document).__name__}")
     return encode(document)
 

@@ -65,6 +65,8 @@ class S3Sessions:
 
 
 class _S3Session:
+    raw = False
+
     def __init__(self, client: S3Client, executor: ThreadPoolExecutor, bucket: str, prefix: str) -> None:
         self._client = client
         self._executor = executor

@@ -73,6 +73,10 @@ class SourceSession(Protocol):
     def session_id(self) -> str:
         """The session's id."""
 
+    @property
+    def raw(self) -> bool:
+        """Whether documents are stored as they are, without the repository's payload codec."""
+
     def rows(self, issues: ImportIssues) -> Iterator[Row]:
         """Yield the session's own row, then each agent's row followed by its messages, then those of multi-agents.
 

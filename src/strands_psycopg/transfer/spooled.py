@@ -13,8 +13,8 @@ from weakref import finalize
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.codec import decode
 from strands_psycopg.database import Database
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer.rows import CheckpointRow, VariantRow, checkpoint_row, variant_row
@@ -43,7 +43,7 @@ _CHECKPOINTS = """
 # Variants as they are now; where one is no longer stored, what its message has been redacted to since.
 _CURRENT_VARIANTS = """
     SELECT r.variant_id, coalesce(t.message, m.redact_message)::text,
-        CASE WHEN t.variant_id IS NULL THEN m.redact_message_exact ELSE t.message_exact END
+        CASE WHEN t.variant_id IS NULL THEN m.redact_message_exact ELSE t.message_exact END, t.variant_id IS NULL
     FROM unnest(
         %(variant_ids)s::bigint[], %(message_ids)s::bigint[], %(times)s::timestamptz[], %(write_ids)s::uuid[]
     ) AS r (variant_id, message_id, created_at, write_id)
@@ -68,6 +68,7 @@ class _Variant(NamedTuple):
         message_exact: The text of its exact column.
         created_at: When it was stored.
         write_id: The write id of the message of the log; None if there is none, or it has been redacted.
+        redacts: The index of the message of the log whose redaction ``message`` is; None if it is the variant itself.
     """
 
     variant_id: int
@@ -76,6 +77,7 @@ class _Variant(NamedTuple):
     message_exact: str | None
     created_at: str
     write_id: str | None
+    redacts: int | None = None
 
 
 class _Spool:
@@ -121,8 +123,10 @@ class SpooledParts:
         for page in self._pages(agent_id):
             current = self._reader.current_variants(self._session_id, agent_id, page)
             for each in page:
-                message = decode(*current.get(each.variant_id, (each.message, each.message_exact)))
-                yield variant_row(agent_id, each.variant_id, each.message_id, message, each.created_at)
+                message = self._reader.decode(self._session_id, agent_id, current.get(each.variant_id, each))
+                yield variant_row(
+                    agent_id, each.variant_id, each.message_id, message, each.created_at, raw=self._reader.raw
+                )
 
     def _pages(self, agent_id: str) -> Iterator[list[_Variant]]:
         page: list[_Variant] = []
@@ -140,7 +144,12 @@ class SpooledParts:
         """Yield an agent's checkpoints, oldest first."""
         for snapshot_id, message_count, window, data, data_exact, created_at in self._checkpoints.rows(agent_id):
             stored = Window.loads(window) or Window((), None)
-            yield checkpoint_row(agent_id, snapshot_id, message_count, stored, decode(data, data_exact), created_at)
+            document = self._reader.payloads.decode(
+                data, data_exact, self._session_id, agent_id, "checkpoint", snapshot_id
+            )
+            yield checkpoint_row(
+                agent_id, snapshot_id, message_count, stored, document, created_at, raw=self._reader.raw
+            )
 
     def checkpoint_count(self, agent_id: str) -> int:
         """Return the number of an agent's checkpoints."""
@@ -148,9 +157,16 @@ class SpooledParts:
 
 
 class PartsReader:
-    """Reads variants and checkpoints."""
+    """Reads variants and checkpoints.
 
-    def __init__(self, database: Database) -> None:
+    Attributes:
+        payloads: What decodes them.
+        raw: Whether they may be any JSON.
+    """
+
+    def __init__(self, database: Database, payloads: Payloads, *, raw: bool) -> None:
+        self.payloads = payloads
+        self.raw = raw
         self._database = database
         self._variants = compose(database, _VARIANTS)
         self._checkpoints = compose(database, _CHECKPOINTS)
@@ -173,10 +189,15 @@ class PartsReader:
                     return spool
                 spool.add(row[0], row[1:])
 
-    def current_variants(
-        self, session_id: str, agent_id: str, variants: Sequence[_Variant]
-    ) -> dict[int, tuple[str, str | None]]:
-        """Return the columns of variants that are still stored, or whose message has been redacted since, by id."""
+    def decode(self, session_id: str, agent_id: str, variant: _Variant) -> Any:
+        """Return the message of a variant."""
+        text, exact = variant.message, variant.message_exact
+        if variant.redacts is not None:
+            return self.payloads.decode(text, exact, session_id, agent_id, "redaction", variant.redacts)
+        return self.payloads.decode(text, exact, session_id, agent_id, "variant", variant.variant_id)
+
+    def current_variants(self, session_id: str, agent_id: str, variants: Sequence[_Variant]) -> dict[int, _Variant]:
+        """Return the variants that are still stored, or whose message has been redacted since, by id."""
         parameters = {
             "session_id": session_id,
             "agent_id": agent_id,
@@ -186,4 +207,11 @@ class PartsReader:
             "write_ids": [each.write_id for each in variants],
         }
         rows = self._database.fetch(f"reading session {session_id!r}", self._current_variants, parameters).rows
-        return {variant_id: (message, exact) for variant_id, message, exact in rows if message is not None}
+        by_id = {each.variant_id: each for each in variants}
+        current = {}
+        for variant_id, message, exact, is_gone in rows:
+            if message is not None:
+                known = by_id[variant_id]
+                redacts = known.message_id if is_gone else None
+                current[variant_id] = known._replace(message=message, message_exact=exact, redacts=redacts)
+        return current

@@ -8,12 +8,13 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from strands_psycopg.codec import decode
 from strands_psycopg.errors import SessionNotFoundError, TransferError
+from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.agents import session_agent
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
+from strands_psycopg.repository.messages import Messages
 from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer.rows import MessageRow, PartRow, message_row
 from strands_psycopg.transfer.spooled import PartsReader, SpooledParts
@@ -93,6 +94,7 @@ class StoredSession:
         session: The session.
         agents: Its agents by id.
         multi_agents: Its multi-agents by id.
+        raw: Whether documents are as they are stored, and not decoded by a payload codec.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class StoredSession:
         self.session = session
         self.agents = agents
         self.multi_agents = multi_agents
+        self.raw = sessions.raw
         self._spooled = spooled
         self._sessions = sessions
         self._write_id = write_id
@@ -135,7 +138,7 @@ class StoredSession:
             page = self._sessions.message_page(session_id, agent_id, offset, min(limit, end - offset))
             if [message.message_id for message in page] != list(range(offset, offset + min(limit, end - offset))):
                 raise _deleted_error(session_id)
-            rows = [message_row(agent_id, message) for message in page]
+            rows = [message_row(agent_id, message, raw=self.raw) for message in page]
             yield from rows
             offset += len(page)
             characters = sum(len(row.message) for row in rows)
@@ -154,16 +157,26 @@ class StoredSession:
 
 
 class StoredSessions:
-    """The sessions of a repository."""
+    """The sessions of a repository.
 
-    def __init__(self, repository: PostgresSessionRepository) -> None:
-        self._repository = repository
-        self._tables = session_tables(repository)
-        self._database = self._tables.database
+    Args:
+        repository: The repository.
+        raw: Whether documents are read as they are stored, and not decoded by the repository's payload codec.
+
+    Attributes:
+        raw: The same.
+    """
+
+    def __init__(self, repository: PostgresSessionRepository, *, raw: bool = False) -> None:
+        tables = session_tables(repository)
+        self.raw = raw
+        self._database = tables.database
+        self._payloads = Payloads() if raw else tables.payloads
+        self._messages = Messages(self._database, self._payloads) if raw else tables.messages
         self._session = compose(self._database, _SESSION)
         self._agents = compose(self._database, _AGENTS)
         self._multi_agents = compose(self._database, _MULTI_AGENTS)
-        self._parts = PartsReader(self._database)
+        self._parts = PartsReader(self._database, self._payloads, raw=raw)
         self._agent_identities = compose(self._database, _AGENT_IDENTITIES)
         self._ids = compose(self._database, _IDS)
 
@@ -193,8 +206,8 @@ class StoredSessions:
             self,
             write_id,
             Session(session_id, SessionType(session_type), created_at, updated_at or created_at),
-            {row[0]: _parse_agent(row) for row in agents},
-            {row[0]: _parse_multi_agent(row) for row in multi_agents},
+            {row[0]: self._parse_agent(session_id, row) for row in agents},
+            {row[0]: self._parse_multi_agent(session_id, row) for row in multi_agents},
             spooled,
         )
 
@@ -219,7 +232,7 @@ class StoredSessions:
             TransferError: The agent does not exist anymore.
         """
         try:
-            return self._tables.messages.list(session_id, agent_id, limit=limit, offset=offset)
+            return self._messages.list(session_id, agent_id, limit=limit, offset=offset)
         except SessionNotFoundError as error:
             raise _deleted_error(session_id) from error
 
@@ -229,21 +242,21 @@ class StoredSessions:
         rows = self._database.fetch(operation, self._agent_identities, {"session_id": session_id}).rows
         return [(write_id, agent_id, created_at) for write_id, agent_id, created_at, _ in rows]
 
+    def _parse_agent(self, session_id: str, row: TupleRow) -> StoredAgent:
+        agent_id, *documents, window, messages, created_at, updated_at = row
+        agent = session_agent(self._payloads, session_id, agent_id, documents, created_at, updated_at)
+        return StoredAgent(agent, Window.loads(window), messages)
+
+    def _parse_multi_agent(self, session_id: str, row: TupleRow) -> StoredMultiAgent:
+        multi_agent_id, text, exact, created_at, updated_at = row
+        state = self._payloads.decode(text, exact, session_id, multi_agent_id, "multi_agent")
+        return StoredMultiAgent(multi_agent_id, state, created_at, updated_at or created_at)
+
 
 def _deleted_error(session_id: str) -> TransferError:
     return TransferError(
         f"session {session_id!r}, or an agent or messages of it, was deleted while it was being read; read it again"
     )
-
-
-def _parse_agent(row: TupleRow) -> StoredAgent:
-    agent_id, *documents, window, messages, created_at, updated_at = row
-    return StoredAgent(session_agent(agent_id, documents, created_at, updated_at), Window.loads(window), messages)
-
-
-def _parse_multi_agent(row: TupleRow) -> StoredMultiAgent:
-    multi_agent_id, state, state_exact, created, updated = row
-    return StoredMultiAgent(multi_agent_id, decode(state, state_exact), created, updated or created)
 
 
 def session_ids(repository: PostgresSessionRepository, prefix: str = "") -> Iterator[str]:
