@@ -47,7 +47,12 @@ class Databases:
     Args:
         dsn: Any database of the server.
         suffix: A part of their names, so that several processes can use one server.
+
+    Attributes:
+        can_reuse: Whether ``reuse`` uses any again; set on entering the block.
     """
+
+    can_reuse: bool
 
     def __init__(self, dsn: str, suffix: str) -> None:
         self._dsn = dsn
@@ -58,7 +63,7 @@ class Databases:
     def __enter__(self) -> "Databases":
         self._connection = psycopg.connect(self._dsn, autocommit=True)
         # Before that, counters come late.
-        self._can_reuse = self._connection.info.server_version >= 150000
+        self.can_reuse = self._connection.info.server_version >= 150000
         return self
 
     def __exit__(
@@ -88,7 +93,7 @@ class Databases:
         Like all that a test can do in one but fill tables and leave them: it may be a copy in which an earlier test did
         no more, and their pages are not as new.
         """
-        if not self._can_reuse:
+        if not self.can_reuse:
             with self.create(name, template) as dsn:
                 yield dsn
             return

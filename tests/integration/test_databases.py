@@ -1,0 +1,75 @@
+"""What a test leaves in its database does not reach the next one."""
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from strands_psycopg import PostgresSessionRepository
+from support.agents import build
+from support.databases import Databases
+from support.tables import contents
+
+NAME = "reuse_under_test"
+
+
+def test_database_in_which_a_test_leaves_rows_is_emptied_and_used_again(databases: Databases, template: str) -> None:
+    if not databases.can_reuse:
+        pytest.skip("this server counts too late")
+    with databases.reuse(NAME, template) as first, PostgresSessionRepository(first) as repository:
+        build(repository)("hello")
+    with databases.reuse(NAME, template) as second, psycopg.connect(second) as look:
+        assert second == first
+        assert not any(contents(look).values())
+        assert look.execute("SELECT FROM strands_migrations").fetchall()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE more ()",
+        "CREATE TEMPORARY TABLE more ()",
+        "CREATE SCHEMA more",
+        "CREATE INDEX ON strands_sessions (created_at)",
+        "ALTER TABLE strands_sessions SET (fillfactor = 50)",
+        "COMMENT ON TABLE strands_sessions IS 'more'",
+        "GRANT SELECT ON strands_sessions TO PUBLIC",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        "GRANT ALL ON DATABASE {database} TO PUBLIC",
+        "ALTER DATABASE {database} SET work_mem = '8MB'",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+        "SELECT lo_create(0)",
+        "UPDATE strands_migrations SET name = name",
+        "DELETE FROM strands_migrations",
+        "TRUNCATE strands_sessions CASCADE",
+        "ANALYZE strands_sessions",
+        "VACUUM strands_sessions",
+    ],
+)
+def test_database_in_which_a_test_does_more_is_not_used_again(
+    databases: Databases, template: str, statement: str
+) -> None:
+    with databases.reuse(NAME, template) as first, psycopg.connect(first, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL(statement).format(database=name))
+    with databases.reuse(NAME, template) as second:
+        assert second != first
+
+
+def test_database_with_many_pages_is_not_used_again(databases: Databases, template: str) -> None:
+    with databases.reuse(NAME, template) as first, PostgresSessionRepository(first) as repository:
+        build(repository)("hello")
+        with psycopg.connect(first, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO strands_messages SELECT session_id, agent_id, n, message, NULL, NULL, NULL, write_id, "
+                "created_at, updated_at FROM strands_messages, generate_series(2, 9999) AS n WHERE message_id = 0"
+            )
+    with databases.reuse(NAME, template) as second:
+        assert second != first
+
+
+def test_database_to_which_somebody_is_connected_is_not_used_again(databases: Databases, template: str) -> None:
+    with databases.reuse(NAME, template) as first:
+        connection = psycopg.connect(first)
+    with databases.reuse(NAME, template) as second:
+        assert second != first
+    connection.close()
