@@ -176,7 +176,8 @@ _CHECKPOINTS = _Table(
 _MULTI_AGENTS = _Table(
     copy="""
     INSERT INTO {multi_agents} (session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at)
-    SELECT %(session_id)s::text, a.multi_agent_id, {d}.state, {d}.state_exact, %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
+    SELECT %(session_id)s::text, a.multi_agent_id, {d}.state, {d}.state_exact, %(write_id)s::uuid, pg_catalog.now(),
+        pg_catalog.now()
     FROM {rows} WHERE """
     + _MULTI_AGENTS_IN_FORK,
     alias="a",
