@@ -23,6 +23,7 @@ from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer import export_session, import_session
 from support import agents, transfers
 from support.errands import run_all
+from support.payloads import ScramblingCodec
 
 Connection = psycopg.Connection[Any]
 
@@ -180,3 +181,8 @@ def test_everything_runs_beside_a_hostile_schema(monkeypatch: pytest.MonkeyPatch
         assert hostile.purge_sessions(idle_for=timedelta(days=1)).sessions == 0
         hostile.delete_agent("s", "a")
         hostile.delete_session("s")
+    with PostgresSessionRepository(dsn, schema="evil", payload_codec=ScramblingCodec()) as hostile:
+        agents.build(hostile, "w", model=agents.GuardedModel([["no"]], "[redacted]"))("secret")
+        transfers.store_checkpoint(hostile, "w", "default", 2, Window((), 2), {})
+        hostile.fork_session("w", "x")
+        hostile.fork_session("w", "y", until=1)
