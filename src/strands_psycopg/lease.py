@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -80,17 +81,27 @@ class _ExitMethod(Generic[_R]):
 
     def __init__(self, method: Callable[..., _R]) -> None:
         self._method = method
+        self._is_coroutine = iscoroutinefunction(method)
 
     def __get__(self, lease: "Lease | None", owner: "type[Lease]") -> Callable[..., _R]:
         if lease is None:  # ``ExitStack`` calls it as a function
             return self._method
-        method = partial(self._method, lease)
-        lease._observe_end(method)
-        return method
+        if not self._is_coroutine:
+            method = partial(self._method, lease)
+            lease._observe_end(method)
+            return method
+        # The statement has only the coroutine while it awaits it.
+        block = _Block()
+        lease._observe_end(block)
+        return partial(self._method, lease, block)
+
+
+class _Block:
+    """Lives as long as the block of an ``async with`` statement."""
 
 
 class _BlockEnd(weakref.ref[Any]):
-    """Refers to the exit method of a lease's block.
+    """Refers to what lives as long as a lease's block.
 
     Attributes:
         lease: The lease.
@@ -167,10 +178,10 @@ class Lease(Uncopyable):
     __exit__ = _ExitMethod[None](_leave)
     __aexit__ = _ExitMethod[Awaitable[None]](_leave_async)
 
-    def _observe_end(self, exit_method: object) -> None:
-        """Let the keeper know when the block whose exit method this is has ended, unless the block has begun."""
+    def _observe_end(self, block: object) -> None:
+        """Let the keeper know when ``block`` is no longer referred to, unless the lease has been entered before."""
         if not self._entered:
-            self._block_end = _BlockEnd(exit_method, self._leases.tell_keeper)
+            self._block_end = _BlockEnd(block, self._leases.tell_keeper)
             self._block_end.lease = self
 
     def _start_waiting(self) -> None:
