@@ -430,12 +430,14 @@ def test_lease_with_a_short_ttl_beside_one_with_a_long_one_is_renewed(
         wait_until(lambda: one(connection, "SELECT expires_at FROM strands_leases WHERE session_id = 'short'") > late)
 
 
-def test_renewal_goes_on_after_an_error_that_nobody_foresaw(
-    repository: PostgresSessionRepository, connection: Connection, caplog: pytest.LogCaptureFixture
+def test_renewal_goes_on_when_a_process_without_free_files_has_some_again(
+    dsn: str, pool_options: dict[str, Any], connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A process that has run out of files renews again once it has some."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with repository.lease("s", ttl=0.6):
+    with (
+        PostgresSessionRepository(dsn, retry_timeout=0.5, **pool_options) as repository,
+        repository.lease("s", ttl=0.6),
+    ):
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
             wait_until(lambda: "leases not renewed" in caplog.text)
