@@ -243,7 +243,7 @@ class Leases:
         self._held: dict[Lease, None] = {}
         self._messages: SimpleQueue[_BlockEnd | None] = SimpleQueue()
         self.tell_keeper = self._messages.put
-        # Whoever removes the only item starts the keeper, which puts it back when it ends.
+        # The thread that removes the only item starts the keeper, which puts it back when it ends.
         self._keeper_absent = deque([True])
 
     def term(self, session_id: str) -> UUID | None:

@@ -33,6 +33,9 @@ _MAX_THREADS = 64
 # For how many seconds a call may go on after its caller was interrupted. Most end in that time, with a known outcome.
 _GRACE = 0.5
 
+# After how many seconds a cancelled caller looks for the end of its call by itself.
+_LOST_CALLBACK = 0.1
+
 # For how many seconds at most an interrupted caller waits for its call, which may be reading from a terminal.
 _MAX_WAIT_AFTER_INTERRUPT = 5.0
 
@@ -114,9 +117,10 @@ class Workers:
             if call.claim():
                 self._unfinished.discard(call)
                 raise
-            while not ended.done():
+            # A signal handler may have interrupted the callback that ends the future.
+            while not call.has_ended:
                 try:
-                    await asyncio.wait([ended])
+                    await asyncio.wait([ended], timeout=_LOST_CALLBACK)
                 except asyncio.CancelledError:
                     continue
             if call.error is not None:
