@@ -36,6 +36,7 @@ from support.odd_pool import (
     own_json,
     own_search_path,
 )
+from support.storage import needs_storage
 from support.waiting import wait_until
 
 POOLS: dict[str, dict[str, Any]] = {
@@ -121,11 +122,9 @@ def test_pool_works_whatever_its_settings(pool: Pool) -> None:
     use(PostgresSessionRepository(pool))
 
 
-def test_leases_forks_purges_and_large_values_work_whatever_its_settings(dsn: str) -> None:
-    value = bytes(range(256)) * 100
+def test_leases_forks_and_purges_work_whatever_its_settings(dsn: str) -> None:
     with ConnectionPool(dsn, connection_class=Connection, min_size=2, **POOLS["all of it"]) as pool:
         repository = PostgresSessionRepository(pool)
-        storage = PostgresStorage(repository)
         with repository.lease("s", ttl=0.6) as lease:
             build(repository, "s")("hello")
             started = time.monotonic()
@@ -139,6 +138,13 @@ def test_leases_forks_purges_and_large_values_work_whatever_its_settings(dsn: st
             "ageing", b"UPDATE public.strands_sessions SET updated_at = now() - interval '1 day'", {}
         )
         assert repository.purge_sessions(idle_for=3600).sessions == 2
+
+
+@needs_storage
+def test_large_values_work_whatever_its_settings(dsn: str) -> None:
+    value = bytes(range(256)) * 100
+    with ConnectionPool(dsn, connection_class=Connection, min_size=2, **POOLS["all of it"]) as pool:
+        storage = PostgresStorage(PostgresSessionRepository(pool))
         asyncio.run(storage.write("key", value))
         assert asyncio.run(storage.read("key")) == value
 

@@ -359,6 +359,9 @@ def test_redaction_reaches_a_message_that_takes_the_place_of_another_meanwhile(
         assert [each.redact_message for each in replaced.list_messages("s", "a")] == [GONE]
 
 
+@pytest.mark.skipif(
+    "tracking_id" not in Message.__annotations__, reason="strands-agents before 1.48 has no tracking id"
+)
 def test_redacted_message_stays_redacted_when_it_is_replaced(
     scrambled: PostgresSessionRepository, connection: Connection
 ) -> None:
