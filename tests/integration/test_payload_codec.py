@@ -17,6 +17,7 @@ from strands import Agent, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager, SummarizingConversationManager
 from strands.session import FileSessionManager
 from strands.session.repository_session_manager import RepositorySessionManager
+from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg import (
