@@ -18,6 +18,7 @@ from support.agents import build, manager_of
 from support.proxy import Proxy
 from support.retries import Retries
 from support.scale import scale
+from support.storage import needs_storage
 from support.tables import Connection
 from support.waiting import wait_until
 
@@ -39,7 +40,11 @@ def thread() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.mark.parametrize(
-    "job", ["turn", "turn_in_thread", "synchronous_writes", "building", "lease", "calls", "storage"]
+    "job",
+    [
+        *("turn", "turn_in_thread", "synchronous_writes", "building", "lease", "calls"),
+        pytest.param("storage", marks=needs_storage),
+    ],
 )
 def test_interrupts_lose_no_connection_hold_no_lease_and_leave_no_agent_out_of_step(dsn: str, job: str) -> None:
     hits = processes.run(_SCRIPT, dsn, job, str(_NUMBER)).splitlines()

@@ -15,6 +15,7 @@ from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository,
 from strands_psycopg.watchdog import watchdog
 from support import processes
 from support.agents import build
+from support.storage import needs_storage
 from support.tables import Connection, texts
 
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -86,6 +87,7 @@ def test_turn_without_threads_stores_nothing_then_or_later(pool: ConnectionPool,
     assert texts(connection, "s") == ["again", "ok"]
 
 
+@needs_storage
 def test_storage_without_threads_raises_its_error(pool: ConnectionPool) -> None:
     storage = PostgresStorage(PostgresSessionRepository(pool, retry_timeout=0))
 

@@ -8,11 +8,13 @@ from psycopg import sql
 
 from strands_psycopg import PostgresSessionRepository, PostgresStorage
 from support.scale import scale
+from support.storage import needs_storage
 from support.tables import Connection
 
 _NUMBER = scale(24, 2000)
 
 
+@needs_storage
 @pytest.mark.parametrize(
     "settings",
     [

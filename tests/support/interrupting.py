@@ -69,7 +69,6 @@ class Jobs:
 
     def __init__(self, repository: PostgresSessionRepository) -> None:
         self._repository = repository
-        self._storage = PostgresStorage(repository)
         self.agent: Agent | None = None
 
     def turn(self, session_id: str) -> Callable[[], object]:
@@ -118,8 +117,8 @@ class Jobs:
 
     def storage(self, session_id: str) -> Callable[[], object]:
         """A write of a value."""
-        value = os.urandom(20_000)
-        return lambda: asyncio.run(self._storage.write(session_id, value))
+        storage, value = PostgresStorage(self._repository), os.urandom(20_000)
+        return lambda: asyncio.run(storage.write(session_id, value))
 
     def _agent(self, session_id: str) -> Agent:
         self.agent = build(self._repository, session_id, _REPLIES)
