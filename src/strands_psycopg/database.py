@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
@@ -163,14 +163,7 @@ class Database:
 
         Exceptions are ``{in_time}``, ``{still_in_time}`` and ``{server_time}``, which ``write`` explains.
         """
-        fields = {field for _, field, _, _ in Formatter().parse(template) if field}
-        tables = {field: sql.Identifier(self.schema, self.table_prefix + field) for field in fields}
-        times = {
-            "in_time": sql.SQL(_IN_TIME),
-            "still_in_time": sql.SQL(_STILL_IN_TIME),
-            "server_time": sql.SQL(_SERVER_TIME),
-        }
-        return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
+        return _compose(template, self.schema, self.table_prefix)
 
     def fetch(
         self,
@@ -353,6 +346,19 @@ class Database:
             pause(seconds)
             check_interrupted()
         raise AssertionError("the pauses never end")
+
+
+# Each repository has the same statements as the one before, which would take some milliseconds to compose.
+@lru_cache(maxsize=4096)
+def _compose(template: LiteralString, schema: str, table_prefix: str) -> bytes:
+    fields = {field for _, field, _, _ in Formatter().parse(template) if field}
+    tables = {field: sql.Identifier(schema, table_prefix + field) for field in fields}
+    times = {
+        "in_time": sql.SQL(_IN_TIME),
+        "still_in_time": sql.SQL(_STILL_IN_TIME),
+        "server_time": sql.SQL(_SERVER_TIME),
+    }
+    return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
 
 
 def _checked_name(argument: str, value: str) -> str:

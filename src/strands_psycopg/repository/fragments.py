@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
 
 from strands_psycopg.database import Database, Result
 from strands_psycopg.errors import DatabaseError, LeaseLostError
@@ -136,9 +137,14 @@ _FRAGMENTS = {
 
 def compose(database: Database, template: str) -> bytes:
     """Compose a statement from a template that refers to fragments and tables."""
+    return database.statement(_with_fragments(template))
+
+
+@lru_cache(maxsize=1024)
+def _with_fragments(template: str) -> str:
     for name, text in _FRAGMENTS.items():
         template = template.replace("{" + name + "}", text)
-    return database.statement(template)
+    return template
 
 
 def run_explained(operation: str, run: Callable[[], Result]) -> Result:
