@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Let one process compile a file; the others find the result when it is their turn."""
+    """Compile a file in one process; the others find the result when it is their turn."""
     if not isinstance(collector, pytest.Module):
         return (yield)
     with collector.path.open() as file:

@@ -56,7 +56,7 @@ class Call(Generic[_T]):
             _current.call = None
 
     def end(self) -> None:
-        """Tell the caller that the call has ended."""
+        """Notify the caller that the call has ended."""
         self.has_ended = True
         self._notify()
 

@@ -203,7 +203,7 @@ class ManagedPool:
         return connection
 
     def stop_preparing(self, connection: Connection[Any]) -> None:
-        """Let a connection prepare no statements, unless the pool's options say when it does."""
+        """Switch off prepared statements on a connection, unless the pool's options ask for them."""
         if "prepare_threshold" not in (self._options.get("kwargs") or {}):
             connection.prepare_threshold = None
 

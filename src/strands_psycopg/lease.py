@@ -179,7 +179,7 @@ class Lease(Uncopyable):
     __aexit__ = _ExitMethod[Awaitable[None]](_leave_async)
 
     def _observe_end(self, block: object) -> None:
-        """Let the keeper know when ``block`` is no longer referred to, unless the lease has been entered before."""
+        """Notify the keeper when ``block`` is no longer referred to, unless the lease has been entered before."""
         if not self._entered:
             self._block_end = _BlockEnd(block, self._leases.tell_keeper)
             self._block_end.lease = self
@@ -312,7 +312,7 @@ class Leases:
             self.workers.run(partial(self.release, lease))
 
     def _keep(self, operation: str) -> None:
-        """Have the leases renewed that are held now.
+        """Start the keeper, or wake it for a lease that was acquired.
 
         Raises:
             DatabaseUnavailableError: No thread can be started for it.

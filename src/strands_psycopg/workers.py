@@ -136,7 +136,7 @@ class Workers:
         calls.put(None)
 
     def _submit(self, call: Call[Any]) -> None:
-        """Give a call to the threads.
+        """Queue a call for the threads.
 
         Raises:
             DatabaseUnavailableError: There is none, and none can be started.

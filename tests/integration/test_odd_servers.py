@@ -39,7 +39,7 @@ SUPPRESSED = "reported success, but .*look for a trigger or rule"
 
 
 def suppress(connection: Connection, table: str, operation: str, condition: str = "true") -> None:
-    """Let a trigger suppress what an operation does to rows that meet a condition."""
+    """Create a trigger that suppresses what an operation does to rows that meet a condition."""
     connection.execute(
         "CREATE OR REPLACE FUNCTION suppress() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
     )

@@ -110,7 +110,7 @@ class SessionKeys:
         return found
 
     def rotate(self, session_id: str) -> tuple[UUID, AESGCM]:
-        """Give a session a new key for new documents, and return it with its id."""
+        """Create a key for a session's new documents, and return it with its id."""
         key_id, key = uuid4(), AESGCM.generate_key(256)
         with self._pool.connection() as connection:
             connection.execute(

@@ -28,7 +28,7 @@ def memory() -> str | None:
 
 @contextmanager
 def shared_clusters() -> Iterator[None]:
-    """Let the quick servers of this process and of those that it starts share what ``initdb`` makes."""
+    """Share what ``initdb`` makes among the quick servers of this process and of those that it starts."""
     with tempfile.TemporaryDirectory(prefix="strands-clusters-", dir=memory()) as folder:
         os.environ[_CLUSTERS] = folder
         yield

@@ -27,7 +27,7 @@ _MOST_COPIES = 1_000
 
 @dataclass(frozen=True, eq=False)
 class DocumentsVersion:
-    """Tells whether an agent's documents may have changed since, without encoding or copying them.
+    """Shows whether an agent's documents may have changed since, without encoding or copying them.
 
     State and interrupts are counted by Strands, which raises their version at every change.
     """

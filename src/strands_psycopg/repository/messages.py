@@ -49,11 +49,7 @@ _LIST = """
     WHERE a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # no row: no agent; one row whose index is NULL: no message
 
-_UPDATE = """
-    WITH {lease}, {touch_session}, t AS (
-        UPDATE {messages} SET
-            message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
-            redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
+_OF_MESSAGE = """
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
         RETURNING created_at, updated_at
     )
@@ -65,24 +61,28 @@ _UPDATE = """
     FROM (SELECT 1) AS one LEFT JOIN t ON true
 """  # times are NULL: no such message
 
+_UPDATE = (
+    """
+    WITH {lease}, {touch_session}, t AS (
+        UPDATE {messages} SET
+            message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
+            redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
+"""
+    + _OF_MESSAGE
+)
+
 # A redaction stays one: what continues a redacted message holds nothing that was redacted.
-_REPLACE = """
+_REPLACE = (
+    """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s,
             redact_message = CASE WHEN redact_message IS NOT NULL THEN %({redaction})s::jsonb END,
             redact_message_exact = CASE WHEN redact_message IS NOT NULL THEN %({redaction}_exact)s END,
             write_id = %(write_id)s, updated_at = pg_catalog.now()
-        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
-        RETURNING created_at, updated_at
-    )
-    SELECT {allowed_at}, {times_of_t},
-        t.created_at IS NULL AND {fenced} AND EXISTS (
-            SELECT true FROM {messages}
-            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s
-        ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # times are NULL: no such message
+"""
+    + _OF_MESSAGE
+)
 
 
 class Messages:

@@ -13,8 +13,19 @@ from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 
+_REDACTED = """
+    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
+        t.message_id IS NULL AND {fenced} AND EXISTS (
+            SELECT true FROM {messages}
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+                AND message_id = ANY(%(message_ids)s::bigint[])
+        ) AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN t ON true
+"""  # a row for each message; one whose index is NULL: no message
+
 # Also the same message where other agents of the session hold it, or where a retried turn has stored it again.
-_REDACT = """
+_REDACT = (
+    """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(message)s,
@@ -33,14 +44,9 @@ _REDACT = """
         )
         RETURNING variant_id
     )
-    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
-        t.message_id IS NULL AND {fenced} AND EXISTS (
-            SELECT true FROM {messages}
-            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-                AND message_id = ANY(%(message_ids)s::bigint[])
-        ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # a row for each message; one whose index is NULL: no message
+"""
+    + _REDACTED
+)
 
 # With a payload codec, tracking ids are compared here, and each row gets a document of its own.
 _MESSAGES = """
@@ -64,7 +70,8 @@ _VARIANTS = """
 # By its time of creation, a row differs from one that has taken its place since it was read.
 _CREATED_AT = """pg_catalog.to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
 
-_REDACT_EACH = """
+_REDACT_EACH = (
+    """
     WITH {lease}, {touch_session}, t AS (
         UPDATE {messages} AS m SET
             message = r.message::jsonb, message_exact = r.message_exact, redact_message = r.redaction::jsonb,
@@ -86,14 +93,9 @@ _REDACT_EACH = """
             AND m.created_at = r.created_at AND {fenced}
         RETURNING m.variant_id
     )
-    SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
-        t.message_id IS NULL AND {fenced} AND EXISTS (
-            SELECT true FROM {messages}
-            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-                AND message_id = ANY(%(message_ids)s::bigint[])
-        ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
-"""  # as _REDACT; also suppressed if other rows have taken the place of all that were read
+"""
+    + _REDACTED
+)  # also suppressed if other rows have taken the place of all that were read
 
 _PAGE_SIZE = 100
 
