@@ -8,6 +8,7 @@ tests and their repositories reach it through a PgBouncer in transaction mode.
 
 import fcntl
 import gc
+import logging
 import os
 import signal
 import sys
@@ -219,4 +220,5 @@ def watcher(direct_dsn: str) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def retries(caplog: pytest.LogCaptureFixture) -> Retries:
     """The retries of this process during the test."""
+    caplog.set_level(logging.DEBUG, "strands_psycopg.database")
     return Retries(caplog)

@@ -1,12 +1,15 @@
 """The connection pool: built from a DSN, or the caller's own."""
 
+import logging
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Any, cast
-from weakref import WeakKeyDictionary
+from urllib.parse import parse_qsl
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg import Connection, pq
@@ -14,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from strands_psycopg.calls import check_interrupted
+from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
 from strands_psycopg.system_errors import ResourceLimitError, explain, file_limit_error, translate_limits
@@ -37,6 +41,24 @@ _PERMANENT = re.compile(
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 
+# No server has answered, so that the host or port may be wrong.
+_NO_SERVER = re.compile(
+    r"failed to resolve host|could not translate host name|Connection refused|No such file or directory"
+    r"|No route to host|Network is unreachable|timeout expired|connection timeout"
+)
+
+# In DSNs for other libraries, and what to do about them.
+_FOREIGN_PARAMETERS = {
+    **dict.fromkeys(("schema", "currentSchema"), "pass schema= to the repository, or options=-csearch_path=..."),
+    **dict.fromkeys(
+        ("pgbouncer", "statement_cache_size", "prepared_statement_cache_size", "prepareThreshold"),
+        'leave it out; behind a pooler pass kwargs={"prepare_threshold": None}',
+    ),
+    **dict.fromkeys(("ssl", "sslaccept"), "use sslmode=require or verify-full"),
+    "connection_limit": "leave it out, and pass max_size=",
+    "pool_timeout": "leave it out, and pass timeout=",
+}
+
 # The settings of a connection that an address shows.
 _ADDRESS = ("host", "port", "dbname", "user")
 
@@ -51,15 +73,48 @@ class UnreachableError(Exception):
 
     Attributes:
         permanent: Whether retrying will not help.
+        never_answered: Whether no server has answered yet, since the pool was opened.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, never_answered: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.never_answered = never_answered
 
 
 class UnsuitableConnectionError(Exception):
     """Statements cannot be run on this connection as it is set; the message says what to change."""
+
+
+class _PoolFilter(logging.Filter):
+    """Turns the warnings of psycopg_pool about pools of this package into DEBUG records.
+
+    There are several for each connect that fails. The reason is in the log lines and errors of the statements that wait
+    for a connection.
+
+    Attributes:
+        names: The names of these pools.
+        connections: Their connections.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[object] = set()
+        self.connections: WeakSet[object] = WeakSet()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log a record."""
+        subject = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        is_own = subject in (self.names if isinstance(subject, str) else self.connections)
+        if not is_own or record.levelno != logging.WARNING:
+            return True
+        record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+_pool_numbers = count(1)
+_pool_filter = _PoolFilter()
+logging.getLogger("psycopg.pool").addFilter(_pool_filter)
 
 
 class _Use:
@@ -84,7 +139,7 @@ class ExternalPool:
 
     connecting = 0
 
-    def __init__(self, pool: ConnectionPool[Connection[Any]], pool_options: dict[str, Any]) -> None:
+    def __init__(self, pool: ConnectionPool[Any], pool_options: PoolOptions) -> None:
         if pool_options:
             raise TypeError(
                 f"pool options {sorted(pool_options)} cannot be combined with a pool; pass them to that pool instead"
@@ -92,7 +147,7 @@ class ExternalPool:
         self._pool = pool
         self.address = printable(f"pool={pool.name}")
 
-    def pool(self) -> ConnectionPool[Connection[Any]]:
+    def pool(self) -> ConnectionPool[Any]:
         """Return the pool."""
         return self._pool
 
@@ -125,7 +180,7 @@ class ManagedPool:
         failures: The number of failed connects so far.
     """
 
-    def __init__(self, dsn: str | Callable[[], str], pool_options: dict[str, Any]) -> None:
+    def __init__(self, dsn: str | Callable[[], str], pool_options: PoolOptions) -> None:
         if isinstance(dsn, str):
             self.address = _address(_parse(dsn), pool_options.get("kwargs"))
         elif callable(dsn):
@@ -134,15 +189,18 @@ class ManagedPool:
             raise TypeError(
                 f"conninfo must be a DSN, a callable that returns one or a ConnectionPool, not {type(dsn).__name__}"
             )
+        check_pool_options(pool_options)
         self._dsn = dsn
-        self._options = dict(pool_options)
+        self._options: dict[str, Any] = dict(pool_options)
         self._connection_class = self._options.pop("connection_class", Connection)
+        self._options.setdefault("name", f"strands-psycopg-{next(_pool_numbers)}")
+        _pool_filter.names.add(self._options["name"])
         self._options.setdefault("min_size", 1)
         self._options.setdefault("max_size", max(10, self._options["min_size"]))
         # The pool's own backoff would outlast an outage by far; retries are the database layer's task.
         self._options.setdefault("reconnect_timeout", 0.0)
         self._closed = False
-        self._parent_pools: list[ConnectionPool[Connection[Any]]] = []
+        self._parent_pools: list[ConnectionPool[Any]] = []
         self._create_pool()
         after_fork_in_child(self._reset_in_child)
 
@@ -150,10 +208,11 @@ class ManagedPool:
         self.connecting = 0
         self.failures = 0
         self._last_error: Exception | None = None
+        self._answered = False
         self._opening = threading.Lock()
         self._pool = self._new_pool()
 
-    def _new_pool(self) -> ConnectionPool[Connection[Any]]:
+    def _new_pool(self) -> ConnectionPool[Any]:
         # A pool uses nothing but ``connect`` of its connection class; this object provides it.
         connection_class = cast(type[Connection[Any]], self)
         return ConnectionPool("", connection_class=connection_class, open=False, **self._options)
@@ -165,7 +224,7 @@ class ManagedPool:
             self._parent_pools.append(self._pool)
             self._create_pool()
 
-    def pool(self) -> ConnectionPool[Connection[Any]]:
+    def pool(self) -> ConnectionPool[Any]:
         """Return the pool, opened unless it has been closed."""
         if self._pool.closed and not self._closed:
             with self._opening:
@@ -200,6 +259,8 @@ class ManagedPool:
             raise
         finally:
             self.connecting -= 1
+        self._answered = True
+        _pool_filter.connections.add(connection)
         return connection
 
     def stop_preparing(self, connection: Connection[Any]) -> None:
@@ -231,7 +292,9 @@ class ManagedPool:
         if not isinstance(error, psycopg.Error):
             return UnreachableError(f"no connection can be made with the DSN: {type(error).__name__}")
         reason = " ".join(str(error).split())
-        return UnreachableError(reason, permanent=_PERMANENT.search(reason) is not None)
+        never_answered = not self._answered and _NO_SERVER.search(reason) is not None
+        permanent = _PERMANENT.search(reason) is not None
+        return UnreachableError(reason, permanent=permanent, never_answered=never_answered)
 
     def close(self) -> None:
         """Close the pool permanently."""
@@ -252,9 +315,7 @@ class Connections:
         ValueError: The DSN cannot be parsed, or an option is out of range.
     """
 
-    def __init__(
-        self, source: str | Callable[[], str] | ConnectionPool[Connection[Any]], pool_options: dict[str, Any]
-    ) -> None:
+    def __init__(self, source: str | Callable[[], str] | ConnectionPool[Any], pool_options: PoolOptions) -> None:
         self._source: ExternalPool | ManagedPool
         if isinstance(source, ConnectionPool):
             self._source = ExternalPool(source, pool_options)
@@ -292,6 +353,12 @@ class Connections:
     def first_used_at(self, connection: Connection[Any]) -> float:
         """Return when a connection was first checked out, on the clock of ``time.monotonic``."""
         return self._uses[connection].since
+
+    def server_of(self, connection: Connection[Any]) -> str:
+        """Return host and port that a connection was made to, for display."""
+        with suppress(psycopg.OperationalError):  # it is closed
+            return printable(f"{connection.info.host}:{connection.info.port}")
+        return self.address
 
     def check(self, connection: Connection[Any]) -> None:
         """Check that statements can be run on a connection that is checked out.
@@ -346,8 +413,11 @@ class Connections:
                     raise self._timeout_error(pool) from None
             except TooManyRequests as error:
                 raise UnreachableError(f"{error}; raise max_waiting or max_size", permanent=True) from None
-            except PoolClosed:
-                raise UnreachableError("the connection pool is closed; create a new one", permanent=True) from None
+            except PoolClosed as error:
+                reason = "the connection pool is closed; create a new one"
+                if isinstance(self._source, ExternalPool) and "not open yet" in str(error):
+                    reason = f"{error}; call its open() first"
+                raise UnreachableError(reason, permanent=True) from None
             else:
                 if not _is_closed_by_server(connection):
                     self._failures_at_checkout = max(self._failures_at_checkout, failures)
@@ -356,7 +426,7 @@ class Connections:
                 if time.monotonic() >= busy_until:
                     raise UnreachableError(f"the server has been closing every connection for {pool.timeout:g} s")
 
-    def _timeout_error(self, pool: ConnectionPool[Connection[Any]]) -> UnreachableError:
+    def _timeout_error(self, pool: ConnectionPool[Any]) -> UnreachableError:
         if self._source.connecting:
             return UnreachableError(f"connecting to the server takes longer than {pool.timeout:g} s")
         return UnreachableError(
@@ -376,17 +446,36 @@ def _check_encoding(connection: Connection[Any]) -> None:
 
 
 def _parse(dsn: str) -> dict[str, Any]:
-    """Parse a DSN. Errors quote none of it, since any part may be a misplaced password."""
+    """Parse a DSN. Errors quote none of it but known words, since any part may be a misplaced password."""
     authority = re.match(r"postgres(?:ql)?://([^/?#]*)", dsn)
     if authority and authority[1].count("@") > 1:
         raise ValueError("the DSN has more than one '@' before its path; percent-encode the password ('@' is %40)")
     with suppress(psycopg.Error):
         return conninfo_to_dict(dsn)
     # Not raised from the driver's error, which quotes the DSN.
-    raise ValueError(
-        "the DSN cannot be parsed; use postgresql://user:password@host:port/database, with reserved "
-        "characters percent-encoded, or key=value pairs"
-    )
+    raise ValueError(f"the DSN cannot be parsed: {_fault_of(dsn)}")
+
+
+def _fault_of(dsn: str) -> str:
+    """Return what is wrong with a DSN that libpq cannot parse, and what to do."""
+    scheme = re.match(r"(?:postgres(?:ql)?)\+(asyncpg|psycopg|psycopg2|psycopg_async|pg8000)://", dsn)
+    if scheme:
+        return f"its scheme, with +{scheme[1]}, is one of SQLAlchemy's; begin it with postgresql://"
+    if dsn.startswith("jdbc:"):
+        return "it is a URL for JDBC; begin it with postgresql:// and write user:password@ before the host"
+    parameters = [name for name, _ in parse_qsl(dsn.partition("?")[2], keep_blank_values=True)]
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    for name in parameters:
+        if name in _FOREIGN_PARAMETERS:
+            return f"libpq has no parameter {name!r}; {_FOREIGN_PARAMETERS[name]}"
+    if "://" in dsn and any(name not in known for name in parameters):
+        return "after its '?' is a parameter that libpq does not have; leave it out"
+    if "://" in dsn:
+        return (
+            "use postgresql://user:password@host:port/database, with the reserved characters of user and password "
+            "percent-encoded ('/' is %2F, '?' is %3F, '#' is %23, '%' is %25)"
+        )
+    return "use postgresql://user:password@host:port/database, or pairs such as host=... dbname=..."
 
 
 def _address(settings: dict[str, Any], kwargs: object) -> str:

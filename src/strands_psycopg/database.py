@@ -33,6 +33,8 @@ from strands_psycopg.errors import (
     SessionNotFoundError,
     StrandsPsycopgError,
 )
+from strands_psycopg.outage import OutageLog
+from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.system_errors import ResourceLimitError
 from strands_psycopg.watchdog import watchdog
 from strands_psycopg.workers import Workers
@@ -70,6 +72,10 @@ _READ_SERVER_TIME = "SELECT extract(epoch FROM pg_catalog.now())"
 # The deadline for a statement of ``Database.write`` that runs in a transaction: it cannot take effect late, since its
 # client must commit.
 NO_DEADLINE = {"deadline": float("inf")}
+
+# In seconds, unless the caller passes retry_timeout: in general, and as long as no server has answered at all.
+_RETRY_TIMEOUT = 30.0
+_FIRST_RETRY_TIMEOUT = 5.0
 
 # For how many seconds a statement may wait for a free thread at least, however short retry_timeout is.
 _SHORTEST_MAX_WAIT = 10.0
@@ -110,7 +116,8 @@ class Database:
         source: A DSN, a callable that returns one, or the caller's ``ConnectionPool``.
         schema: The schema of the tables; ``public`` if None.
         table_prefix: The prefix of every table's name.
-        retry_timeout: For how many seconds a statement is retried after a retryable failure.
+        retry_timeout: For how many seconds a statement is retried after a retryable failure. None is 30; but 5 as long
+            as no server has ever answered this process.
         response_timeout: After how many seconds without a response a connection counts as lost.
         pool_options: Arguments for the pool that is built unless ``source`` is one.
 
@@ -127,24 +134,26 @@ class Database:
 
     def __init__(
         self,
-        source: str | Callable[[], str] | ConnectionPool[Connection[Any]],
+        source: str | Callable[[], str] | ConnectionPool[Any],
         *,
         schema: str | None,
         table_prefix: str,
-        retry_timeout: float,
+        retry_timeout: float | None,
         response_timeout: float,
-        pool_options: dict[str, Any],
+        pool_options: PoolOptions,
     ) -> None:
         self.schema = _checked_name("schema", "public" if schema is None else schema)
         self.table_prefix = _checked_name("table_prefix", table_prefix)
-        if not retry_timeout >= 0:
+        if retry_timeout is not None and not retry_timeout >= 0:
             raise ValueError(f"retry_timeout must be 0 or more seconds, not {retry_timeout}")
         if not response_timeout > 0:
             raise ValueError(f"response_timeout must be more than 0 seconds, not {response_timeout}")
-        self._retry_timeout = retry_timeout
+        self._retry_timeout = _RETRY_TIMEOUT if retry_timeout is None else retry_timeout
+        self._first_retry_timeout = _FIRST_RETRY_TIMEOUT if retry_timeout is None else retry_timeout
         self.response_timeout = response_timeout
         self._connections = Connections(source, pool_options)
-        self.workers = Workers(max_wait=max(retry_timeout, _SHORTEST_MAX_WAIT))
+        self.workers = Workers(max_wait=max(self._retry_timeout, _SHORTEST_MAX_WAIT))
+        self._outage = OutageLog()
         self._clock = ServerClock()
 
     @property
@@ -295,21 +304,22 @@ class Database:
             ) from None
 
     def _retry(self, operation: str, work: Callable[[Connection[Any], _Attempt], _T], response_timeout: float) -> _T:
-        deadline = time.monotonic() + self._retry_timeout
+        began = time.monotonic()
         sent = False
         outdated_since = float("inf")
         for number, seconds in enumerate(_pauses(), start=1):
             failure: Exception
             started = time.monotonic()
             if number > 1 and response_timeout < float("inf"):
-                response_timeout = min(response_timeout, max(deadline - started, _SHORTEST_RESPONSE_TIMEOUT))
+                remaining = began + self._retry_timeout - started
+                response_timeout = min(response_timeout, max(remaining, _SHORTEST_RESPONSE_TIMEOUT))
             try:
                 with self._connections.checkout() as connection:
                     try:
                         attempt = _Attempt(sent, time.monotonic() + response_timeout)
                         with watchdog.watch(connection, response_timeout):
                             self._connections.check(connection)
-                            return work(connection, attempt)
+                            result = work(connection, attempt)
                     except psycopg.Error as error:
                         failure, reason = error, _reason(error)
                         retryable = _is_retryable(error, connection)
@@ -322,6 +332,9 @@ class Database:
                         sent = True
                         # A server that ends a connection says why. Without a reason, the idle ones may be lost, too.
                         idle_suspect = connection.closed and error.sqlstate in (None, "25006", "0A000")
+                    else:
+                        self._log_success(operation, connection, number, time.monotonic() - began)
+                        return result
             except UnsuitableConnectionError as error:
                 raise DatabaseError(f"{operation}: {error}") from None
             except UnreachableError as error:
@@ -333,19 +346,26 @@ class Database:
             failure.args = (reason,)
             if not retryable:
                 raise _translate(operation, reason, failure) from failure
-            if time.monotonic() + seconds >= deadline:
-                raise DatabaseUnavailableError(
-                    f"{operation}: the database was unavailable for the {self._retry_timeout:g} s of retry_timeout: "
-                    f"{reason}"
-                ) from failure
-            logger.warning(
+            timeout = self._retry_timeout
+            if isinstance(failure, UnreachableError) and failure.never_answered:
+                timeout = self._first_retry_timeout
+            if time.monotonic() + seconds >= began + timeout:
+                raise DatabaseUnavailableError(f"{operation}: {_exhausted(failure, timeout)}: {reason}") from failure
+            logger.debug(
                 "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", number, seconds, reason, operation
             )
+            self._outage.failed(operation, reason)
             if idle_suspect:
                 self._connections.close_idle()
             pause(seconds)
             check_interrupted()
         raise AssertionError("the pauses never end")
+
+    def _log_success(self, operation: str, connection: Connection[Any], attempts: int, seconds: float) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("attempts=<%d>, milliseconds=<%.2f> | %s succeeded", attempts, seconds * 1000, operation)
+        if self._outage.is_open:
+            self._outage.succeeded(operation, attempts, seconds, self._connections.server_of(connection))
 
 
 # Each repository has the same statements as the one before, which would take some milliseconds to compose.
@@ -396,6 +416,18 @@ def new_cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
         )
     cursor._adapters = AdaptersMap(_ADAPTERS)
     return cursor
+
+
+def _exhausted(failure: Exception, timeout: float) -> str:
+    """Return which time is over, after which a failure is not retried."""
+    if not isinstance(failure, UnreachableError):
+        return f"the database was unavailable for the {timeout:g} s of retry_timeout"
+    if not failure.never_answered:
+        return f"could not connect within the {timeout:g} s of retry_timeout"
+    return (
+        f"could not connect within {timeout:g} s, and no server has answered yet (check host and port, or pass "
+        "retry_timeout to wait longer)"
+    )
 
 
 def _pauses() -> Iterator[float]:

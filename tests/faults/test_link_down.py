@@ -25,6 +25,7 @@ class Reports(logging.Handler):
         if record.getMessage().endswith("retrying"):
             print(f"retry: {record.args[2]}", flush=True)
 
+logging.getLogger("strands_psycopg").setLevel("DEBUG")
 logging.getLogger("strands_psycopg").addHandler(Reports())
 settings = {
     "tcp_user_timeout": 1000, "keepalives_idle": 1, "keepalives_interval": 1, "keepalives_count": 1,

@@ -1,6 +1,8 @@
 """A server that is away, for less and for more than ``retry_timeout``."""
 
 import asyncio
+import logging
+import re
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
-from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository
+from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository, outage
 from strands_psycopg.embedded import Server
 from support.agents import build, dump
 from support.proxy import Proxy
@@ -57,8 +59,7 @@ def test_manager_refuses_after_a_long_outage_and_a_new_one_sees_what_was_acknowl
         assert texts(look) == ["first", "ok", "second", "ok"]
 
     assert str(raised.value).startswith(
-        "storing message 2 of agent 'default' in session 's': the database was unavailable for the 2 s of "
-        "retry_timeout: "
+        "storing message 2 of agent 'default' in session 's': could not connect within the 2 s of retry_timeout: "
     )
     assert "Connection refused" in str(raised.value)
     password = str(conninfo_to_dict(own_dsn)["password"])
@@ -167,3 +168,53 @@ def test_closing_during_an_outage_ends_the_attempts(own_dsn: str, retries: Retri
         repository.close()
         with pytest.raises(DatabaseUnavailableError, match="the connection pool is closed"):
             reading.result()
+
+
+def test_outage_is_few_lines_of_the_log_and_its_end_is_one(
+    own_server: Server, own_dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "strands_psycopg.outage")
+    monkeypatch.setattr(outage, "_INTERVAL", 1.0)
+    with PostgresSessionRepository(own_dsn) as repository, ThreadPoolExecutor(4) as executor:
+        repository.read_session("s")
+        own_server.stop()
+        reading = [executor.submit(repository.read_session, "s") for _ in range(4)]
+        wait_until(lambda: len(lines(caplog, logging.WARNING)) >= 2)
+        own_server.start()
+        for each in reading:
+            each.result()
+
+    first, *more = lines(caplog, logging.WARNING)
+    assert re.fullmatch(r"failures=<1>, error=<.+> \| reading session 's' failed, retrying; more failures .*", first)
+    assert all(int(line.removeprefix("failures=<").partition(">")[0]) > 1 for line in more)
+    (recovered,) = lines(caplog, logging.INFO)
+    server = conninfo_to_dict(own_dsn)
+    assert re.fullmatch(
+        rf"attempts=<\d+>, seconds=<\d+\.\d>, outage=<\d+\.\d>, server=<{server['host']}:{server['port']}> \| "
+        "reading session 's' succeeded, the database is available again",
+        recovered,
+    )
+
+
+def test_pool_has_a_name_of_its_own_and_one_of_the_callers_goes_on_warning(
+    own_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(own_dsn) as proxy:
+        proxy.refuse()
+        with PostgresSessionRepository(proxy.dsn, retry_timeout=0) as repository:
+            assert repository._database._connections._source.pool().name.startswith("strands-psycopg-")
+            with pytest.raises(DatabaseUnavailableError):
+                repository.read_session("s")
+        assert [record for record in caplog.records if record.name == "psycopg.pool"] == []
+
+        with (
+            ConnectionPool(proxy.dsn, min_size=1, open=True, reconnect_timeout=0) as pool,
+            pytest.raises(DatabaseUnavailableError),
+        ):
+            PostgresSessionRepository(pool, retry_timeout=0).read_session("s")
+        assert "error connecting in 'pool-" in caplog.text
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """Return what was logged at a level, by this package or by psycopg."""
+    return [record.getMessage() for record in caplog.records if record.levelno == level]

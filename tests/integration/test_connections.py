@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 from strands.types.session import Session, SessionType
 
-from strands_psycopg import DatabaseUnavailableError, PostgresSessionManager, PostgresSessionRepository
+from strands_psycopg import DatabaseUnavailableError, PostgresSessionManager, PostgresSessionRepository, database
 from strands_psycopg.embedded import postgres
 from strands_psycopg.errors import EmbeddedPostgresError
 from support.proxy import Proxy
@@ -186,7 +186,7 @@ def test_server_that_is_down_is_waited_for_until_retry_timeout_and_named(proxy: 
 
     with (
         repository,
-        pytest.raises(DatabaseUnavailableError, match=r"unavailable for the 1 s.*Connection refused") as raised,
+        pytest.raises(DatabaseUnavailableError, match=r"could not connect within 1 s.*Connection refused") as raised,
     ):
         repository.read_session("s")
 
@@ -202,6 +202,33 @@ def test_server_that_is_down_when_the_first_manager_is_built_is_waited_for(proxy
         proxy.accept()
 
         assert building.result(30).session_id == "s"
+
+
+def test_server_that_has_never_answered_is_not_waited_for_as_long_as_one_that_has(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_FIRST_RETRY_TIMEOUT", 0.2)
+    monkeypatch.setattr(database, "_RETRY_TIMEOUT", 2.0)
+    with PostgresSessionRepository(proxy.dsn) as repository:
+        proxy.refuse()
+        with pytest.raises(
+            DatabaseUnavailableError, match=r"within 0\.2 s, and no server has answered yet \(check host"
+        ):
+            repository.read_session("s")
+        proxy.accept()
+        repository.read_session("s")
+        proxy.refuse()
+        with pytest.raises(DatabaseUnavailableError, match="could not connect within the 2 s of retry_timeout: "):
+            repository.read_session("s")
+
+
+def test_host_name_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_FIRST_RETRY_TIMEOUT", 0.2)
+    with (
+        PostgresSessionRepository("postgresql://no-such-host.invalid/agents") as repository,
+        pytest.raises(DatabaseUnavailableError, match=r"no server has answered yet.*no-such-host\.invalid"),
+    ):
+        repository.read_session("s")
 
 
 def test_host_that_never_answers_a_connect_is_reported(proxy: Proxy) -> None:
@@ -230,6 +257,26 @@ def test_dsn_that_cannot_be_parsed_is_refused_without_quoting_it(dsn: str) -> No
 
     said = all_that_is_said(raised.value)
     assert [part for part in ("hunt", "er2", "db7", "no_such_option") if part in said] == []
+
+
+@pytest.mark.parametrize(
+    ("dsn", "advice"),
+    [
+        ("postgresql+psycopg://app:hunter2@localhost/db7", r"\+psycopg.*SQLAlchemy.*begin it with postgresql://"),
+        ("jdbc:postgresql://localhost/db7?user=app&password=hunter2", "JDBC.*begin it with postgresql://"),
+        ("postgresql://app:hunter2@localhost/db7?pgbouncer=true", "no parameter 'pgbouncer'.*prepare_threshold"),
+        ("postgresql://app:hunter2@localhost/db7?sslmode=require&schema=agents", "no parameter 'schema'; pass schema="),
+        ("postgresql://app:hunter2@localhost/db7?connection_limit=5", "'connection_limit'.*max_size="),
+        ("postgresql://app:hunter2@localhost/db7?hunter2", "after its '[?]' is a parameter that libpq does not have"),
+        ("postgresql://app:hun%ter2@localhost/db7", "'%' is %25"),
+        ("host=localhost hunter2", "or pairs such as host="),
+    ],
+)
+def test_dsn_that_cannot_be_parsed_says_which_part_is_wrong(dsn: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=f"the DSN cannot be parsed: .*{advice}") as raised:
+        PostgresSessionRepository(dsn)
+
+    assert [part for part in ("hunter2", "db7", "app:") if part in all_that_is_said(raised.value)] == []
 
 
 @pytest.mark.parametrize("dsn", [None, 5, b"host=localhost", ["host=localhost"]])
@@ -297,9 +344,14 @@ def test_callers_pool_stays_open(dsn: str) -> None:
 
 def test_callers_pool_that_is_closed_says_so(dsn: str) -> None:
     pool = ConnectionPool(dsn, min_size=1, open=False)
+    repository = PostgresSessionRepository(pool)
 
-    with pytest.raises(DatabaseUnavailableError, match="the connection pool is closed"):
-        PostgresSessionRepository(pool).read_session("s")
+    with pytest.raises(DatabaseUnavailableError, match=r"the pool 'pool-\d+' is not open yet; call its open\(\) first"):
+        repository.read_session("s")
+    with pool:
+        repository.read_session("s")
+    with pytest.raises(DatabaseUnavailableError, match="the connection pool is closed; create a new one"):
+        repository.read_session("s")
 
 
 def test_pool_options_beside_a_callers_pool_are_a_type_error(dsn: str) -> None:

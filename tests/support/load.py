@@ -29,6 +29,7 @@ class Retries(logging.Handler):
     def emit(self, record):
         Retries.number += record.getMessage().endswith("retrying")
 
+logging.getLogger("strands_psycopg").setLevel("DEBUG")
 logging.getLogger("strands_psycopg").addHandler(Retries())
 dsn, session_id, turns = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with PostgresSessionRepository(dsn) as repository:

@@ -7,7 +7,7 @@ import pytest
 
 
 class Retry(NamedTuple):
-    """What a WARNING says of a retry."""
+    """What a log line says of a retry."""
 
     attempt: int
     pause: float
@@ -25,7 +25,7 @@ class Retries:
         return [
             Retry(*record.args)  # type: ignore[misc]
             for record in self._caplog.records
-            if record.levelno == logging.WARNING
+            if record.levelno == logging.DEBUG
             and record.name == "strands_psycopg.database"
             and record.getMessage().endswith("retrying")
         ]

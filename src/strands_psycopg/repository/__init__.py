@@ -11,16 +11,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from psycopg import Connection
 from psycopg_pool import ConnectionPool
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from strands_psycopg.database import Database
 from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import PayloadCodec, Payloads
+from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.repository.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
@@ -57,7 +57,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         schema: The schema of the tables; ``public`` if None. It must match ``[a-z_][a-z0-9_]{0,39}``.
         table_prefix: The prefix of the names of all tables, indexes and views; it must match the same pattern.
         retry_timeout: Seconds for which a statement is retried after a failure that may pass, such as a lost
-            connection; 0 is no retry.
+            connection; 0 is no retry. The default is 30, but 5 as long as no server has ever answered this process.
         response_timeout: Seconds without a response after which a connection counts as lost.
         payload_codec: Changes each document on its way to and from the database, to encrypt or scrub it (see
             ``PayloadCodec``): messages, states, checkpoints, and the values of storages on this repository.
@@ -74,14 +74,14 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
 
     def __init__(
         self,
-        conninfo: str | Callable[[], str] | ConnectionPool[Connection[Any]],
+        conninfo: str | Callable[[], str] | ConnectionPool[Any],
         *,
         schema: str | None = None,
         table_prefix: str = "strands_",
-        retry_timeout: float = 30.0,
+        retry_timeout: float | None = None,
         response_timeout: float = 30.0,
         payload_codec: PayloadCodec | None = None,
-        **pool_options: Any,
+        **pool_options: Unpack[PoolOptions],
     ) -> None:
         payloads = Payloads(payload_codec)
         self._database = Database(

@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
 
-from psycopg import Connection
 from psycopg_pool import ConnectionPool
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
 from strands_psycopg.migrator import Migrator
+from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.storage.seen_writes import SeenWrites
 from strands_psycopg.storage.source import (
     HasDatabase,
@@ -85,7 +85,7 @@ class PostgresStorage(Uncopyable, Storage):
         search_limit: The maximum number of values that ``search`` returns.
         guard_overwrites: Whether to raise ``StorageConflictError`` if another writer came first.
         session_id: The session whose lease fences writes; ``source`` must be a repository.
-        retry_timeout: For how many seconds a statement is retried while the database is unavailable.
+        retry_timeout: As of ``PostgresSessionRepository``.
         response_timeout: After how many seconds without a response a connection counts as lost. Values above some
             50 MB need a longer one than the default, and those of hundreds of megabytes a longer ``retry_timeout`` too.
         **pool_options: As of ``PostgresSessionRepository``.
@@ -104,7 +104,7 @@ class PostgresStorage(Uncopyable, Storage):
 
     def __init__(
         self,
-        source: str | Callable[[], str] | ConnectionPool[Connection[Any]] | HasDatabase,
+        source: str | Callable[[], str] | ConnectionPool[Any] | HasDatabase,
         *,
         schema: str | None = None,
         table_prefix: str = "strands_",
@@ -113,9 +113,9 @@ class PostgresStorage(Uncopyable, Storage):
         search_limit: int = 100,
         guard_overwrites: bool = False,
         session_id: str | None = None,
-        retry_timeout: float = 30.0,
+        retry_timeout: float | None = None,
         response_timeout: float = 30.0,
-        **pool_options: Any,
+        **pool_options: Unpack[PoolOptions],
     ) -> None:
         if _NAMESPACED is None:
             raise ImportError("PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents")
@@ -140,7 +140,13 @@ class PostgresStorage(Uncopyable, Storage):
         else:
             self._own_database = None
             self._database = shared_database(source)
-            if (schema, table_prefix, retry_timeout, response_timeout, pool_options) != (None, "strands_", 30, 30, {}):
+            if (schema, table_prefix, retry_timeout, response_timeout, pool_options) != (
+                None,
+                "strands_",
+                None,
+                30,
+                {},
+            ):
                 raise TypeError("a storage on a repository shares its database; pass the options to the repository")
         normalized = _normalize_prefix(prefix).rstrip("/")
         self._prefix = f"{normalized}/" if normalized else ""
