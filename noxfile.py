@@ -45,6 +45,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("mypy")
+    session.run("basedpyright")
 
 
 @nox.session

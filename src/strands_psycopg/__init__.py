@@ -22,9 +22,11 @@ from strands_psycopg.errors import (
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.payload import PayloadCodec, PayloadContext
+from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
+from strands_psycopg.repository.status import Status, TableStatus
 from strands_psycopg.storage import PostgresStorage
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "PayloadCodec",
     "PayloadCodecError",
     "PayloadContext",
+    "PoolOptions",
     "PostgresSessionManager",
     "PostgresSessionRepository",
     "PostgresStorage",
@@ -52,7 +55,9 @@ __all__ = [
     "SessionNotFoundError",
     "SessionPage",
     "SessionSummary",
+    "Status",
     "StorageConflictError",
     "StrandsPsycopgError",
+    "TableStatus",
     "TransferError",
 ]

@@ -5,6 +5,7 @@ acknowledgement was lost finds its own id and succeeds. Any other write to the s
 statement itself.
 """
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -39,7 +40,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
 
     It is thread-safe; one per process is enough. The constructor does not connect. A pool built from a DSN opens at
     first use, separately in every process, so a repository may be created before a fork; ``close`` or the context
-    manager closes it. A pool that the caller passes in is used as it is and never closed.
+    manager (``with`` or ``async with``) closes it. A pool that the caller passes in is used as it is and never closed.
 
     Ids of sessions, agents and multi-agents are strings of 1 to 255 characters without NUL or lone surrogates. Message
     indexes are integers from 0 up. Anything else is a ``ValueError`` that names the argument. Times are the server's,
@@ -130,6 +131,14 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
 
     def lease(self, session_id: str, *, wait: float = 30.0, ttl: float = 60.0) -> Lease:
         """Return a lease, a context manager (``with`` or ``async with``) that holds a session exclusively.

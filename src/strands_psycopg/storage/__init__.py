@@ -1,5 +1,6 @@
 """Strands' ``Storage`` on PostgreSQL: bytes stored under keys, for snapshots, offloaded results and memories."""
 
+import asyncio
 import builtins
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -195,6 +196,14 @@ class PostgresStorage(Uncopyable, Storage):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
 
     def namespace(self, prefix: str) -> Self:
         """Return a view of the values whose keys begin with ``prefix`` and a ``/``, under keys without these.
