@@ -127,12 +127,12 @@ def test_status_reads_well(
 ) -> None:
     agents.build(repository)("hello")
     assert main(["status", "--dsn", dsn]) == 0
-    server, database, pool, tables, version, empty, head, *counts = capsys.readouterr().out.splitlines()
+    server, database, in_use, tables, version, empty, head, *counts = capsys.readouterr().out.splitlines()
     info = connection.info
     assert server.startswith("server    PostgreSQL ")
     assert server.endswith(f" on {info.host}, port {info.port}")
     assert database == f"database  {info.dbname}, as {info.user}"
-    assert re.fullmatch(r"pool      \d+ connections? of at most 10; the server has \d+ of \d+", pool)
+    assert re.fullmatch(r"in use    \d+ of \d+ connections", in_use)
     assert tables == "tables    strands_* in schema public"
     assert version == f"version   {LATEST} of {LATEST}, up to date"
     assert empty == ""
@@ -326,3 +326,14 @@ def test_ctrl_c_ends_a_command_quietly() -> None:
         with waiting:
             process.signal(signal.SIGINT)
             assert process.finish() == (130, "", "")
+
+
+def test_options_of_the_database_stand_before_or_after_the_command(
+    capsys: pytest.CaptureFixture[str], empty_dsn: str
+) -> None:
+    assert main(["--dsn", empty_dsn, "--table-prefix", "crm_", "migrate", "--schema", "office"]) == 0
+    capsys.readouterr()
+    assert (
+        main(["--dsn", "host=nowhere", "--schema", "office", "status", "--dsn", empty_dsn, "--table-prefix=crm_"]) == 0
+    )
+    assert "tables    crm_* in schema office\n" in capsys.readouterr().out

@@ -420,3 +420,37 @@ def test_export_that_fails_leaves_alone_what_its_output_is_appended_to(
             monkeypatch.setattr(sys, "stdout", file)
             assert main(["export", session_id, "--dsn", dsn]) == code
     assert path.read_text() == exported(repository, "s")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("notes.txt", "has no session_* directories; name a manager's storage_dir"),
+        ("session.json", "it is a session itself, so name its parent"),
+    ],
+)
+def test_directory_without_sessions_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    dsn: str,
+    tmp_path: Path,
+    file: str,
+    text: str,
+) -> None:
+    (tmp_path / file).touch()
+    assert main(["import", "--files", str(tmp_path), "--dsn", dsn]) == 1
+    written = capsys.readouterr()
+    assert text in written.err
+    assert written.out == ""
+
+
+def test_empty_file_is_refused(capsys: pytest.CaptureFixture[str], dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert main(["import", "--from", str(tmp_path / "empty"), "--dsn", dsn]) == 1
+    assert "there is nothing to import: no line was read" in capsys.readouterr().err
+
+
+def test_missing_tables_are_told_before_a_missing_source(
+    capsys: pytest.CaptureFixture[str], empty_dsn: str, tmp_path: Path
+) -> None:
+    assert main(["import", "--files", str(tmp_path / "nowhere"), "--dsn", empty_dsn]) == 1
+    assert "the tables are missing" in capsys.readouterr().err

@@ -1,10 +1,12 @@
+import sys
 from importlib import metadata
 
 import pytest
 
 from strands_psycopg import demo
-from strands_psycopg.cli import main
+from strands_psycopg.cli import main, output
 from strands_psycopg.errors import EmbeddedPostgresError
+from strands_psycopg.printable import printable
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,3 +73,63 @@ def test_a_long_error_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr(demo, "run", fail)
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == "strands-psycopg: error: the server did not start: FATAL: no space left\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("sesions", "there is no command 'sesions'; did you mean sessions?"),
+        ("xyzzy", "there is no command 'xyzzy'; the commands are migrate, status, "),
+    ],
+)
+def test_mistyped_command_is_answered_with_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str], command: str, text: str
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([command])
+    assert f"error: {text}" in capsys.readouterr().err.replace("'migrate'", "migrate").replace("'status'", "status")
+
+
+@pytest.mark.parametrize(
+    "text", ["\u0646\u0645\u06cc\u200c\u062e\u0648", "👩\u200d🚀", "a\xa0b", "全\u3000角", "½", "e\u0301", "\U000e0067"]
+)
+def test_text_of_any_language_is_shown_as_it_is(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2Jb\x07", r"a\x1b[2Jb\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\u202eb\u2066c\u2069", r"a\u202eb\u2066c\u2069"),
+        ("a\u2028b\nc", r"a\u2028b\nc"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_characters_that_control_a_terminal_or_the_direction_of_text_are_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(text, keep=text) == text
+
+
+_ROWS = [("user-4711-" + "x" * 20, "2", "14", "A long title of a conversation about Rome", "2026-11-28 10:00")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (120, f"{_ROWS[0][0]}       2        14  {_ROWS[0][3]}  2026-11-28 10:00"),
+        (80, f"{_ROWS[0][0]}        14  A long title of a…  2026-11-28 10:00"),
+        (40, f"{_ROWS[0][0]}  A long titl…  2026-11-28 10:00"),
+    ],
+)
+def test_narrow_table_loses_text_and_numbers_but_no_id_or_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int, line: str
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    header = ("session", "agents", "messages", "title", "last activity")
+    output.print_table(header, _ROWS, right=("agents", "messages"), shorten=("title",), drop=("agents", "messages"))
+    assert capsys.readouterr().out.splitlines()[1].rstrip() == line

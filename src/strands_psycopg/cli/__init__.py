@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import metadata
 
 from strands_psycopg.cli import analytics, demo, schema, sessions, show, transfer
-from strands_psycopg.cli.options import Parser, connection_hint
+from strands_psycopg.cli.options import CODEC, DEFAULTS, TABLES, Parser, connection_hint
 from strands_psycopg.errors import StrandsPsycopgError
 from strands_psycopg.system_errors import explain
 
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[logging.NullHandler()])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = argparse.Namespace()
+    arguments = argparse.Namespace(**DEFAULTS)
     try:
         try:
-            arguments = _build_parser().parse_args(argv)
+            _build_parser().parse_args(argv, arguments)
             code: int = arguments.run(arguments)
         except SystemExit:
             # After --help, too, nothing must be left for Python to write.
@@ -88,6 +88,7 @@ def _fail(error: str, code: int) -> int:
 def _build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="strands-psycopg",
+        parents=[TABLES, CODEC],
         description="Manage sessions of Strands Agents in PostgreSQL.",
         epilog="The database is specified by --dsn, by the environment variable DATABASE_URL, or by libpq's "
         "environment variables (PGHOST, ...).",

@@ -3,7 +3,7 @@
 import argparse
 
 from strands_psycopg import demo
-from strands_psycopg.cli.options import DSN, Commands, get_dsn
+from strands_psycopg.cli.options import DSN, Commands
 
 
 def add_to(commands: Commands) -> None:
@@ -14,11 +14,11 @@ def add_to(commands: Commands) -> None:
         allow_abbrev=False,
         help="demonstrate that a conversation survives kill -9",
         description="Demonstrate that a conversation survives kill -9. The demo starts a temporary PostgreSQL server "
-        f"or uses the schema {demo.SCHEMA} of the database specified by --dsn or DATABASE_URL.",
+        f"or uses the schema {demo.SCHEMA} of the database specified by --dsn.",
     )
     command.add_argument("--keep", action="store_true", help="keep the temporary server running until Enter is pressed")
     command.set_defaults(run=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    return 0 if demo.run(get_dsn(arguments), keep=arguments.keep) else 1
+    return 0 if demo.run(arguments.dsn, keep=arguments.keep) else 1

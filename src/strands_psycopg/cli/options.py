@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from datetime import datetime, timedelta, timezone
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -30,22 +31,27 @@ class Parser(argparse.ArgumentParser):
         # argparse would quote a misplaced DSN with its password.
         if "://" in message or "password" in message:
             message = "pass a DSN with --dsn"
+        elif match := re.match(r"argument command: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            close = get_close_matches(match[1], re.findall(r"[\w-]+", match[2]), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the commands are {match[2]}"
+            message = f"there is no command {match[1]!r}; {hint}"
         super().error(message)
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
-DSN = Parser(add_help=False)
+# Of the options below, which may stand before the command as well as after it. They have no defaults of their own: that
+# of one place would replace what was passed at the other.
+DEFAULTS = {"dsn": None, "schema": None, "table_prefix": "strands_", "payload_codec": None}
+
+DSN = Parser(add_help=False, argument_default=argparse.SUPPRESS)
 DSN.add_argument("--dsn", help="connection string of the database: postgresql://... or key=value pairs")
 
-TABLES = Parser(add_help=False, parents=[DSN])
+TABLES = Parser(add_help=False, parents=[DSN], argument_default=argparse.SUPPRESS)
 TABLES.add_argument("--schema", metavar="NAME", help="schema of the tables (default: public)")
-TABLES.add_argument(
-    "--table-prefix", metavar="PREFIX", default="strands_", help="prefix of the table names (default: strands_)"
-)
+TABLES.add_argument("--table-prefix", metavar="PREFIX", help="prefix of the table names (default: strands_)")
 
-
-CODEC = Parser(add_help=False)
+CODEC = Parser(add_help=False, argument_default=argparse.SUPPRESS)
 CODEC.add_argument(
     "--payload-codec",
     metavar="MODULE:NAME",

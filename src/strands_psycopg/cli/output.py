@@ -17,30 +17,64 @@ except ImportError:  # without the extra ``cli``
     rich = None  # type: ignore[assignment]
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+# In characters: between two columns, and what remains of a shortened one at least.
+_GAP = 2
+_SHORTENED_WIDTH = 12
+
+
+def print_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    shorten: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> None:
     """Print a table.
+
+    On a terminal that is too narrow, columns are first shortened, then dropped; the others are never cut or folded.
 
     Args:
         header: The column names.
         rows: The rows, with a text for each column. Pass texts from users through ``printable``.
         right: The names of right-aligned columns, such as those of numbers.
+        shorten: The names of columns of free text.
+        drop: The names of columns that can be left out, in the order in which they are.
     """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if rich is not None and sys.stdout.isatty():
-        table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
-        for name in header:
-            table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        console = rich.console.Console()
+        fitted = _fit(dict(zip(header, widths, strict=True)), console.width, shorten, drop)
+        table = rich.table.Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
+        for name, width in fitted.items():
+            justify: Literal["left", "right"] = "right" if name in right else "left"
+            table.add_column(name, justify=justify, width=width, overflow="ellipsis", no_wrap=True)
         for row in rows:
             # In plain strings rich would interpret brackets as markup.
-            table.add_row(*(rich.text.Text(cell) for cell in row))
-        rich.console.Console().print(table)
+            table.add_row(*[rich.text.Text(cell) for name, cell in zip(header, row, strict=True) if name in fitted])
+        console.width = max(console.width, sum(fitted.values()) + _GAP * len(fitted))
+        console.print(table)
         return
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = (
             cell.rjust(width) if name in right else cell.ljust(width)
             for name, cell, width in zip(header, row, widths, strict=True)
         )
         print("  ".join(cells).rstrip())
+
+
+def _fit(widths: dict[str, int], available: int, shorten: Sequence[str], drop: Sequence[str]) -> dict[str, int]:
+    """Return the widths of the columns that are shown on a terminal of some width."""
+    shortest = {name: min(width, _SHORTENED_WIDTH) if name in shorten else width for name, width in widths.items()}
+    for name in drop:
+        if sum(shortest.values()) + _GAP * len(shortest) > available:
+            del shortest[name]
+    spare = max(available - sum(shortest.values()) - _GAP * len(shortest), 0)
+    for name in shorten:
+        wider = min(widths[name] - shortest[name], spare)
+        shortest[name] += wider
+        spare -= wider
+    return shortest
 
 
 def print_heading(text: str) -> None:

@@ -85,10 +85,7 @@ def _print_status(status: Status) -> None:
         state = "up to date"
     print(f"server    PostgreSQL {status.server_version} on {status.host}, port {status.port}")
     print(f"database  {status.database}, as {status.user}")
-    print(
-        f"pool      {output.pluralize(status.pool.size, 'connection')} of at most {status.pool.max_size}; "
-        f"the server has {status.connections} of {status.max_connections}"
-    )
+    print(f"in use    {status.connections} of {output.pluralize(status.max_connections, 'connection')}")
     print(f"tables    {status.table_prefix}* in schema {status.schema}")
     print(f"version   {status.schema_version} of {status.package_version}, {state}")
     if status.tables:

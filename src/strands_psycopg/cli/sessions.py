@@ -135,6 +135,8 @@ def _fork(arguments: argparse.Namespace) -> int:
     if fork.multi_agents:
         counts.append(output.pluralize(fork.multi_agents, "multi-agent"))
     print(f"forked {printable(arguments.session)} to {printable(fork.session_id)}: {', '.join(counts)}")
+    if arguments.until is not None and fork.messages < arguments.until:
+        print(f"there are no more messages before {arguments.until}, so all were copied", file=sys.stderr)
     return 0
 
 

@@ -23,6 +23,7 @@ from strands_psycopg.transfer.layout import (
     JSON_SUFFIX,
     MESSAGE_PREFIX,
     MULTI_AGENT_PREFIX,
+    SESSION_FILE,
     SESSION_PREFIX,
     session_rows,
 )
@@ -54,12 +55,16 @@ class FileSessions:
         """Yield the sessions, ordered by id.
 
         Raises:
-            TransferError: The directory cannot be read.
+            TransferError: The directory cannot be read, or has no sessions.
         """
         try:
             names = sorted(path.name for path in self._directory.iterdir() if path.name.startswith(SESSION_PREFIX))
         except OSError as error:
             raise TransferError(f"the directory {self._directory} cannot be read: {explain(error)}") from error
+        if not names:
+            is_session = (self._directory / SESSION_FILE).exists()
+            advice = "it is a session itself, so name its parent" if is_session else "name a manager's storage_dir"
+            raise TransferError(f"{self._directory} has no {SESSION_PREFIX}* directories; {advice}")
         for name in names:
             yield _FileSession(self._directory / name)
 
@@ -178,7 +183,7 @@ def _write_session(stored: StoredSession, folder: Path) -> TransferResult:
         path.mkdir(mode=0o700)
     session = stored.session.to_dict()
     times = _format_times(session["created_at"], session["updated_at"])
-    _write_file(folder / "session.json", {**session, **times}, f"session {session_id!r}")
+    _write_file(folder / SESSION_FILE, {**session, **times}, f"session {session_id!r}")
     messages = 0
     for agent in (each.agent for each in stored.agents.values()):
         path = folder / "agents" / _file_name("agent", AGENT_PREFIX, agent.agent_id)

@@ -125,8 +125,10 @@ def import_sessions(
         IncompleteTransferError: Some sessions were not stored, because a session of that id exists with other content
             (``SessionExistsError``), because something in them cannot be read (``BadFileError``), or because the
             ``payload_codec`` failed (``PayloadCodecError``). All others are stored.
-        TransferError: The source cannot be read any further. Sessions before that are stored.
+        TransferError: The source has no sessions, or cannot be read any further. Sessions before that are stored.
     """
+    # Before anything is said of the source, whether there are tables to import into.
+    repository.list_sessions(limit=1)
     importer = _Importer(repository, skip_bad=skip_bad, progress=progress)
     result = TransferResult()
     failures: dict[str, StrandsPsycopgError] = {}

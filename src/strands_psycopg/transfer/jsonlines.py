@@ -129,10 +129,12 @@ class SessionLines:
 
         Raises:
             BadFileError: A line belongs to no session.
-            TransferError: A temporary file cannot be written.
+            TransferError: There are no lines, or a temporary file cannot be written.
         """
         lines = enumerate(self._lines, start=1)
         header = next(lines, None)
+        if header is None:
+            raise TransferError("there is nothing to import: no line was read; pass the output of export")
         while header is not None:
             number, line = header
             header = None

@@ -20,6 +20,7 @@ from strands_psycopg.transfer.rows import Row, SessionRow, multi_agent_row, sess
 from strands_psycopg.transfer.sources import ImportIssues, SourceMessage, UnreadableError, agent_rows, with_times
 
 SESSION_PREFIX = "session_"
+SESSION_FILE = "session.json"
 AGENT_PREFIX = "agent_"
 MESSAGE_PREFIX = "message_"
 MULTI_AGENT_PREFIX = "multi_agent_"
@@ -59,7 +60,7 @@ class SessionDirectory(Protocol):
 
 def session_rows(directory: SessionDirectory, issues: ImportIssues) -> Iterator[Row]:
     """Yield the rows of a session, as ``SourceSession.rows`` does."""
-    session = issues.parse_or_skip(directory.full_name("session.json"), lambda: _read_session(directory))
+    session = issues.parse_or_skip(directory.full_name(SESSION_FILE), lambda: _read_session(directory))
     if session is None:
         return
     yield session
@@ -85,7 +86,7 @@ def _list_names(directory: SessionDirectory, issues: ImportIssues, prefix: str, 
 
 
 def _read_session(directory: SessionDirectory) -> SessionRow:
-    record = _parse_record(directory.read("session.json"))
+    record = _parse_record(directory.read(SESSION_FILE))
     updated_at = record.get("updated_at") or record["created_at"]
     return session_row(Session.from_dict({**record, "session_id": directory.session_id, "updated_at": updated_at}))
 

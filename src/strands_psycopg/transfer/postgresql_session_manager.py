@@ -114,7 +114,7 @@ class PostgresqlSessionManagerTables:
         """Yield the sessions, ordered by id in the collation of their table.
 
         Raises:
-            TransferError: The tables are missing.
+            TransferError: The tables are missing, or have no sessions.
         """
         # A quoted name with its schema, because the schema may not be in the search path.
         table = self._statement("{multi_agents}").decode()
@@ -124,6 +124,11 @@ class PostgresqlSessionManagerTables:
             rows = self._fetch("listing sessions", self._ids, after=after, limit=_IDS_PAGE)
             for (session_id,) in rows:
                 yield _TablesSession(self, session_id, has_multi_agents=has_multi_agents)
+            if not rows and after is None:
+                raise TransferError(
+                    f"the tables in schema {self._database.schema!r} have no sessions; name the database "
+                    "(--tables-dsn) and schema (--tables-schema) that has them"
+                )
             if len(rows) < _IDS_PAGE:
                 return
             after = rows[-1][0]

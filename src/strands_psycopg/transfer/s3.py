@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import boto3  # type: ignore[import-untyped]
@@ -50,14 +50,21 @@ class S3Sessions:
         """Yield the sessions, ordered by id.
 
         Raises:
-            TransferError: The bucket cannot be listed.
+            TransferError: The bucket cannot be listed, or has no sessions there.
         """
         executor = ThreadPoolExecutor(_MAX_REQUESTS, "strands-psycopg-s3")
         try:
             client: S3Client = boto3.client("s3") if self._client is None else self._client
-            for name in _list_keys(client, self._bucket, self._prefix + SESSION_PREFIX):
-                if name.endswith("/"):
-                    yield _S3Session(client, executor, self._bucket, name)
+            keys = _list_keys(client, self._bucket, self._prefix + SESSION_PREFIX)
+            names = (name for name in keys if name.endswith("/"))
+            first = next(names, None)
+            if first is None:
+                raise TransferError(
+                    f"s3://{self._bucket}/{self._prefix} has no {SESSION_PREFIX}* folders; name the bucket and prefix "
+                    "that the S3SessionManager has"
+                )
+            for name in chain([first], names):
+                yield _S3Session(client, executor, self._bucket, name)
         except (ClientError, BotoCoreError) as error:
             raise TransferError(f"s3://{self._bucket}/{self._prefix} cannot be read: {_error_reason(error)}") from error
         finally:
