@@ -18,7 +18,6 @@ from strands_psycopg import (
     SessionPage,
     SessionSummary,
 )
-from strands_psycopg.repository.listing import Listing
 from support.tables import one
 from support.writes import agent, message, store_with_message
 
@@ -259,8 +258,8 @@ def plan(
     connection: Connection, repository: PostgresSessionRepository, statement: str, generic: bool, **parameters: Any
 ) -> dict[str, Any]:
     """Carry out one of the listing's statements and give how the server did it."""
-    text: bytes = getattr(Listing(repository._database), statement)
-    defaults = {"before": "infinity", "before_id": "", "active_since": "-infinity", "limit": 21}
+    text: bytes = getattr(repository._tables.listing, statement)
+    defaults = {"before": "infinity", "before_id": "", "active_since": "-infinity", "metadata": None, "limit": 21}
     connection.execute(f"SET plan_cache_mode = force_{'generic' if generic else 'custom'}_plan".encode())
     names = [name for name in {**defaults, **parameters} if b"%%(%s)s" % name.encode() in text]
     for number, name in enumerate(names, start=1):
