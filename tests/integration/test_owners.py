@@ -3,22 +3,28 @@
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from strands.session.file_session_manager import FileSessionManager
 from strands.types.session import Session, SessionAgent, SessionType
 
 from strands_psycopg import (
     AnnotatedSession,
+    BadFileError,
     LeaseLostError,
     PayloadCodecError,
     PostgresSessionManager,
     PostgresSessionRepository,
+    SessionExistsError,
     SessionNotFoundError,
     SessionOwnerError,
 )
+from strands_psycopg.cli import main
 from strands_psycopg.repository import session_tables
+from strands_psycopg.transfer import FileSessions, export_files, export_session, import_session, import_sessions
 from support.agents import build
 from support.payloads import ScramblingCodec
 from support.tables import one
@@ -362,3 +368,76 @@ def test_session_may_be_deleted_and_created_again_under_a_lease(repository: Post
         repository.delete_session("s")
         build(repository)("hello")
     assert repository.list_sessions().sessions[0].messages == 2
+
+
+# Export and import
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_exported_session_has_owner_title_and_metadata(dsn: str, pool_options: Any, raw: bool) -> None:
+    with PostgresSessionRepository(dsn, payload_codec=ScramblingCodec(), **pool_options) as repository:
+        open_session(repository, owner="Alice", title="Trip", metadata=METADATA)
+        before = repository.list_sessions().sessions
+        lines = list(export_session(repository, "s", raw=raw))
+        assert import_session(repository, lines).unchanged == 1
+        repository.annotate_session("s", title="Rome")
+        with pytest.raises(SessionExistsError, match="strands-psycopg delete"):
+            import_session(repository, lines)
+        repository.delete_session("s")
+        import_session(repository, lines)
+        assert repository.list_sessions().sessions == before
+
+
+def test_strands_files_carry_owner_title_and_metadata(repository: PostgresSessionRepository, tmp_path: Path) -> None:
+    open_session(repository, owner="Alice", title="Trip", metadata={"z": 1, "a": [float("nan")]})
+    before = stored(repository)
+    export_files(repository, "s", tmp_path)
+    assert FileSessionManager("s", storage_dir=str(tmp_path)).read_session("s") is not None
+    repository.delete_session("s")
+    import_sessions(repository, FileSessions(tmp_path))
+    assert stored(repository) == before
+
+
+def test_imported_owner_that_cannot_be_stored_is_refused(repository: PostgresSessionRepository) -> None:
+    open_session(repository, owner="Alice")
+    lines = list(export_session(repository, "s"))
+    lines[0] = lines[0].replace('"owner": "Alice"', '"owner": 7')
+    with pytest.raises(BadFileError, match="owner must be a string"):
+        import_session(repository, lines, session_id="copy")
+
+
+# Commands and figures
+
+
+def test_commands_show_owners_and_titles(
+    repository: PostgresSessionRepository, dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_session(repository, "mine", owner="Alice", title="A trip to Rome, Paris and London", metadata={"tier": "gold"})
+    open_session(repository, "strange", owner="Mallory\x1b")
+    build(repository, "mine")("hello")
+
+    def run(*arguments: str) -> str:
+        assert main([*arguments, "--dsn", dsn]) == 0
+        return capsys.readouterr().out
+
+    listed = run("sessions", "--owner", "Alice").splitlines()
+    assert listed[0] == "session  owner  title                     agents  messages  multi-agents  last activity"
+    assert listed[1].startswith("mine     Alice  A trip to Rome, Paris a…       1         2             0  ")
+    assert len(listed) == 2
+    assert "Mallory\\x1b" in run("sessions")
+    assert run("sessions", "--metadata", '{"tier": "gold"}').count("\n") == 2
+    (session,) = json.loads(run("sessions", "--json", "--owner", "Alice"))["sessions"]
+    assert (session["owner"], session["metadata"]) == ("Alice", {"tier": "gold"})
+    shown = run("show", "mine")
+    assert 'owner Alice\ntitle A trip to Rome, Paris and London\nmetadata {"tier": "gold"}\n' in shown
+    assert json.loads(run("show", "mine", "--json"))["session"]["owner"] == "Alice"
+    assert "mine     Alice        A trip to Rome, Paris a…  " in run("stats")
+    (first, _) = json.loads(run("stats", "--json"))["longest"]
+    assert (first["owner"], first["title"]) == ("Alice", "A trip to Rome, Paris and London")
+
+
+@pytest.mark.parametrize("text", ["[1]", "gold", '"gold"'])
+def test_metadata_on_the_command_line_must_be_an_object(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sessions", "--metadata", text])
+    assert "argument --metadata: must be a JSON object" in capsys.readouterr().err
