@@ -38,7 +38,8 @@ def add(connection: Connection, session_id: str, active: datetime, created: date
 def add_many(connection: Connection, count: int) -> None:
     """Add sessions of two agents with ten messages each, and let the server know how many there are."""
     connection.execute(
-        "INSERT INTO strands_sessions SELECT 's-' || lpad(n::text, 6, '0'), 'AGENT', gen_random_uuid(), now(), "
+        "INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at) "
+        "SELECT 's-' || lpad(n::text, 6, '0'), 'AGENT', gen_random_uuid(), now(), "
         "timestamptz '2030-05-01' + n * interval '1 s' FROM generate_series(1, %s) AS n",
         [count],
     )
