@@ -12,19 +12,27 @@
 -- For operators:
 -- - If you edit a document with SQL, set its _exact column to NULL; otherwise the old document is restored.
 -- - Deleting a row of strands_sessions deletes everything in the session except its lease.
+-- - owner is for row-level security too: a policy can compare it with a setting of the application's transaction.
 -- - created_at and updated_at are the server's times; imported rows keep those of their source.
 
 CREATE TABLE strands_sessions (
-    session_id   text COLLATE "C" PRIMARY KEY,
-    session_type text NOT NULL,                  -- Strands' SessionType; so far always AGENT
-    write_id     uuid NOT NULL,
-    created_at   timestamptz NOT NULL,
-    updated_at   timestamptz NOT NULL            -- last activity of anything in the session, accurate to a minute
+    session_id     text COLLATE "C" PRIMARY KEY,
+    session_type   text NOT NULL,                -- Strands' SessionType; so far always AGENT
+    owner          text COLLATE "C",             -- whose session it is, as the application names its users
+    title          text,
+    metadata       jsonb,                        -- what the application looks its sessions up by
+    metadata_exact text,
+    write_id       uuid NOT NULL,
+    created_at     timestamptz NOT NULL,
+    updated_at     timestamptz NOT NULL          -- last activity of anything in the session, accurate to a minute
 );
 
 -- For listing the most recently active sessions and for finding idle ones. Since updated_at changes at most once a
 -- minute, the index costs writers next to nothing.
 CREATE INDEX strands_sessions_updated_at ON strands_sessions (updated_at, session_id);
+
+-- The same for the sessions of one owner.
+CREATE INDEX strands_sessions_owner ON strands_sessions (owner, updated_at, session_id) WHERE owner IS NOT NULL;
 
 CREATE TABLE strands_agents (
     session_id                       text COLLATE "C" NOT NULL REFERENCES strands_sessions ON DELETE CASCADE,

@@ -1,13 +1,18 @@
--- Values stored under keys, for Strands' Storage protocol: snapshots, offloaded tool results, memories.
+-- Values stored under keys, for Strands' Storage protocol: snapshots, offloaded tool results, memories. Those of a session
+-- are in strands_session_storage and vanish with the session; all others are in strands_storage.
 --
 -- A small value is stored in its row. A large one is split into chunks, and its row holds the ids of the chunks in
--- order. Each chunk is stored once for all values of a storage, so that the next version of a long conversation adds
--- only what is new.
+-- order. Each chunk is stored once for all values of a scope, or of a session, so that the next version of a long
+-- conversation adds only what is new.
 --
 -- A chunk is inserted before the first value that uses it and deleted after the last one. A transaction that replaces or
 -- deletes a value marks the chunks that the value no longer uses as released; a later transaction deletes those that no
 -- other value uses either. A process that is killed in between leaves nothing but marks, and the next write or deletion
--- of a large value deletes those chunks.
+-- of a large value in the same scope deletes those chunks.
+--
+-- A scope is the prefix of a storage; that of a storage with an owner is the owner, // and the prefix. A prefix contains
+-- no //, so every scope belongs to one owner or to none. Every key starts with the scope or the session, so that the
+-- tables can be distributed by it.
 --
 -- write_id is drawn by the writer for each write. A storage that guards against overwriting expects the one that it saw,
 -- and a write that is retried because its acknowledgement was lost finds its own.
@@ -15,14 +20,18 @@
 -- Keys are COLLATE "C": compared by bytes, which is the order of Python's strings and makes a prefix a range.
 
 CREATE TABLE strands_storage (
-    key           text COLLATE "C" PRIMARY KEY,
+    scope         text COLLATE "C" NOT NULL,
+    key           text COLLATE "C" NOT NULL,
+    owner         text COLLATE "C",          -- whose value it is
     data          bytea,                     -- the value, if it is small
     chunk_ids     uuid[],                    -- its chunks in order, if it is large
     size          bigint NOT NULL,           -- of the value, in bytes
     search_vector tsvector,                  -- NULL, so that a search does not find it, if it is no text or too long
     write_id      uuid NOT NULL,
     updated_at    timestamptz NOT NULL,
-    CONSTRAINT strands_storage_data_or_chunk_ids CHECK (pg_catalog.num_nulls(data, chunk_ids) = 1)
+    expires_at    timestamptz,               -- from then on the value is not found; NULL: never
+    PRIMARY KEY (scope, key),
+    CONSTRAINT strands_storage_value CHECK (pg_catalog.num_nulls(data, chunk_ids) = 1)
 );
 
 -- Ids are hashes and cannot be compressed.
@@ -36,9 +45,40 @@ CREATE INDEX strands_storage_search_vector ON strands_storage
 USING gin (search_vector) WITH (gin_pending_list_limit = 512);
 
 CREATE TABLE strands_chunks (
-    chunk_id uuid PRIMARY KEY,               -- 128 bits of BLAKE2b of the data, keyed by the storage's prefix
+    scope    text COLLATE "C" NOT NULL,
+    chunk_id uuid NOT NULL,                   -- 128 bits of BLAKE2b of the data, keyed by the scope
     data     bytea NOT NULL,
-    released boolean NOT NULL DEFAULT false  -- a value no longer uses it; another one may
+    released boolean NOT NULL DEFAULT false,  -- a value no longer uses it; another one may
+    PRIMARY KEY (scope, chunk_id)
 );
 
-CREATE INDEX strands_chunks_released ON strands_chunks (chunk_id) WHERE released;
+CREATE INDEX strands_chunks_released ON strands_chunks (scope, chunk_id) WHERE released;
+
+CREATE TABLE strands_session_storage (
+    session_id    text COLLATE "C" NOT NULL REFERENCES strands_sessions ON DELETE CASCADE,
+    key           text COLLATE "C" NOT NULL,
+    data          bytea,
+    chunk_ids     uuid[],
+    size          bigint NOT NULL,
+    search_vector tsvector,
+    write_id      uuid NOT NULL,
+    updated_at    timestamptz NOT NULL,
+    expires_at    timestamptz,
+    PRIMARY KEY (session_id, key),
+    CONSTRAINT strands_session_storage_value CHECK (pg_catalog.num_nulls(data, chunk_ids) = 1)
+);
+
+ALTER TABLE strands_session_storage ALTER COLUMN chunk_ids SET STORAGE EXTERNAL;
+
+CREATE INDEX strands_session_storage_chunks ON strands_session_storage
+USING gin (chunk_ids) WITH (gin_pending_list_limit = 512);
+
+CREATE TABLE strands_session_chunks (
+    session_id text COLLATE "C" NOT NULL REFERENCES strands_sessions ON DELETE CASCADE,
+    chunk_id   uuid NOT NULL,
+    data       bytea NOT NULL,
+    released   boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (session_id, chunk_id)
+);
+
+CREATE INDEX strands_session_chunks_released ON strands_session_chunks (session_id, chunk_id) WHERE released;

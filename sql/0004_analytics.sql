@@ -162,6 +162,8 @@ COMMENT ON VIEW strands_tool_calls IS 'one row per tool call: input, status, res
 CREATE VIEW strands_session_figures AS
 SELECT
     s.session_id,
+    s.owner,
+    s.title,                                     -- as it is stored
     coalesce(f.messages, 0) AS messages,
     coalesce(f.turns, 0) AS turns,
     coalesce(f.tool_calls, 0) AS tool_calls,
@@ -190,7 +192,7 @@ LEFT JOIN (
     GROUP BY session_id
 ) AS f ON f.session_id = s.session_id;
 
-COMMENT ON VIEW strands_session_figures IS 'one row per session: turns, messages, tool calls, tokens, times';
+COMMENT ON VIEW strands_session_figures IS 'one row per session: owner, title, turns, messages, tool calls, tokens, times';
 
 CREATE VIEW strands_daily_figures AS
 SELECT

@@ -15,6 +15,7 @@ from strands_psycopg.errors import (
     SessionExistsError,
     SessionForkError,
     SessionNotFoundError,
+    SessionOwnerError,
     StorageConflictError,
     StrandsPsycopgError,
     TransferError,
@@ -24,6 +25,7 @@ from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.payload import PayloadCodec, PayloadContext
 from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.annotations import AnnotatedSession
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, TableStatus
@@ -31,6 +33,7 @@ from strands_psycopg.storage import PostgresStorage
 
 __all__ = [
     "AgentSummary",
+    "AnnotatedSession",
     "BadFileError",
     "DatabaseError",
     "DatabaseUnavailableError",
@@ -53,6 +56,7 @@ __all__ = [
     "SessionExistsError",
     "SessionForkError",
     "SessionNotFoundError",
+    "SessionOwnerError",
     "SessionPage",
     "SessionSummary",
     "Status",

@@ -89,6 +89,27 @@ class SessionBusyError(StrandsPsycopgError, SessionException):
         self.until = until
 
 
+class SessionOwnerError(StrandsPsycopgError, SessionException):
+    """The session belongs to another owner than the given one, or to none; nothing was read or stored.
+
+    Attributes:
+        session_id: The session.
+    """
+
+    def __init__(self, message: str, *, session_id: str) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+
+    @classmethod
+    def of(cls, operation: str, session_id: str) -> "SessionOwnerError":
+        """Return the error of an operation on a session; it does not tell who owns the session."""
+        return cls(
+            f"{operation}: session {session_id!r} does not belong to the given owner; use another session id, or, if "
+            "the session has no owner yet and is this one's, call annotate_session(owner=...) first",
+            session_id=session_id,
+        )
+
+
 class LeaseLostError(StrandsPsycopgError, SessionException):
     """Another holder has taken over the session; nothing was stored. Stop writing.
 

@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from strands_psycopg.calls import is_interrupted
 from strands_psycopg.database import Database
-from strands_psycopg.errors import DatabaseUnavailableError, SessionBusyError, StrandsPsycopgError
+from strands_psycopg.errors import DatabaseUnavailableError, SessionBusyError, SessionOwnerError, StrandsPsycopgError
 from strands_psycopg.process_forks import after_fork_in_child
 from strands_psycopg.system_errors import NO_THREAD, is_shutting_down
 from strands_psycopg.uncopyable import Uncopyable
@@ -40,13 +40,19 @@ _ACQUIRE = """
         INSERT INTO {leases} AS l (session_id, term, acquired_at, expires_at)
         SELECT %(session_id)s::text, %(term)s::uuid, pg_catalog.now(),
             pg_catalog.now() + pg_catalog.make_interval(secs => %(ttl)s)
-        WHERE {in_time}
+        WHERE {in_time} AND (%(owner)s::text IS NULL OR NOT EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(session_id)s AND owner IS DISTINCT FROM %(owner)s::text
+        ))
         ON CONFLICT (session_id) DO UPDATE
         SET term = EXCLUDED.term, acquired_at = EXCLUDED.acquired_at, expires_at = EXCLUDED.expires_at
         WHERE l.term = EXCLUDED.term OR EXCLUDED.expires_at - l.expires_at > pg_catalog.make_interval(secs => %(ttl)s)
         RETURNING l.term
     )
-    SELECT CASE WHEN {in_time} THEN {server_time} END, acquired.term IS NOT NULL, held.since, held.until, held.seconds
+    SELECT CASE WHEN {in_time} THEN {server_time} END, acquired.term IS NOT NULL,
+        %(owner)s::text IS NOT NULL AND EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(session_id)s AND owner IS DISTINCT FROM %(owner)s::text
+        ),
+        held.since, held.until, held.seconds
     FROM (SELECT 1) AS one LEFT JOIN acquired ON true LEFT JOIN (
         SELECT pg_catalog.to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS since,
             pg_catalog.to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS until,
@@ -123,12 +129,13 @@ class Lease(Uncopyable):
 
     _why_uncopyable = "belongs to the block that it is entered for; call lease() of the repository for another one"
 
-    def __init__(self, leases: "Leases", session_id: str, *, wait: float, ttl: float) -> None:
+    def __init__(self, leases: "Leases", session_id: str, *, wait: float, ttl: float, owner: str | None = None) -> None:
         self.session_id = session_id
         self.term = uuid4()
         # Always a float, so that the server needs only one prepared statement.
         self.ttl = float(ttl)
         self._leases = leases
+        self._owner = owner
         self._wait = wait
         self._entered = False
         self._deadline = 0.0
@@ -146,6 +153,7 @@ class Lease(Uncopyable):
 
         Raises:
             SessionBusyError: Another writer held it during the whole ``wait``.
+            SessionOwnerError: The session does not belong to the lease's owner.
             RuntimeError: The lease has been entered before.
             DatabaseUnavailableError: The database could not be reached in time.
         """
@@ -261,11 +269,16 @@ class Leases:
         return lease in self._held
 
     def acquire(self, lease: Lease) -> _Holder | None:
-        """Try to hold a session; return None if ``lease`` holds it now, otherwise its holder."""
+        """Try to hold a session; return None if ``lease`` holds it now, otherwise its holder.
+
+        Raises:
+            SessionOwnerError: The session does not belong to the lease's owner.
+        """
         parameters = {
             "session_id": lease.session_id,
             "term": lease.term,
             "ttl": lease.ttl,
+            "owner": lease._owner,
         }
         # Counted from before the server reads its clock, so that the renewal is not late.
         lease._renew_at = time.monotonic() + lease.ttl / 3
@@ -276,11 +289,13 @@ class Leases:
         except StrandsPsycopgError:
             lease._in_doubt = is_interrupted()
             raise
-        _, acquired, since, until, seconds = rows[0]
+        _, acquired, of_another_owner, since, until, seconds = rows[0]
         if acquired:
             self._held[lease] = None
             self._keep(operation)
         lease._in_doubt = False
+        if of_another_owner and not acquired:
+            raise SessionOwnerError.of(operation, lease.session_id)
         return None if acquired else _Holder(since or "just now", until or "soon", float(seconds or 0))
 
     def release(self, lease: Lease) -> None:
@@ -379,4 +394,7 @@ class Leases:
         for lease in leases:
             lease._renew_at = _NO_RENEWAL if lease in lost else renew_at
             if lease in lost and lease in self._held:
-                logger.warning("session_id=<%s> | lease lost to another holder", lease.session_id)
+                logger.warning(
+                    "session_id=<%s> | lease lost: another holder has taken over, or the session was deleted",
+                    lease.session_id,
+                )

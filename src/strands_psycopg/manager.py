@@ -25,8 +25,9 @@ from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
 from strands_psycopg.agent_sync.record import AgentRecord
 from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
 from strands_psycopg.agent_sync.write_guard import WriteGuard
-from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
+from strands_psycopg.repository.annotations import AnnotatedSession, Annotations, Metadata
 from strands_psycopg.repository.identifiers import parse_snapshot_id
 from strands_psycopg.uncopyable import Uncopyable
 
@@ -74,6 +75,10 @@ class PostgresSessionManager(Uncopyable, SessionManager):
     Args:
         session_id: The id of the session.
         repository: The repository that stores it; the manager does not close it.
+        owner: Whose session it is, as the application names its users: 1 to 255 characters. The manager opens no
+            session of another owner, or of none. None opens any session.
+        title: A title for lists, of up to 1,000 characters; None leaves it as it is.
+        metadata: A dict by which ``list_sessions`` finds the session; None leaves it as it is.
         snapshot_trigger: Decides after each invocation whether a checkpoint is saved; None saves none.
         keep_snapshots: How many checkpoints of each agent are kept; None keeps all.
         blocking_hooks: Whether hooks are plain functions, which write before they return.
@@ -81,7 +86,8 @@ class PostgresSessionManager(Uncopyable, SessionManager):
 
     Raises:
         TypeError: The repository overrides a method that the manager does not call, such as ``create_message``.
-        ValueError: ``session_id`` is not a valid id.
+        ValueError: ``session_id``, ``owner``, ``title`` or ``metadata`` is not valid.
+        SessionOwnerError: The session does not belong to ``owner``.
         SchemaError: The tables are missing.
         DatabaseUnavailableError: The database could not be reached in time.
     """
@@ -93,6 +99,9 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         session_id: str,
         repository: PostgresSessionRepository,
         *,
+        owner: str | None = None,
+        title: str | None = None,
+        metadata: Metadata | None = None,
         snapshot_trigger: SnapshotTrigger | None = None,
         keep_snapshots: int | None = None,
         blocking_hooks: bool = False,
@@ -112,19 +121,32 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         self._keep_snapshots = keep_snapshots
         self._blocking_hooks = blocking_hooks
         self._own_repository: PostgresSessionRepository | None = None
-        self.session = self._read_or_create_session()
+        self.session = self._open_session(Annotations(owner, title, metadata).check())
 
-    def _read_or_create_session(self) -> Session:
-        session = self.session_repository.read_session(self.session_id)
-        if session is not None:
-            return session
-        try:
-            return self.session_repository.create_session(Session(self.session_id, SessionType.AGENT))
-        except SessionExistsError:
-            session = self.session_repository.read_session(self.session_id)
-            if session is None:  # another process has created it, and a third one has deleted it
-                raise
-            return session
+    def _open_session(self, annotations: Annotations) -> Session:
+        session = self._read_session(annotations.owner)
+        if session is None:
+            new = annotations.annotated(Session(self.session_id, SessionType.AGENT))
+            try:
+                return self.session_repository.create_session(new)
+            except SessionExistsError:
+                session = self._read_session(annotations.owner)
+                if session is None:  # another process has created it, and a third one has deleted it
+                    raise
+        changed = annotations.changes_of(session)
+        if changed:
+            self.session_repository.annotate_session(self.session_id, **changed)
+            session = AnnotatedSession(**{**vars(session), **changed})
+        return session
+
+    def _read_session(self, owner: str | None) -> Session | None:
+        # A repository that overrides it need not know owners, unless there is one.
+        options = {} if owner is None else {"owner": owner}
+        session = self.session_repository.read_session(self.session_id, **options)
+        # The repository has checked it, unless it overrides the method and does not pass the owner on.
+        if owner is not None and session is not None and Annotations.of(session).owner != owner:
+            raise SessionOwnerError.of(f"opening session {self.session_id!r}", self.session_id)
+        return session
 
     @classmethod
     def from_dsn(
@@ -132,6 +154,9 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         session_id: str,
         dsn: str,
         *,
+        owner: str | None = None,
+        title: str | None = None,
+        metadata: Metadata | None = None,
         snapshot_trigger: SnapshotTrigger | None = None,
         keep_snapshots: int | None = None,
         blocking_hooks: bool = False,
@@ -142,6 +167,9 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         Args:
             session_id: The id of the session.
             dsn: The ``conninfo`` of the ``PostgresSessionRepository``.
+            owner: As of the constructor.
+            title: As of the constructor.
+            metadata: As of the constructor.
             snapshot_trigger: As of the constructor.
             keep_snapshots: As of the constructor.
             blocking_hooks: As of the constructor.
@@ -150,6 +178,7 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         Raises:
             TypeError: As ``PostgresSessionRepository`` does.
             ValueError: An argument is out of range, the DSN cannot be parsed, or ``session_id`` is not a valid id.
+            SessionOwnerError: The session does not belong to ``owner``.
             SchemaError: The tables are missing.
             DatabaseUnavailableError: The database could not be reached in time.
         """
@@ -158,6 +187,9 @@ class PostgresSessionManager(Uncopyable, SessionManager):
             manager = cls(
                 session_id,
                 repository,
+                owner=owner,
+                title=title,
+                metadata=metadata,
                 snapshot_trigger=snapshot_trigger,
                 keep_snapshots=keep_snapshots,
                 blocking_hooks=blocking_hooks,

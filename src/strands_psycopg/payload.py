@@ -5,6 +5,7 @@ Temporal's.
 """
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
@@ -22,6 +23,7 @@ PayloadKind: TypeAlias = Literal[
     "checkpoint",
     "multi_agent",
     "storage",
+    "title",
 ]
 
 # The texts of a JSONB column and of the exact column beside it.
@@ -34,10 +36,11 @@ class PayloadContext:
 
     Attributes:
         session_id: Its session; None for a value of a storage that belongs to none.
-        agent_id: Its agent, or graph or swarm; None for a value of a storage.
+        agent_id: Its agent, or graph or swarm; None for a value of a storage, and for a title.
         kind: What it is: a ``message`` of an agent's log, its ``redaction``, a ``variant`` (a message in another form,
             such as a summary), an agent's ``state``, ``conversation_manager_state`` or ``internal_state``, the data of
-            a ``checkpoint``, the state of a ``multi_agent`` (a graph or swarm), or a value of a ``storage``.
+            a ``checkpoint``, the state of a ``multi_agent`` (a graph or swarm), a value of a ``storage``, or the
+            ``title`` of a session, which is a string.
         index: The index of a message or redaction, the id of a variant or checkpoint, or the full key of a value; None
             if there is only one such document.
     """
@@ -55,13 +58,15 @@ class PayloadCodec(Protocol):
     not on the event loop, except where Strands itself calls a hook synchronously. Several threads may call them at
     once. They must not use the repository's own pool, since a fork or import calls them within a transaction. If they
     raise an error, a ``PayloadCodecError`` is raised from it, and nothing is stored.
+
+    The ids, owners and metadata of sessions are stored as they are, since the database looks sessions up by them.
     """
 
     def encode(self, document: Any, context: PayloadContext) -> Any:
         """Return what is to be stored.
 
         Args:
-            document: A copy of the document, of JSON types and bytes; the bytes of a value of a storage.
+            document: A copy of the document, of JSON types and bytes; the bytes of a value of a storage; a title.
             context: Which document it is.
 
         Returns:
@@ -115,7 +120,7 @@ class Payloads:
         self,
         columns: Columns,
         session_id: str,
-        agent_id: str,
+        agent_id: str | None,
         kind: PayloadKind,
         index: int | str | None = None,
     ) -> Columns:
@@ -157,6 +162,32 @@ class Payloads:
             raise _error(f"decode returned {type(decoded).__name__} instead of a dict", context)
         return decoded
 
+    def encode_title(self, title: str, session_id: str) -> str:
+        """Encode a session's title for its column: as it is, or as the JSON text of what the codec returned.
+
+        Raises:
+            PayloadCodecError: The codec failed, or what it returned cannot be stored.
+        """
+        if self._codec is None:
+            return title
+        text, exact = self.encode_columns((json.dumps(title), None), session_id, None, "title")
+        # Unlike JSONB, text keeps the order of keys.
+        return text if exact is None or exact.startswith("order ") else exact
+
+    def decode_title(self, text: str, session_id: str) -> str:
+        """Return the title that was encoded.
+
+        Raises:
+            PayloadCodecError: The codec failed or did not return a string.
+        """
+        if self._codec is None:
+            return text
+        context = PayloadContext(session_id, None, "title")
+        title = _call("decode", self._codec.decode, _parse_title(text), context)
+        if not isinstance(title, str):
+            raise _error(f"decode returned {type(title).__name__} instead of a string", context)
+        return title
+
     def encode_bytes(self, value: bytes, session_id: str | None, key: str) -> bytes:
         """Encode a value of a storage.
 
@@ -178,6 +209,16 @@ class Payloads:
             return value
         context = PayloadContext(session_id, None, "storage", key)
         return _as_bytes("decode", _call("decode", self._codec.decode, value, context), context)
+
+
+def _parse_title(text: str) -> Any:
+    """Return what a codec has returned for a title, or the title itself if it was stored without one."""
+    try:
+        if not text.startswith("bytes "):
+            json.loads(text)  # fails unless all of it is JSON
+        return decode("null", text)
+    except ValueError:
+        return text
 
 
 def _check_codec(codec: object) -> None:

@@ -23,8 +23,8 @@ FILL = """
         FROM generate_series(1, %(sessions)s) AS n
         UNION ALL VALUES ('long', now(), %(long)s), ('idle', now() - interval '1 year', %(each)s)
     ), s AS (
-        INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at)
-        SELECT session_id, 'AGENT', gen_random_uuid(), active, active FROM sizes
+        INSERT INTO strands_sessions (session_id, session_type, owner, write_id, created_at, updated_at)
+        SELECT session_id, 'AGENT', 'owner-' || hashtext(session_id) %% 50, gen_random_uuid(), active, active FROM sizes
     ), a AS (
         INSERT INTO strands_agents (session_id, agent_id, state, conversation_manager_state, _internal_state, write_id,
             created_at, updated_at)
@@ -140,6 +140,13 @@ def test_a_page_of_sessions_looks_at_its_sessions_and_the_last_message_of_each_a
 def test_a_page_of_sessions_of_a_rare_prefix_looks_at_those(planned: Planned) -> None:
     everything = touched(planned, lambda repository: repository.list_sessions(prefix="many-100"))
     assert everything.rows["sessions"] <= 11 * 3
+
+
+def test_a_page_of_an_owners_sessions_looks_at_those(planned: Planned) -> None:
+    repository, _ = planned
+    owner = repository.list_sessions(limit=1, prefix="many-7").sessions[0].owner
+    everything = touched(planned, lambda repository: repository.list_sessions(limit=5, owner=owner))
+    assert everything.rows["sessions"] <= len(repository.list_sessions(owner=owner).sessions) < SESSIONS / 20
 
 
 def test_agents_of_a_session_are_found_by_it(planned: Planned) -> None:

@@ -154,7 +154,8 @@ def test_status_says_about_where_it_estimates(
     connection: psycopg.Connection[Any],
 ) -> None:
     connection.execute(
-        "INSERT INTO strands_sessions SELECT n, 'AGENT', gen_random_uuid(), now(), now() "
+        "INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at) "
+        "SELECT n, 'AGENT', gen_random_uuid(), now(), now() "
         "FROM generate_series(1, 1234) AS n"
     )
     connection.execute("VACUUM ANALYZE strands_sessions")

@@ -241,7 +241,10 @@ def test_of_two_forks_with_one_name_one_is_refused(
             outcomes.append(type(error))
 
     with connection.transaction():
-        connection.execute("INSERT INTO strands_sessions SELECT 'fork', 'AGENT', gen_random_uuid(), now(), now()")
+        connection.execute(
+            "INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at) "
+            "VALUES ('fork', 'AGENT', gen_random_uuid(), now(), now())"
+        )
         thread = threading.Thread(target=fork)
         thread.start()
         wait_until(lambda: blocked(watcher))

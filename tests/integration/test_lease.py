@@ -188,7 +188,7 @@ def test_lease_can_be_entered_once(
         ({"ttl": float("nan")}, "ttl must be more than 0 and at most 86400.0 seconds, not nan"),
     ],
 )
-def test_times_out_of_range_are_refused_before_any_connection(options: dict[str, float], problem: str) -> None:
+def test_times_out_of_range_are_refused_before_any_connection(options: dict[str, Any], problem: str) -> None:
     repository = PostgresSessionRepository("host=/nowhere")
 
     with pytest.raises(ValueError, match=problem):
@@ -469,7 +469,7 @@ def test_lost_lease_is_not_renewed_and_is_logged_once(
         expire(connection)
         with other.lease("s", wait=0, ttl=600) as new, repository.lease("t", ttl=0.3):
             taken = expiry_of(connection, "s")
-            wait_until(lambda: "session_id=<s> | lease lost to another holder" in caplog.text)
+            wait_until(lambda: "session_id=<s> | lease lost: another holder has taken over" in caplog.text)
             later = expiry_of(connection, "t") + timedelta(seconds=1)
             wait_until(lambda: expiry_of(connection, "t") > later)
 

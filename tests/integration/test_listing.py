@@ -18,7 +18,6 @@ from strands_psycopg import (
     SessionPage,
     SessionSummary,
 )
-from strands_psycopg.repository.listing import Listing
 from support.tables import one
 from support.writes import agent, message, store_with_message
 
@@ -39,7 +38,8 @@ def add(connection: Connection, session_id: str, active: datetime, created: date
 def add_many(connection: Connection, count: int) -> None:
     """Add sessions of two agents with ten messages each, and let the server know how many there are."""
     connection.execute(
-        "INSERT INTO strands_sessions SELECT 's-' || lpad(n::text, 6, '0'), 'AGENT', gen_random_uuid(), now(), "
+        "INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at) "
+        "SELECT 's-' || lpad(n::text, 6, '0'), 'AGENT', gen_random_uuid(), now(), "
         "timestamptz '2030-05-01' + n * interval '1 s' FROM generate_series(1, %s) AS n",
         [count],
     )
@@ -259,8 +259,8 @@ def plan(
     connection: Connection, repository: PostgresSessionRepository, statement: str, generic: bool, **parameters: Any
 ) -> dict[str, Any]:
     """Carry out one of the listing's statements and give how the server did it."""
-    text: bytes = getattr(Listing(repository._database), statement)
-    defaults = {"before": "infinity", "before_id": "", "active_since": "-infinity", "limit": 21}
+    text: bytes = getattr(repository._tables.listing, statement)
+    defaults = {"before": "infinity", "before_id": "", "active_since": "-infinity", "metadata": None, "limit": 21}
     connection.execute(f"SET plan_cache_mode = force_{'generic' if generic else 'custom'}_plan".encode())
     names = [name for name in {**defaults, **parameters} if b"%%(%s)s" % name.encode() in text]
     for number, name in enumerate(names, start=1):

@@ -12,10 +12,10 @@ SOURCES = Path(__file__).parents[2] / "sql"
 
 # Of the packaged files, in the order of their versions.
 CHECKSUMS = [
-    ("0001_sessions.sql", "920451a91f34ab56412b9f9949546c55d544ab523aa1d0aed43f0b025bf06c5f"),
+    ("0001_sessions.sql", "1bad047a2d82974f4986d480bc210c281c857823da4f63d7a5862c1ccdb6694c"),
     ("0002_leases.sql", "3bc83ebbeedf2fce376e223168fdb37db09b99efeef44dcf0c63f167cf66d9ad"),
-    ("0003_storage.sql", "6d17a47e829939bfb91e779139997581e9302b08d6953af105f17bd567868ed2"),
-    ("0004_analytics.sql", "02b07bf76df669d9b296dd658502e62986be47fddf90e2045f29d3a245741375"),
+    ("0003_storage.sql", "761d36ed43da145baa16b58f91ec32fad9d00dc426d4cef2643f4bce6c624ea7"),
+    ("0004_analytics.sql", "b0762d3b68b666796d95ebbc41c41b67549f376ab89a2aaeb88997b469585ac7"),
 ]
 
 

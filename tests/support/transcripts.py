@@ -67,7 +67,10 @@ def store(
 
 def store_json(connection: Connection, messages: Sequence[str], redactions: Sequence[str | None] = ()) -> None:
     """Store the session ``odd`` with JSON texts for messages, whatever they are."""
-    connection.execute("INSERT INTO strands_sessions VALUES ('odd', 'AGENT', gen_random_uuid(), now(), now())")
+    connection.execute(
+        "INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at) "
+        "VALUES ('odd', 'AGENT', gen_random_uuid(), now(), now())"
+    )
     connection.execute(
         "INSERT INTO strands_agents (session_id, agent_id, state, conversation_manager_state, _internal_state, "
         "write_id, created_at, updated_at) VALUES ('odd', 'a', '{}', '{}', '{}', gen_random_uuid(), now(), now())"

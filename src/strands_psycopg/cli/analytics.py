@@ -99,19 +99,22 @@ def _print_statistics(statistics: Statistics) -> None:
         ("tool", "calls", "failed", "no result", "median", "p95", "longest"),
         [(_display_name(each.name), *_tool_cells(each)) for each in statistics.tools],
     )
+    names, annotations = output.annotation_columns(statistics.longest)
     _print_table(
-        ("session", "last active", "turns", "messages", "tool calls", "failed", "tokens in", "tokens out"),
+        ("session", *names, "last active", "turns", "messages", "tool calls", "failed", "tokens in", "tokens out"),
         [
-            (_display_name(each.session_id), f"{each.last_active_at:%Y-%m-%d %H:%M}", *_count_cells(None, each))
-            for each in statistics.longest
+            (_display_name(each.session_id), *cells, f"{each.last_active_at:%Y-%m-%d %H:%M}", *_count_cells(None, each))
+            for each, cells in zip(statistics.longest, annotations, strict=True)
         ],
+        left=("session", *names),
     )
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> None:
     if rows:
         print()
-        output.print_table(header, rows, right=header[1:])
+        left = left or header[:1]
+        output.print_table(header, rows, right=[name for name in header if name not in left])
 
 
 def _count_cells(sessions: int | None, figures: Figures) -> list[str]:

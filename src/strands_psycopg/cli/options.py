@@ -2,13 +2,14 @@
 
 import argparse
 import importlib
+import json
 import os
 import re
 import sys
 from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from strands_psycopg.errors import DatabaseUnavailableError
 from strands_psycopg.payload import PayloadCodec, Payloads
@@ -111,6 +112,17 @@ def parse_session_id(text: str) -> str:
     if re.match(r"postgres(ql)?://|.*\bpassword *=", text):
         raise argparse.ArgumentTypeError("pass a DSN with --dsn")
     return text
+
+
+def parse_metadata(text: str) -> dict[str, Any]:
+    """Parse a JSON object, for argparse."""
+    try:
+        metadata = json.loads(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return metadata
 
 
 def parse_duration(text: str) -> timedelta:

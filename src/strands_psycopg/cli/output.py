@@ -3,10 +3,15 @@
 On a terminal and with the extra ``cli``, rich formats them; otherwise they are plain text without escape codes.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, Protocol
+
+from strands.types.session import encode_bytes_values
+
+from strands_psycopg.printable import printable
 
 try:
     import rich.console
@@ -15,6 +20,9 @@ try:
     import rich.text
 except ImportError:  # without the extra ``cli``
     rich = None  # type: ignore[assignment]
+
+# In characters.
+_ANNOTATION_WIDTHS = {"owner": 16, "title": 24}
 
 
 # In characters: between two columns, and what remains of a shortened one at least.
@@ -106,6 +114,43 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+class Annotated(Protocol):
+    """What has an owner and a title, each of which may be None."""
+
+    @property
+    def owner(self) -> str | None:
+        """Whose it is."""
+
+    @property
+    def title(self) -> str | None:
+        """Its title."""
+
+
+def annotation_columns(sessions: Sequence[Annotated]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns of a table of sessions for owners and titles: their names, and the cells of each session.
+
+    There is no column that would be empty, and cells are shortened, so that the table remains readable.
+    """
+    names = [name for name in _ANNOTATION_WIDTHS if any(getattr(each, name) is not None for each in sessions)]
+    return names, [
+        [_shorten(getattr(each, name) or "", _ANNOTATION_WIDTHS[name]) for name in names] for each in sessions
+    ]
+
+
+def _shorten(text: str, width: int) -> str:
+    text = printable(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def dump_json(document: Any, *, indent: int | None = None) -> str:
+    """Return a document as JSON, with bytes in Strands' form and null for NaN and infinities."""
+    try:
+        return json.dumps(document, indent=indent, default=encode_bytes_values, allow_nan=False)
+    except ValueError:
+        text = json.dumps(document, default=encode_bytes_values)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent)
 
 
 def format_size(count: float) -> str:

@@ -10,8 +10,10 @@ from strands_psycopg.cli.options import (
     CODEC,
     TABLES,
     Commands,
+    Parser,
     open_repository,
     parse_duration,
+    parse_metadata,
     parse_session_id,
     parse_time,
 )
@@ -24,10 +26,11 @@ def add_to(commands: Commands) -> None:
     """Add the commands."""
     sessions = commands.add_parser(
         "sessions",
-        parents=[TABLES],
+        parents=[TABLES, CODEC],
         allow_abbrev=False,
         help="list sessions, most recently active first",
-        description="List sessions, most recently active first. The time of the last activity is accurate to a minute.",
+        description="List sessions, most recently active first. The time of the last activity is accurate to a minute. "
+        "If the application has a payload codec, pass it to read the titles.",
     )
     sessions.add_argument(
         "--limit", type=int, default=100, metavar="N", help="maximum number of sessions, up to 1000 (default: 100)"
@@ -43,6 +46,8 @@ def add_to(commands: Commands) -> None:
         "within a duration (12h, 7d)",
     )
     sessions.add_argument("--prefix", metavar="TEXT", help="only sessions whose id starts with TEXT")
+    sessions.add_argument("--owner", metavar="NAME", help="only sessions of this owner")
+    _add_metadata(sessions)
     sessions.add_argument("--json", action="store_true", help="print JSON")
     sessions.set_defaults(run=_sessions)
 
@@ -90,6 +95,15 @@ def add_to(commands: Commands) -> None:
     purge.set_defaults(run=_purge)
 
 
+def _add_metadata(command: Parser) -> None:
+    command.add_argument(
+        "--metadata",
+        type=parse_metadata,
+        metavar="JSON",
+        help='only sessions whose metadata contain this JSON object, such as \'{"tier": "gold"}\'',
+    )
+
+
 def _sessions(arguments: argparse.Namespace) -> int:
     with open_repository(arguments) as repository:
         page = repository.list_sessions(
@@ -97,21 +111,25 @@ def _sessions(arguments: argparse.Namespace) -> int:
             before=arguments.before,
             active_since=arguments.active_since,
             prefix=arguments.prefix,
+            owner=arguments.owner,
+            metadata=arguments.metadata,
         )
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(page), indent=2))
+        print(output.dump_json(dataclasses.asdict(page), indent=2))
         return 0
+    names, annotations = output.annotation_columns(page.sessions)
     rows = [
         (
             printable(session.session_id),
+            *cells,
             f"{session.agents:,}",
             f"{session.messages:,}",
             f"{session.multi_agents:,}",
             output.format_time(session.updated_at, timespec="minutes"),
         )
-        for session in page.sessions
+        for session, cells in zip(page.sessions, annotations, strict=True)
     ]
-    header = ("session", "agents", "messages", "multi-agents", "last activity")
+    header = ("session", *names, "agents", "messages", "multi-agents", "last activity")
     output.print_table(header, rows, right=("agents", "messages", "multi-agents"))
     if page.next:
         # On stderr, because programs may read the table.
@@ -129,7 +147,7 @@ def _fork(arguments: argparse.Namespace) -> int:
             snapshot_id=arguments.snapshot,
         )
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(fork), indent=2))
+        print(output.dump_json(dataclasses.asdict(fork), indent=2))
         return 0
     counts = [output.pluralize(fork.agents, "agent"), output.pluralize(fork.messages, "message")]
     if fork.multi_agents:

@@ -2,12 +2,10 @@
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from strands.types.content import Message
-from strands.types.session import encode_bytes_values
 
 from strands_psycopg.cli import output, transcript
 from strands_psycopg.cli.options import CODEC, TABLES, Commands, open_repository, parse_session_id
@@ -176,6 +174,12 @@ def _print(
         f"{output.pluralize(session.agents, 'agent')}, {output.pluralize(session.messages, 'message')}, "
         f"{output.pluralize(session.multi_agents, 'multi-agent')}"
     )
+    if session.owner is not None:
+        print(f"owner {printable(session.owner)}")
+    if session.title is not None:
+        print(f"title {printable(session.title)}")
+    if session.metadata is not None:
+        print(f"metadata {printable(output.dump_json(session.metadata))}")
     for agent in agents:
         print()
         entries = read(agent)
@@ -195,20 +199,11 @@ def _print_json(
     session: SessionSummary, agents: list[AgentSummary], key: str, read: Callable[[AgentSummary], Iterator[_Entry]]
 ) -> None:
     """Print one JSON document without holding all of it in memory."""
-    print('{"session": ' + _dump(dataclasses.asdict(session)) + ', "agents": [', end="")
+    print('{"session": ' + output.dump_json(dataclasses.asdict(session)) + ', "agents": [', end="")
     for number, agent in enumerate(agents):
-        summary = _dump(dataclasses.asdict(agent) | {key: None}).removesuffix("null}")
+        summary = output.dump_json(dataclasses.asdict(agent) | {key: None}).removesuffix("null}")
         print(f"{',' if number else ''}\n{summary}[", end="")
         for position, entry in enumerate(read(agent)):
-            print(f"{',' if position else ''}\n{_dump(entry.document)}", end="")
+            print(f"{',' if position else ''}\n{output.dump_json(entry.document)}", end="")
         print("]}", end="")
     print("]}")
-
-
-def _dump(document: dict[str, Any]) -> str:
-    """Return a document as JSON, with bytes in Strands' form and null for NaN and infinities."""
-    try:
-        return json.dumps(document, default=encode_bytes_values, allow_nan=False)
-    except ValueError:
-        text = json.dumps(document, default=encode_bytes_values)
-        return json.dumps(json.loads(text, parse_constant=lambda _: None))

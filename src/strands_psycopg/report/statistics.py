@@ -49,8 +49,8 @@ _TOOLS = """
 """
 
 _LONGEST = """
-    SELECT session_id, extract(epoch FROM first_active_at), extract(epoch FROM last_active_at), turns, messages,
-        tool_calls, tool_failures, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens
+    SELECT session_id, owner, title, extract(epoch FROM first_active_at), extract(epoch FROM last_active_at), turns,
+        messages, tool_calls, tool_failures, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens
     FROM {session_figures}
     WHERE %(since)s::date IS NULL OR last_active_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
     ORDER BY messages DESC, session_id LIMIT %(longest)s
@@ -108,11 +108,15 @@ class SessionFigures(Figures):
 
     Attributes:
         session_id: The session.
+        owner: Whose session it is; None if nobody's.
+        title: Its title, as it is stored.
         first_active_at: When the session was created, in UTC.
         last_active_at: When the session was last written to, in UTC.
     """
 
     session_id: str
+    owner: str | None = None
+    title: str | None = None
     first_active_at: datetime
     last_active_at: datetime
 
@@ -247,9 +251,14 @@ def read_statistics(
         )
         longest_sessions = tuple(
             SessionFigures(
-                session_id=session_id, first_active_at=_time(started), last_active_at=_time(ended), **_figures(counts)
+                session_id=session_id,
+                owner=owner,
+                title=title,
+                first_active_at=_time(started),
+                last_active_at=_time(ended),
+                **_figures(counts),
             )
-            for session_id, started, ended, *counts in rows(each_session)
+            for session_id, owner, title, started, ended, *counts in rows(each_session)
         )
         return Statistics(
             database=name,

@@ -22,6 +22,7 @@ from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import PayloadCodec, Payloads
 from strands_psycopg.pool_options import PoolOptions
+from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
 from strands_psycopg.repository.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
@@ -48,6 +49,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
 
     Every method that accesses the database can raise ``DatabaseUnavailableError``, ``SchemaError`` or
     ``DatabaseError``, and one that reads or writes documents ``PayloadCodecError`` if there is a ``payload_codec``.
+    Methods with an ``owner`` check in their own statement that the session belongs to it, unless it is None.
     Every method that writes to a session, or forks into one, raises ``LeaseLostError`` and stores nothing if this
     repository's lease on that session has been taken over by another holder. The ``**kwargs`` that Strands' interface
     has are ignored.
@@ -140,7 +142,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def lease(self, session_id: str, *, wait: float = 30.0, ttl: float = 60.0) -> Lease:
+    def lease(self, session_id: str, *, wait: float = 30.0, ttl: float = 60.0, owner: str | None = None) -> Lease:
         """Return a lease, a context manager (``with`` or ``async with``) that holds a session exclusively.
 
         Entering it waits for the current holder and raises ``SessionBusyError`` after ``wait`` seconds. While it is
@@ -148,42 +150,99 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         ``LeaseLostError`` and store nothing. Build the session's manager inside the block. Leases do not stop writers
         that take none.
 
+        With ``owner``, entering it raises ``SessionOwnerError`` if the session exists and does not belong to it.
+
         Args:
             session_id: The session, which need not exist.
             wait: Seconds to wait until the session is free, without holding a connection; 0 is not to wait.
             ttl: Seconds after which the session is free if its holder dies, at most 86,400. A background thread
                 renews the lease every third of that time.
+            owner: Whose session it is; None leases any session.
 
         Raises:
             ValueError: ``wait`` is negative, or ``ttl`` is not positive or too large.
         """
         check_id("session_id", session_id)
+        check_owner(owner)
         if not wait >= 0:
             raise ValueError(f"wait must be 0 or more seconds, not {wait}")
         if not 0 < ttl <= _MAX_TTL:
             raise ValueError(f"ttl must be more than 0 and at most {_MAX_TTL} seconds, not {ttl}")
-        return Lease(self._tables.leases, session_id, wait=wait, ttl=ttl)
+        return Lease(self._tables.leases, session_id, wait=wait, ttl=ttl, owner=owner)
 
-    def create_session(self, session: Session, **kwargs: Any) -> Session:
+    def create_session(
+        self,
+        session: Session,
+        *,
+        owner: str | None = None,
+        title: str | None = None,
+        metadata: Metadata | None = None,
+        **kwargs: Any,
+    ) -> Session:
         """Store a new session, set its times and return it.
+
+        Args:
+            session: The session. An ``AnnotatedSession`` has an owner, a title and metadata itself.
+            owner: Whose session it is, as the application names its users: 1 to 255 characters.
+            title: A title for lists, of up to 1,000 characters.
+            metadata: A dict by which ``list_sessions`` finds the session.
+            **kwargs: Ignored.
 
         Raises:
             SessionExistsError: The session already exists.
         """
-        self._tables.sessions.create(session, write_id=uuid4(), term=self._term(session.session_id))
+        noted = Annotations.of(session)
+        annotations = Annotations(
+            noted.owner if owner is None else owner,
+            noted.title if title is None else title,
+            noted.metadata if metadata is None else metadata,
+        )
+        self._tables.sessions.create(session, annotations, write_id=uuid4(), term=self._term(session.session_id))
         return session
 
-    def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
-        """Return a session, or None if it does not exist."""
-        return self._tables.sessions.read(session_id)
+    def read_session(self, session_id: str, *, owner: str | None = None, **kwargs: Any) -> Session | None:
+        """Return a session, or None if it does not exist.
 
-    def delete_session(self, session_id: str, **kwargs: Any) -> None:
-        """Delete a session with its agents, messages, checkpoints and multi-agents.
+        It is an ``AnnotatedSession`` if it has an owner, a title or metadata.
+
+        Raises:
+            SessionOwnerError: The session does not belong to ``owner``, and that is not None.
+        """
+        return self._tables.sessions.read(session_id, owner=owner)
+
+    def annotate_session(
+        self,
+        session_id: str,
+        *,
+        owner: str | Unchanged | None = UNCHANGED,
+        title: str | Unchanged | None = UNCHANGED,
+        metadata: Metadata | Unchanged | None = UNCHANGED,
+    ) -> None:
+        """Set the owner, title or metadata of a session.
+
+        Args:
+            session_id: The session.
+            owner: Whose session it is from now on; None is nobody's. What is not passed stays as it is.
+            title: Its title; None removes it.
+            metadata: Its metadata, which replace the previous ones; None removes them.
 
         Raises:
             SessionNotFoundError: The session does not exist.
         """
-        self._tables.sessions.delete(session_id, term=self._term(session_id))
+        self._tables.sessions.annotate(
+            session_id, owner=owner, title=title, metadata=metadata, term=self._term(session_id)
+        )
+
+    def delete_session(self, session_id: str, *, owner: str | None = None, **kwargs: Any) -> None:
+        """Delete a session with everything in it: agents, messages, checkpoints, multi-agents, its storage, its lease.
+
+        A lease that this repository itself holds on the session remains until its block ends.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+            SessionOwnerError: The session does not belong to ``owner``, and that is not None.
+        """
+        self._tables.sessions.delete(session_id, owner=owner, term=self._term(session_id))
 
     def list_sessions(
         self,
@@ -192,6 +251,8 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         before: str | None = None,
         active_since: datetime | None = None,
         prefix: str | None = None,
+        owner: str | None = None,
+        metadata: Metadata | None = None,
     ) -> SessionPage:
         """Return a page of sessions with their counts, the most recently active first.
 
@@ -203,11 +264,15 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
             before: The ``next`` of the previous page; None for the first page.
             active_since: Only sessions that were active at this time or later; it must have a time zone.
             prefix: Only sessions whose id starts with this string.
+            owner: Only sessions of this owner.
+            metadata: Only sessions whose metadata contain these, as ``@>`` of PostgreSQL's JSONB compares them.
 
         Raises:
             ValueError: An argument is out of range, or ``before`` is not the ``next`` of a page.
         """
-        return self._tables.listing.sessions(limit=limit, before=before, active_since=active_since, prefix=prefix)
+        return self._tables.listing.sessions(
+            limit=limit, before=before, active_since=active_since, prefix=prefix, owner=owner, metadata=metadata
+        )
 
     def fork_session(
         self,
@@ -217,12 +282,13 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         agent_id: str | None = None,
         until: int | None = None,
         snapshot_id: str | None = None,
+        owner: str | None = None,
     ) -> SessionSummary:
         """Copy a session inside the database, in one transaction, and return the summary of the copy.
 
         The messages of the fork have the same bytes, redactions and times as the original ones, its agents the same
-        state, messages in memory and checkpoints. The original session may be written meanwhile; the fork is a
-        snapshot of it.
+        state, messages in memory and checkpoints; and it has the same owner, title and metadata. The original session
+        may be written meanwhile; the fork is a snapshot of it.
 
         With ``snapshot_id``, one agent is copied as it was at that checkpoint: its messages in memory, its state and
         that of its conversation manager, pending interrupts and the model's state. Its log and its checkpoints end
@@ -242,6 +308,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
             until: Copy the messages before this index, so that it is their number; None, or more than there are,
                 copies all messages. It requires ``agent_id`` if the session has several agents.
             snapshot_id: Copy the agent of this checkpoint (see ``PostgresSessionManager.save_snapshot``).
+            owner: Whose session it is; None forks any session.
 
         Raises:
             SessionExistsError: The new session already exists.
@@ -249,6 +316,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
                 the model's provider stores it, or because the state of an unknown conversation manager refers to
                 removed messages.
             SessionNotFoundError: The session, agent or checkpoint does not exist.
+            SessionOwnerError: The session does not belong to ``owner``.
             ValueError: ``until`` is negative, ``snapshot_id`` is not the id of a checkpoint, or both are passed.
         """
         return self._tables.forker.fork(
@@ -257,6 +325,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
             agent_id=agent_id,
             until=until,
             snapshot_id=None if snapshot_id is None else parse_snapshot_id(snapshot_id),
+            owner=owner,
             write_id=uuid4(),
             term=self._term(new_session_id),
         )
@@ -291,13 +360,14 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         """
         return self._tables.listing.agents(session_id)
 
-    def delete_agent(self, session_id: str, agent_id: str) -> None:
+    def delete_agent(self, session_id: str, agent_id: str, *, owner: str | None = None) -> None:
         """Delete an agent with its messages and checkpoints.
 
         Raises:
             SessionNotFoundError: The agent does not exist.
+            SessionOwnerError: The session does not belong to ``owner``, and that is not None.
         """
-        self._tables.agents.delete(session_id, agent_id, term=self._term(session_id))
+        self._tables.agents.delete(session_id, agent_id, owner=owner, term=self._term(session_id))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Store a new agent and set its times.

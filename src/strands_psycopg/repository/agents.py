@@ -12,8 +12,9 @@ from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import encode
 from strands_psycopg.database import NO_DEADLINE, Database, Result
-from strands_psycopg.errors import SessionExistsError, SessionNotFoundError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
+from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages, append_conflict, message_row, update_conflict
@@ -127,7 +128,7 @@ _OWN_REDACTION = {
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
     WITH {lease}, {touch_session}, t AS (
-        DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced}
+        DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced} AND {owned}
         RETURNING agent_id
     ), m AS (
         DELETE FROM {messages}
@@ -139,8 +140,8 @@ _DELETE = """
         DELETE FROM {checkpoints}
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
     )
-    SELECT {allowed_at}, t.agent_id IS NOT NULL,
-        t.agent_id IS NULL AND {fenced} AND EXISTS (
+    SELECT {allowed_at}, t.agent_id IS NOT NULL, {of_another_owner},
+        t.agent_id IS NULL AND {fenced} AND {owned} AND EXISTS (
             SELECT true FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
         ) AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true
@@ -289,7 +290,7 @@ class Agents:
         else:
             result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created_at, _, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if created_at is None:
             raise SessionExistsError(f"{operation}: the agent already exists; read it instead")
         agent.created_at = agent.updated_at = created_at
@@ -365,7 +366,7 @@ class Agents:
             row |= self._variant_rows(session_id, change)
         result = run_explained(operation, lambda: self._database.write(operation, statement, row))
         allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if message is not None and created_at is None and next_index != message.message_id:
@@ -376,19 +377,22 @@ class Agents:
             message.created_at, message.updated_at = created_at, updated_at or created_at
         return agent_created_at, agent_updated_at or agent_created_at
 
-    def delete(self, session_id: str, agent_id: str, *, term: UUID | None = None) -> None:
+    def delete(self, session_id: str, agent_id: str, *, owner: str | None = None, term: UUID | None = None) -> None:
         """Delete an agent and its messages.
 
         Raises:
+            SessionOwnerError: The session does not belong to ``owner``, and that is not None.
             LeaseLostError: The lease of ``term`` is no longer held.
             SessionNotFoundError: The agent does not exist, and no earlier attempt of this call can have deleted it.
         """
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"deleting agent {agent_id!r} of session {session_id!r}"
-        row = {**key, "term": term}
+        row = {**key, "owner": check_owner(owner), "term": term}
         result = run_explained(operation, lambda: self._database.write(operation, self._delete, row))
-        allowed_at, deleted, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        allowed_at, deleted, of_another_owner, _ = result.rows[0]
+        if not deleted and of_another_owner:
+            raise SessionOwnerError.of(operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
 

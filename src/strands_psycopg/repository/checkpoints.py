@@ -152,7 +152,7 @@ class Checkpoints:
         }
         result = run_explained(operation, lambda: self._database.write(operation, self._save, row))
         allowed_at, saved, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if not saved:
             raise update_conflict(operation, session_id, agent_id)
 

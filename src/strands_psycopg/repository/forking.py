@@ -9,9 +9,10 @@ from psycopg.types.numeric import Int8
 from strands.types.content import Message
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import SessionExistsError, SessionForkError, SessionNotFoundError
+from strands_psycopg.errors import SessionExistsError, SessionForkError, SessionNotFoundError, SessionOwnerError
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import AgentChange, agent_row, stored_agent
+from strands_psycopg.repository.annotations import Annotations, check_owner
 from strands_psycopg.repository.conversations import decoded_message
 from strands_psycopg.repository.fork_copy import ForkCopy
 from strands_psycopg.repository.fork_point import ForkedAgent, ForkPoint, at_checkpoint
@@ -31,7 +32,9 @@ _REPEATABLE_READ = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 
 _WRITE_ID = "SELECT write_id::text FROM {sessions} WHERE session_id = %(session_id)s"
 
-_SOURCE = "SELECT session_type FROM {sessions} WHERE session_id = %(source_id)s"
+_SOURCE = """
+    SELECT t.session_type, {annotations_of_t} FROM {sessions} AS t WHERE t.session_id = %(source_id)s
+"""
 
 _SOURCE_AGENTS = "SELECT agent_id FROM {agents} WHERE session_id = %(source_id)s"
 
@@ -95,6 +98,7 @@ class SessionForker:
         agent_id: str | None = None,
         until: int | None = None,
         snapshot_id: UUID | None = None,
+        owner: str | None = None,
         write_id: UUID,
         term: UUID | None = None,
     ) -> SessionSummary:
@@ -106,6 +110,7 @@ class SessionForker:
             agent_id: Fork this agent only; None is all agents and multi-agents.
             until: The index at which the agent's conversation is truncated; None is not to truncate it.
             snapshot_id: The checkpoint of an agent that is forked as it was then; None is as it is now.
+            owner: Fork the session only if it belongs to this owner; None is any owner.
             write_id: The write id of this call.
             term: The term of the lease on the new session, if this process holds one.
 
@@ -114,6 +119,7 @@ class SessionForker:
             SessionExistsError: The new session already exists.
             SessionForkError: The conversation cannot be truncated.
             SessionNotFoundError: The session, agent or checkpoint does not exist.
+            SessionOwnerError: The session does not belong to ``owner``.
             ValueError: Both ``until`` and ``snapshot_id`` are passed.
         """
         if until is not None and snapshot_id is not None:
@@ -129,6 +135,7 @@ class SessionForker:
             until = check_index("until", until)
         if agent_id is not None:
             check_id("agent_id", agent_id)
+        check_owner(owner)
         operation = f"forking session {session_id!r} to {new_session_id!r}"
 
         def fork_within(cursor: Cursor[TupleRow]) -> SessionSummary:
@@ -139,7 +146,7 @@ class SessionForker:
             # With this write id, the fork was stored by an attempt whose acknowledgement was lost. Both sessions may
             # have been written since.
             if not written:
-                session_type, agent_ids = self._read_source(cursor, key, operation, agent_id)
+                session, agent_ids = self._read_source(cursor, key, operation, agent_id, owner)
                 forked = None
                 if snapshot_id is not None:
                     forked = self._read_checkpoint(cursor, {**key, "agent_ids": agent_ids}, operation, agent_id)
@@ -148,7 +155,7 @@ class SessionForker:
                     forked = self._truncate(cursor, key, session_id, agent_ids, until)
                 copied = {
                     **key,
-                    "session_type": session_type,
+                    **session,
                     "agent_ids": agent_ids,
                     "is_whole": forked is None,
                     "message_count": Int8(_ALL_MESSAGES if forked is None else forked.message_count),
@@ -166,18 +173,29 @@ class SessionForker:
         return self._database.transact(operation, fork_within, response_timeout=_RESPONSE_TIMEOUT)
 
     def _read_source(
-        self, cursor: Cursor[TupleRow], key: dict[str, object], operation: str, agent_id: str | None
-    ) -> tuple[str, list[str]]:
-        """Return the type of the session and the ids of the agents to fork."""
+        self,
+        cursor: Cursor[TupleRow],
+        key: dict[str, object],
+        operation: str,
+        agent_id: str | None,
+        owner: str | None,
+    ) -> tuple[dict[str, object], list[str]]:
+        """Return the columns of the session that the fork has too, and the ids of the agents to fork."""
         source = cursor.execute(self._source, key).fetchall()
+        source_id = str(key["source_id"])
         if not source:
-            raise SessionNotFoundError(f"{operation}: session {key['source_id']!r} does not exist")
+            raise SessionNotFoundError(f"{operation}: session {source_id!r} does not exist")
+        session_type, *columns = source[0]
+        if owner is not None and columns[0] != owner:
+            raise SessionOwnerError.of(operation, source_id)
+        annotations = Annotations.decode(columns, self._payloads, source_id)
+        session = {"session_type": session_type, **annotations.row(self._payloads, str(key["session_id"]))}
         agent_ids = [each for (each,) in cursor.execute(self._source_agents, key)]
         if agent_id is None:
-            return source[0][0], agent_ids
+            return session, agent_ids
         if agent_id not in agent_ids:
             raise SessionNotFoundError(f"{operation}: the session has no agent {agent_id!r}")
-        return source[0][0], [agent_id]
+        return session, [agent_id]
 
     def _read_checkpoint(
         self, cursor: Cursor[TupleRow], key: dict[str, object], operation: str, agent_id: str | None

@@ -5,7 +5,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 from strands_psycopg.database import Database, Result
-from strands_psycopg.errors import DatabaseError, LeaseLostError
+from strands_psycopg.errors import DatabaseError, LeaseLostError, SessionNotFoundError
 
 _TIMES = """
     pg_catalog.to_char({row}.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
@@ -13,6 +13,8 @@ _TIMES = """
         NULLIF({row}.updated_at, {row}.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'
     )
 """
+
+_ANNOTATIONS = "{row}.owner, {row}.title, {row}.metadata::text, {row}.metadata_exact"
 
 # A fragment may refer to those after it.
 _FRAGMENTS = {
@@ -44,6 +46,20 @@ _FRAGMENTS = {
     "times_of_s": _TIMES.replace("{row}", "s"),
     "times_of_t": _TIMES.replace("{row}", "t"),
     "times_of_u": _TIMES.replace("{row}", "u"),
+    # What the application notes about the session s or t.
+    "annotations_of_s": _ANNOTATIONS.replace("{row}", "s"),
+    "annotations_of_t": _ANNOTATIONS.replace("{row}", "t"),
+    # Whether the session belongs to the owner that the caller has given, if it has given one; and whether it does not.
+    "owned": """
+        (%(owner)s::text IS NULL OR EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(session_id)s AND owner = %(owner)s::text
+        ))
+    """,
+    "of_another_owner": """
+        (%(owner)s::text IS NOT NULL AND EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(session_id)s AND owner IS DISTINCT FROM %(owner)s::text
+        ))
+    """,
     # The numbers of agents, messages and multi-agents of the session s. Indexes of messages have no gaps, so the number
     # of an agent's messages follows from the last index.
     "counts_of_s": """
@@ -135,6 +151,9 @@ _FRAGMENTS = {
 }
 
 
+_SESSION_EXISTS = "SELECT true FROM {sessions} WHERE session_id = %(session_id)s"
+
+
 def compose(database: Database, template: str) -> bytes:
     """Compose a statement from a template that refers to fragments and tables."""
     return database.statement(_with_fragments(template))
@@ -170,12 +189,24 @@ def suppressed_error(operation: str) -> DatabaseError:
     )
 
 
-def check_lease(allowed_at: Decimal | None, operation: str, session_id: str) -> None:
+def check_lease(allowed_at: Decimal | None, operation: str, session_id: str, database: Database | None = None) -> None:
     """Check the ``{allowed_at}`` that a statement returned.
+
+    Args:
+        allowed_at: What it returned.
+        operation: What it does, for error messages.
+        session_id: Its session.
+        database: Where to look, if a lease was lost, whether it was deleted with its session; None if the statement
+            creates the session.
 
     Raises:
         LeaseLostError: It is NULL: the writer's lease is no longer held.
+        SessionNotFoundError: The same, since the session was deleted.
     """
+    if allowed_at is None and database is not None:
+        key = {"session_id": session_id}
+        if not database.fetch(operation, compose(database, _SESSION_EXISTS), key).rows:
+            raise SessionNotFoundError(f"{operation}: session {session_id!r} does not exist")
     if allowed_at is None:
         raise LeaseLostError(
             f"{operation}: another holder has taken over session {session_id!r}, or its lease was deleted; nothing was "

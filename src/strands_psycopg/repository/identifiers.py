@@ -1,4 +1,4 @@
-"""Checks of ids and message indexes."""
+"""Checks of ids, other texts and message indexes."""
 
 from uuid import UUID
 
@@ -12,10 +12,19 @@ def check_id(field: str, value: object) -> str:
     Raises:
         ValueError: It is not a string of 1 to 255 characters without NUL or lone surrogates; its text names ``field``.
     """
+    return check_text(field, value, 1, _MAX_LENGTH)
+
+
+def check_text(field: str, value: object, min_length: int, max_length: int) -> str:
+    """Return a text if a column can hold it.
+
+    Raises:
+        ValueError: It is not a string of so many characters without NUL or lone surrogates; its text names ``field``.
+    """
     if not isinstance(value, str):
         raise ValueError(f"{field} must be a string, not {type(value).__name__}")
-    if not 1 <= len(value) <= _MAX_LENGTH:
-        raise ValueError(f"{field} must have 1 to {_MAX_LENGTH} characters, not {len(value)}")
+    if not min_length <= len(value) <= max_length:
+        raise ValueError(f"{field} must have {min_length} to {max_length:,} characters, not {len(value):,}")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{field} must not contain NUL or a lone surrogate")
     return value

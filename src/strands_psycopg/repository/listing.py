@@ -11,6 +11,8 @@ from psycopg.types.numeric import Int8
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionNotFoundError
+from strands_psycopg.payload import Payloads
+from strands_psycopg.repository.annotations import Annotations, Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 
@@ -19,23 +21,30 @@ _MAX_LIMIT = 1000
 # Greater than every id. So a prefix followed by it is greater than every id that starts with the prefix.
 _MAX_ID = "\U0010ffff" * 256
 
-_SUMMARY = "s.session_id, s.session_type, {times_of_s}, {counts_of_s} FROM {sessions} AS s"
+_SUMMARY = "s.session_id, s.session_type, {annotations_of_s}, {times_of_s}, {counts_of_s} FROM {sessions} AS s"
 
 _READ = "SELECT " + _SUMMARY + " WHERE s.session_id = %(session_id)s"
 
 _WHERE = """
     WHERE (s.updated_at, s.session_id) < (%(before)s::timestamptz, %(before_id)s)
         AND s.updated_at >= %(active_since)s::timestamptz
+        AND (%(metadata)s::jsonb IS NULL OR s.metadata @> %(metadata)s::jsonb)
 """
+
+_OF_OWNER = " AND s.owner = %(owner)s"
+
+_WITH_PREFIX = " AND s.session_id >= %(prefix)s AND s.session_id < %(prefix_end)s"
 
 _ORDER = " ORDER BY s.updated_at DESC, s.session_id DESC LIMIT %(limit)s"
 
 _LIST = "SELECT " + _SUMMARY + _WHERE + _ORDER
 
+_LIST_OF_OWNER = "SELECT " + _SUMMARY + _WHERE + _OF_OWNER + _ORDER
+
 # Which index is better depends on the number of sessions that share the prefix, so it is planned for each call.
-_LIST_PREFIX = (
-    "SELECT " + _SUMMARY + _WHERE + " AND s.session_id >= %(prefix)s AND s.session_id < %(prefix_end)s" + _ORDER
-)
+_LIST_PREFIX = "SELECT " + _SUMMARY + _WHERE + _WITH_PREFIX + _ORDER
+
+_LIST_PREFIX_OF_OWNER = "SELECT " + _SUMMARY + _WHERE + _WITH_PREFIX + _OF_OWNER + _ORDER
 
 _LIST_AGENTS = """
     SELECT t.agent_id, {times_of_t}, coalesce(t.messages, 0)
@@ -67,6 +76,9 @@ class SessionSummary:
         agents: The number of agents.
         messages: The number of messages of all agents.
         multi_agents: The number of graphs and swarms.
+        owner: Whose session it is; None if nobody's.
+        title: Its title.
+        metadata: What the application looks it up by.
     """
 
     session_id: str
@@ -76,6 +88,9 @@ class SessionSummary:
     agents: int
     messages: int
     multi_agents: int
+    owner: str | None = None
+    title: str | None = None
+    metadata: Metadata | None = None
 
 
 @dataclass(frozen=True)
@@ -126,11 +141,14 @@ class CheckpointSummary:
 class Listing:
     """Lists the sessions, agents and checkpoints of one database, schema and prefix."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
+        self._payloads = payloads
         self._read = compose(database, _READ)
         self._list = compose(database, _LIST)
+        self._list_of_owner = compose(database, _LIST_OF_OWNER)
         self._list_prefix = compose(database, _LIST_PREFIX)
+        self._list_prefix_of_owner = compose(database, _LIST_PREFIX_OF_OWNER)
         self._list_agents = compose(database, _LIST_AGENTS)
         self._list_checkpoints = compose(database, _LIST_CHECKPOINTS)
 
@@ -138,14 +156,21 @@ class Listing:
         """Return the summary of a session, or None if it does not exist."""
         key = {"session_id": check_id("session_id", session_id)}
         rows = self._database.fetch(f"reading session {session_id!r}", self._read, key).rows
-        return _summary(rows[0]) if rows else None
+        return self._summary(rows[0]) if rows else None
 
     def read_within(self, cursor: Cursor[TupleRow], session_id: str) -> SessionSummary:
         """Return the summary of an existing session, in a transaction."""
-        return _summary(cursor.execute(self._read, {"session_id": session_id}).fetchall()[0])
+        return self._summary(cursor.execute(self._read, {"session_id": session_id}).fetchall()[0])
 
     def sessions(
-        self, *, limit: int, before: str | None, active_since: datetime | None, prefix: str | None
+        self,
+        *,
+        limit: int,
+        before: str | None,
+        active_since: datetime | None,
+        prefix: str | None,
+        owner: str | None,
+        metadata: Metadata | None,
     ) -> SessionPage:
         """Return a page of sessions, the most recently active first.
 
@@ -161,15 +186,19 @@ class Listing:
             "before": before_time,
             "before_id": before_id,
             "active_since": "-infinity" if active_since is None else active_since.isoformat(),
+            "owner": check_owner(owner),
+            "metadata": encode_metadata(metadata)[0],
             # One more than requested shows whether there is a next page.
             "limit": Int8(limit + 1),
         }
         if prefix:
             page |= {"prefix": check_id("prefix", prefix), "prefix_end": prefix + _MAX_ID}
-            rows = self._database.fetch("listing sessions", self._list_prefix, page, prepare=False).rows
+            statement = self._list_prefix if owner is None else self._list_prefix_of_owner
+            rows = self._database.fetch("listing sessions", statement, page, prepare=False).rows
         else:
-            rows = self._database.fetch("listing sessions", self._list, page).rows
-        sessions = [_summary(row) for row in rows[:limit]]
+            statement = self._list if owner is None else self._list_of_owner
+            rows = self._database.fetch("listing sessions", statement, page).rows
+        sessions = [self._summary(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return SessionPage(sessions, None)
         return SessionPage(sessions, _encode_page_token(sessions[-1].updated_at, sessions[-1].session_id))
@@ -197,12 +226,12 @@ class Listing:
         operation = f"listing checkpoints of agent {agent_id!r} in session {session_id!r}"
         return [CheckpointSummary(*row) for row in self._database.fetch(operation, self._list_checkpoints, key).rows]
 
-
-def _summary(row: TupleRow) -> SessionSummary:
-    session_id, session_type, created_at, updated_at, agents, messages, multi_agents = row
-    return SessionSummary(
-        session_id, session_type, created_at, updated_at or created_at, agents, messages, multi_agents
-    )
+    def _summary(self, row: TupleRow) -> SessionSummary:
+        session_id, session_type, owner, title, metadata, metadata_exact, created_at, updated_at, *counts = row
+        annotations = Annotations.decode([owner, title, metadata, metadata_exact], self._payloads, session_id)
+        return SessionSummary(
+            session_id, session_type, created_at, updated_at or created_at, *counts, **annotations._asdict()
+        )
 
 
 def _encode_page_token(updated_at: str, session_id: str) -> str:

@@ -129,7 +129,7 @@ class Messages:
         row = {**message_row(self._payloads, session_id, agent_id, message, write_id, term), "expected": expected}
         result = run_explained(operation, lambda: self._database.write(operation, self._append, row))
         allowed_at, exists, created_at, updated_at, next_index, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if created_at is None and next_index == message.message_id:
@@ -254,7 +254,7 @@ class Messages:
         operation = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         result = run_explained(operation, lambda: self._database.write(operation, statement, row))
         allowed_at, created_at, updated_at, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if created_at is None:
             raise SessionNotFoundError(f"{operation}: the message does not exist")
         message.created_at, message.updated_at = created_at, updated_at or created_at

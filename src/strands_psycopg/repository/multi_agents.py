@@ -96,7 +96,7 @@ class MultiAgents:
         row = _row(self._payloads, session_id, multi_agent_id, state, write_id, term)
         result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if not created:
             raise SessionExistsError(f"{operation}: the multi-agent already exists; read it instead")
 
@@ -139,7 +139,7 @@ class MultiAgents:
         row = {**_row(self._payloads, session_id, multi_agent_id, state, write_id, term), "expected": expected}
         result = run_explained(operation, lambda: self._database.write(operation, self._update, row))
         allowed_at, exists, updated, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id)
+        check_lease(allowed_at, operation, session_id, self._database)
         if not exists:
             raise SessionNotFoundError(f"{operation}: the multi-agent does not exist")
         if not updated:

@@ -164,7 +164,7 @@ class Redactions:
             return self._database.write(operation, self._redact, {**key, **document})
 
         rows = run_explained(operation, redact).rows
-        check_lease(rows[0][0], operation, session_id)
+        check_lease(rows[0][0], operation, session_id, self._database)
         return [row[1:5] for row in rows if row[2] is not None], rows[0][5]
 
     def _rows(self, operation: str, key: dict[str, Any], message: Message) -> dict[str, object]:

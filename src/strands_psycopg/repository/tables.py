@@ -36,12 +36,12 @@ class SessionTables:
         self.database = database
         self.payloads = payloads
         self.leases = Leases(database)
-        self.sessions = Sessions(database)
+        self.sessions = Sessions(database, payloads)
         self.agents = Agents(database, payloads)
         self.messages = Messages(database, payloads)
         self.conversations = Conversations(database, payloads)
         self.checkpoints = Checkpoints(database, payloads)
         self.multi_agents = MultiAgents(database, payloads)
-        self.listing = Listing(database)
+        self.listing = Listing(database, payloads)
         self.forker = SessionForker(database, payloads, self.sessions, self.listing)
         self.retention = Retention(database)

@@ -40,9 +40,11 @@ from strands_psycopg.watchdog import watchdog
 
 _INSERT_SESSION = """
     WITH {lease}, t AS (
-        INSERT INTO {sessions} (session_id, session_type, write_id, created_at, updated_at)
-        SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, %(created_at)s::timestamptz,
-            %(updated_at)s::timestamptz
+        INSERT INTO {sessions} (
+            session_id, session_type, owner, title, metadata, metadata_exact, write_id, created_at, updated_at
+        )
+        SELECT %(session_id)s::text, %(session_type)s::text, %(owner)s::text, %(title)s::text, %(metadata)s::jsonb,
+            %(metadata_exact)s::text, %(write_id)s::uuid, %(created_at)s::timestamptz, %(updated_at)s::timestamptz
         WHERE {fenced}
         ON CONFLICT (session_id) DO NOTHING
         RETURNING session_id
@@ -196,7 +198,8 @@ class _Importer:
         issues = ImportIssues(skip_bad=self._skip_bad)
         if not _is_same(stored, session.rows(issues)):
             raise SessionExistsError(
-                f"{operation}: a session of this id already exists with other content; delete it to import this one"
+                f"{operation}: a session of this id already exists with other content; to import this one, delete that "
+                "first, with 'strands-psycopg delete' or delete_session()"
             )
         return TransferResult(unchanged=1, skipped=tuple(issues.skipped))
 
@@ -215,7 +218,7 @@ class _Importer:
         if not isinstance(first, SessionRow):
             return TransferResult(skipped=tuple(issues.skipped))
         batches = _Batches(rows)
-        if self._insert(cursor, operation, first, write_id):
+        if self._insert(cursor, operation, encoded_row(first, payloads, first.session_id), write_id):
             for plain in batches:
                 batch = {
                     kind: [encoded_row(row, payloads, first.session_id) for row in rows] for kind, rows in plain.items()
@@ -243,8 +246,9 @@ class _Importer:
             skipped=tuple(issues.skipped),
         )
 
-    def _insert(self, cursor: Cursor[TupleRow], operation: str, row: SessionRow, write_id: UUID) -> bool:
+    def _insert(self, cursor: Cursor[TupleRow], operation: str, row: Row, write_id: UUID) -> bool:
         """Insert a session's own row and return True, or return False if it exists."""
+        assert isinstance(row, SessionRow)
         term = self._tables.leases.term(row.session_id)
         parameters = {**row._asdict(), "write_id": write_id, "term": term, **NO_DEADLINE}
 
@@ -301,7 +305,7 @@ def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
     for row in rows:
         match row:
             case SessionRow():
-                same = row == session_row(stored.session)
+                same = row == session_row(stored.session, raw=stored.raw)
             case AgentRow():
                 same = next(parts, None) is None and row.agent_id in stored.agents
                 if same:

@@ -15,12 +15,11 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from strands.types.session import Session
-
 from strands_psycopg.errors import BadFileError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
+from strands_psycopg.repository.annotations import AnnotatedSession
 from strands_psycopg.transfer.importing import import_one
-from strands_psycopg.transfer.lines import KINDS, format_line, kind_of, parse_row
+from strands_psycopg.transfer.lines import KINDS, format_line, kind_of, parse_metadata, parse_row
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import (
     AgentRow,
@@ -240,7 +239,8 @@ class _LinesSession:
                 f"session {self.session_id!r} has version {record['version']!r} of the format, and this package reads "
                 f"version {VERSION}; install the version of strands-psycopg that wrote it, or a newer one"
             )
-        return session_row(Session.from_dict({**record, "session_id": self._new_id or record["session_id"]}))
+        changed = {"session_id": self._new_id or record["session_id"], "metadata": parse_metadata(record)}
+        return session_row(AnnotatedSession.from_dict({**record, **changed}), raw=self.raw)
 
     def _inconsistent(self, problem: str) -> TransferError:
         return TransferError(
@@ -262,7 +262,7 @@ def _place(row: PartRow) -> tuple[int, int]:
 def _export_lines(stored: StoredSession) -> Iterator[str]:
     counts = dict.fromkeys(_COUNTS, 0)
     header = f'"format": "{FORMAT}", "version": {VERSION}' + (', "raw": true' if stored.raw else "")
-    yield format_line(session_row(stored.session), header)
+    yield format_line(session_row(stored.session, raw=stored.raw), header)
     for row in _rows(stored):
         yield format_line(row)
         counts[f"{KINDS[type(row)]}s"] += 1

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from strands.types.session import Session, SessionAgent
+from strands.types.session import SessionAgent
 
+from strands_psycopg.repository.annotations import AnnotatedSession
 from strands_psycopg.transfer.rows import Row, SessionRow, multi_agent_row, session_row
 from strands_psycopg.transfer.sources import ImportIssues, SourceMessage, UnreadableError, agent_rows, with_times
 
@@ -88,7 +89,8 @@ def _list_names(directory: SessionDirectory, issues: ImportIssues, prefix: str, 
 def _read_session(directory: SessionDirectory) -> SessionRow:
     record = _parse_record(directory.read(SESSION_FILE))
     updated_at = record.get("updated_at") or record["created_at"]
-    return session_row(Session.from_dict({**record, "session_id": directory.session_id, "updated_at": updated_at}))
+    changed = {"session_id": directory.session_id, "updated_at": updated_at}
+    return session_row(AnnotatedSession.from_dict({**record, **changed}))
 
 
 def _read_agent(directory: SessionDirectory, session: SessionRow, name: str) -> SessionAgent:

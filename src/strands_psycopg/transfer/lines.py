@@ -40,7 +40,7 @@ KINDS: dict[type[Row], str] = {
 
 # For each kind, the plain fields and the documents of its lines. The times follow.
 _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "session": (("session_id", "session_type"), ()),
+    "session": (("session_id", "session_type", "owner", "title"), ("metadata",)),
     "agent": (("agent_id",), ("state", "conversation_manager_state", "_internal_state", "memory_window")),
     "message": (("agent_id", "message_id"), ("message", "redact_message")),
     "message_variant": (("agent_id", "variant_id", "message_id"), ("message",)),
@@ -74,6 +74,15 @@ def kind_of(line: str) -> str | None:
     """Return the kind of a line; None if it has none."""
     match = _KIND.match(line)
     return match and match[1]
+
+
+def parse_metadata(record: dict[str, Any]) -> Any:
+    """Read the metadata of a session's line; None if it has none.
+
+    Raises:
+        ValueError: Their exact text is no string.
+    """
+    return None if record.get("metadata") is None else _decode_document(record, "metadata")
 
 
 def parse_row(record: dict[str, Any], *, raw: bool = False) -> AgentRow | PartRow | MultiAgentRow:

@@ -7,8 +7,11 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.payload import PayloadKind, Payloads
-from strands_psycopg.repository.identifiers import check_id, check_index, parse_snapshot_id
+from strands_psycopg.repository.annotations import Annotations, encode_metadata
+from strands_psycopg.repository.identifiers import check_id, check_index, check_text, parse_snapshot_id
 from strands_psycopg.repository.window import Window, dumps_window, plain_start
+
+_MAX_RAW_TITLE_LENGTH = 2**20
 
 
 class SessionRow(NamedTuple):
@@ -16,6 +19,10 @@ class SessionRow(NamedTuple):
 
     session_id: str
     session_type: str
+    owner: str | None
+    title: str | None
+    metadata: str | None
+    metadata_exact: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -88,22 +95,33 @@ PartRow: TypeAlias = MessageRow | VariantRow | CheckpointRow
 Row: TypeAlias = SessionRow | AgentRow | PartRow | MultiAgentRow
 
 
-def session_row(session: Session) -> SessionRow:
+def session_row(session: Session, *, raw: bool = False) -> SessionRow:
     """Encode a session.
+
+    ``raw`` says, here and in the other functions, that documents may be any JSON: what a payload codec has returned.
 
     Raises:
         ValueError: A value cannot be stored. The other functions raise it too.
     """
+    owner, title, metadata = Annotations.of(session)
+    if raw and title is not None:
+        # What a codec has returned for a title may be longer.
+        check_text("title", title, 0, _MAX_RAW_TITLE_LENGTH)
+    Annotations(owner, None if raw else title, metadata).check()
+    metadata_text, metadata_exact = encode_metadata(metadata)
     return SessionRow(
-        check_id("session_id", session.session_id), SessionType(session.session_type).value, *_times(session)
+        check_id("session_id", session.session_id),
+        SessionType(session.session_type).value,
+        owner,
+        title,
+        metadata_text,
+        metadata_exact,
+        *_times(session),
     )
 
 
 def agent_row(agent: SessionAgent, window: Window | None = None, *, raw: bool = False) -> AgentRow:
-    """Encode an agent and its window; None is the end of its log.
-
-    ``raw`` says, here and in the other functions, that documents may be any JSON: what a payload codec has returned.
-    """
+    """Encode an agent and its window; None is the end of its log."""
     return AgentRow(
         check_id("agent_id", agent.agent_id),
         *_encode("state", agent.state, raw=raw),
@@ -192,6 +210,8 @@ def encoded_row(row: Row, payloads: Payloads, session_id: str) -> Row:
         return {name: text, f"{name}_exact": exact}
 
     match row:
+        case SessionRow():
+            return row if row.title is None else row._replace(title=payloads.encode_title(row.title, session_id))
         case AgentRow():
             state = decode(row.conversation_manager_state, row.conversation_manager_state_exact)
             window = row.memory_window or dumps_window(None, plain_start(state), payloads)

@@ -12,6 +12,7 @@ from strands_psycopg.errors import SessionNotFoundError, TransferError
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.agents import session_agent
+from strands_psycopg.repository.annotations import Annotations
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages
@@ -24,7 +25,8 @@ from strands_psycopg.watchdog import watchdog
 _REPEATABLE_READ = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 _SESSION = """
-    SELECT t.write_id::text, t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.session_id = %(session_id)s
+    SELECT t.write_id::text, t.session_type, {times_of_t}, {annotations_of_t}
+    FROM {sessions} AS t WHERE t.session_id = %(session_id)s
 """
 
 _AGENTS = """
@@ -201,11 +203,12 @@ class StoredSessions:
         )
         if not sessions:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
-        write_id, session_type, created_at, updated_at = sessions[0]
+        write_id, session_type, created_at, updated_at, *columns = sessions[0]
+        session = Session(session_id, SessionType(session_type), created_at, updated_at or created_at)
         return StoredSession(
             self,
             write_id,
-            Session(session_id, SessionType(session_type), created_at, updated_at or created_at),
+            Annotations.decode(columns, self._payloads, session_id).annotated(session),
             {row[0]: self._parse_agent(session_id, row) for row in agents},
             {row[0]: self._parse_multi_agent(session_id, row) for row in multi_agents},
             spooled,
