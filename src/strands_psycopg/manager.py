@@ -74,7 +74,8 @@ class PostgresSessionManager(Uncopyable, SessionManager):
 
     Args:
         session_id: The id of the session.
-        repository: The repository that stores it; the manager does not close it.
+        repository: The repository that stores it; the manager does not close it. It can be passed by Strands' name,
+            ``session_repository``, too.
         owner: Whose session it is, as the application names its users: 1 to 255 characters. The manager opens no
             session of another owner, or of none. None opens any session.
         title: A title for lists, of up to 1,000 characters; None leaves it as it is.
@@ -82,10 +83,10 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         snapshot_trigger: Decides after each invocation whether a checkpoint is saved; None saves none.
         keep_snapshots: How many checkpoints of each agent are kept; None keeps all.
         blocking_hooks: Whether hooks are plain functions, which write before they return.
-        **kwargs: Arguments for Strands' manager.
 
     Raises:
-        TypeError: The repository overrides a method that the manager does not call, such as ``create_message``.
+        TypeError: ``repository`` is no ``PostgresSessionRepository``, or overrides a method that the manager does not
+            call, such as ``create_message``.
         ValueError: ``session_id``, ``owner``, ``title`` or ``metadata`` is not valid.
         SessionOwnerError: The session does not belong to ``owner``.
         SchemaError: The tables are missing.
@@ -97,7 +98,7 @@ class PostgresSessionManager(Uncopyable, SessionManager):
     def __init__(
         self,
         session_id: str,
-        repository: PostgresSessionRepository,
+        repository: PostgresSessionRepository | None = None,
         *,
         owner: str | None = None,
         title: str | None = None,
@@ -105,8 +106,9 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         snapshot_trigger: SnapshotTrigger | None = None,
         keep_snapshots: int | None = None,
         blocking_hooks: bool = False,
-        **kwargs: Any,
+        session_repository: PostgresSessionRepository | None = None,
     ) -> None:
+        repository = _checked_repository(session_id, session_repository if repository is None else repository)
         if keep_snapshots is not None and (type(keep_snapshots) is not int or keep_snapshots < 1):
             raise ValueError(f"keep_snapshots must be an integer from 1 up or None, not {keep_snapshots!r}")
         _check_overrides(repository)
@@ -468,6 +470,23 @@ class PostgresSessionManager(Uncopyable, SessionManager):
     def sync_bidi_agent(self, agent: Any, **kwargs: Any) -> None:
         """Do what ``sync_agent`` does, for a bidirectional agent."""
         self.sync_agent(agent)
+
+
+def _checked_repository(session_id: object, repository: object) -> PostgresSessionRepository:
+    """Return what was passed as a repository if it is one.
+
+    Raises:
+        TypeError: It is not; the text says what to pass.
+    """
+    if isinstance(repository, PostgresSessionRepository):
+        return repository
+    if isinstance(session_id, PostgresSessionRepository):
+        raise TypeError("the session's id comes first: PostgresSessionManager(session_id, repository)")
+    # It is not quoted, since it may be a DSN.
+    raise TypeError(
+        f"repository must be a PostgresSessionRepository, not {type(repository).__name__}; build one for the process "
+        "and pass it to each manager, or use PostgresSessionManager.from_dsn(session_id, dsn)"
+    )
 
 
 def _check_overrides(repository: PostgresSessionRepository) -> None:

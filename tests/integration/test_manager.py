@@ -154,8 +154,8 @@ def test_loser_of_a_race_for_a_new_session_takes_the_winners(
 ) -> None:
     read = repository._tables.sessions.read
 
-    def read_while_another_creates(session_id: str) -> Any:
-        found = read(session_id)
+    def read_while_another_creates(session_id: str, **options: Any) -> Any:
+        found = read(session_id, **options)
         monkeypatch.undo()
         build(repository, messages=greeting("winner"))
         return found
@@ -456,3 +456,20 @@ def test_state_that_is_changed_in_place_after_a_restore_is_stored(repository: Po
 
     assert agent._model_state == {"response_id": "response-2"}
     assert build(repository, model=StatefulModel([["three"]]))._model_state == agent._model_state
+
+
+def test_repository_can_be_passed_by_strands_name(repository: PostgresSessionRepository) -> None:
+    assert PostgresSessionManager("s", session_repository=repository).session_repository is repository
+
+
+def test_what_is_no_repository_is_a_type_error_that_says_what_to_pass(
+    repository: PostgresSessionRepository, dsn: str
+) -> None:
+    manager: Any = PostgresSessionManager
+    for wrong in (dsn, None, 5):
+        with pytest.raises(TypeError, match=r"not (str|NoneType|int); build one .* PostgresSessionManager.from_dsn\("):
+            manager("s", wrong)
+    with pytest.raises(TypeError, match=r"the session's id comes first: PostgresSessionManager\(session_id, repo"):
+        manager(repository, "s")
+    with pytest.raises(TypeError, match="keep_snapshot"):
+        manager("s", repository, keep_snapshot=5)
