@@ -26,6 +26,7 @@ from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.storage import PostgresStorage
+from strands_psycopg.storage.purging import StoragePurgeResult
 
 __all__ = [
     "AgentSummary",
@@ -53,6 +54,7 @@ __all__ = [
     "SessionPage",
     "SessionSummary",
     "StorageConflictError",
+    "StoragePurgeResult",
     "StrandsPsycopgError",
     "TransferError",
 ]

@@ -26,6 +26,7 @@ from strands_psycopg.repository.listing import AgentSummary, SessionPage, Sessio
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, read_status
 from strands_psycopg.repository.tables import SessionTables
+from strands_psycopg.storage import PostgresStorage, SessionStorage
 from strands_psycopg.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -154,6 +155,43 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         if not 0 < ttl <= _MAX_TTL:
             raise ValueError(f"ttl must be more than 0 and at most {_MAX_TTL} seconds, not {ttl}")
         return Lease(self._tables.leases, session_id, wait=wait, ttl=ttl)
+
+    def storage(
+        self,
+        session_id: str,
+        *,
+        expires_in: timedelta | float | None = None,
+        text_search_config: str = "simple",
+        search_limit: int = 100,
+    ) -> PostgresStorage:
+        """Return the storage of a session, for what its agents stash, offload and snapshot.
+
+        Its values belong to the session: they are deleted, forked, exported and imported with it, and its lease fences
+        their writes, as it does those of messages. It guards against overwriting, as a ``PostgresStorage`` with
+        ``guard_overwrites`` does. A write to a session that does not exist, or not any more, raises
+        ``PostgresStorageError``, whose cause is a ``SessionNotFoundError``, so build the session's manager first.
+
+        Each call returns a writer of its own. Managers and agents that work on the session together share one.
+
+        Args:
+            session_id: The session.
+            expires_in: The time after which values expire, as for ``PostgresStorage``.
+            text_search_config: As for ``PostgresStorage``.
+            search_limit: As for ``PostgresStorage``.
+
+        Raises:
+            ImportError: The installed strands-agents is older than 1.54.
+            ValueError: An argument is out of range.
+        """
+        return SessionStorage(
+            self._database,
+            self._tables.payloads,
+            self._tables.leases,
+            check_id("session_id", session_id),
+            expires_in=expires_in,
+            text_search_config=text_search_config,
+            search_limit=search_limit,
+        )
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
         """Store a new session, set its times and return it.
