@@ -57,7 +57,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield storages.LocalFileStorage(str(tmp_path))
     else:
         repository: PostgresSessionRepository = request.getfixturevalue("repository")
-        if kind == "of a session, in a lease":
+        if kind == "of a session":
             repository.create_session(Session("s", SessionType.AGENT))
             with repository.lease("s"):
                 yield repository.storage("s")

@@ -114,6 +114,8 @@ def test_status_counts_rows_and_bytes(
         "strands_leases": 0,
         "strands_storage": 0,
         "strands_chunks": 0,
+        "strands_session_storage": 0,
+        "strands_session_chunks": 0,
     }
     assert size is not None
     assert described["tables"][2]["bytes"] == size[0] > 0
@@ -154,7 +156,8 @@ def test_status_says_about_where_it_estimates(
     connection: psycopg.Connection[Any],
 ) -> None:
     connection.execute(
-        "INSERT INTO strands_sessions SELECT n, 'AGENT', gen_random_uuid(), now(), now() "
+        "INSERT INTO strands_sessions (session_id, session_type, write_id, created_at, updated_at) "
+        "SELECT n, 'AGENT', gen_random_uuid(), now(), now() "
         "FROM generate_series(1, 1234) AS n"
     )
     connection.execute("VACUUM ANALYZE strands_sessions")
@@ -190,6 +193,8 @@ def test_status_fails_where_a_table_is_missing(
             "strands_leases",
             "strands_storage",
             "strands_chunks",
+            "strands_session_storage",
+            "strands_session_chunks",
         ),
         0,
     )

@@ -192,8 +192,8 @@ def test_the_error_names_the_key_and_says_what_to_do(repository: PostgresSession
         assert error.key == "a/k"
         assert str(error) == (
             f"{operation} 'a/k' of storage 'p': another writer has written or deleted the value since this storage "
-            "last read or wrote it; nothing was stored. To continue from what is stored, build a new session manager and agent; "
-            "hold a lease to keep other writers away"
+            "last read or wrote it; nothing was stored. To continue from what is stored, build a new session manager "
+            "and agent; hold a lease to keep other writers away"
         )
         assert error.__cause__ is None
 

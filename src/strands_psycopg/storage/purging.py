@@ -38,9 +38,8 @@ _LIST = """
 # In the order of keys, so that two purges cannot deadlock. A value that is locked is about to be written or deleted.
 _LOCK = """
     SELECT s.key FROM {values} AS s
-    WHERE s.{scope} = %(scope)s AND s.key = ANY(%(keys)s) AND {is_old}
-    ORDER BY s.key FOR UPDATE SKIP LOCKED
-""".replace("{is_old}", _IS_OLD)
+    WHERE s.{scope} = %(scope)s AND s.key = ANY(%(keys)s) ORDER BY s.key FOR UPDATE SKIP LOCKED
+"""
 
 _DELETE = """
     DELETE FROM {values} AS s WHERE s.{scope} = %(scope)s AND s.key = ANY(%(keys)s) AND {is_old}
