@@ -253,6 +253,10 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         state, messages in memory and checkpoints. The original session may be written meanwhile; the fork is a
         snapshot of it.
 
+        All values of the session's storage are copied as they are now, whatever else is: those of other agents, and
+        those that were written after the checkpoint or the last message of the fork. The keys of what Strands stashes
+        and snapshots contain the session's id; in the fork they contain that of the fork.
+
         With ``snapshot_id``, one agent is copied as it was at that checkpoint: its messages in memory, its state and
         that of its conversation manager, pending interrupts and the model's state. Its log and its checkpoints end
         there. Messages that were redacted since are redacted. The system prompt is that of the agent that is built on

@@ -11,7 +11,16 @@ from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
 _AFTER_ALL_KEYS = "\U0010ffff" * (MAX_KEY_SIZE // 4 + 1)
 
 # Whether the value s has not expired.
-_CURRENT = "(s.expires_at IS NULL OR s.expires_at > pg_catalog.now())"
+CURRENT = "(s.expires_at IS NULL OR s.expires_at > pg_catalog.now())"
+
+# The value s, whose chunks the server joins.
+WHOLE_VALUE = """
+    coalesce(s.data, (
+        SELECT pg_catalog.string_agg(c.data, ''::bytea ORDER BY item.ordinal)
+        FROM pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal)
+        JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
+    ))
+"""
 
 # One row per chunk: joining them here is faster than joining them on the server.
 _READ = """
@@ -21,19 +30,15 @@ _READ = """
     LEFT JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
     WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {current}
     ORDER BY item.ordinal
-""".replace("{current}", _CURRENT)
+""".replace("{current}", CURRENT)
 
 _LIST = """
     SELECT s.key FROM {values} AS s
     WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND {current} ORDER BY s.key
-""".replace("{current}", _CURRENT)
+""".replace("{current}", CURRENT)
 
 _SEARCH = """
-    SELECT s.key, s.score, s.size, coalesce(s.data, (
-        SELECT pg_catalog.string_agg(c.data, ''::bytea ORDER BY item.ordinal)
-        FROM pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal)
-        JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
-    ))
+    SELECT s.key, s.score, s.size, {whole_value}
     FROM (
         SELECT s.key, s.data, s.chunk_ids, s.size, pg_catalog.ts_rank(s.search_vector, query) AS score
         FROM {values} AS s, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
@@ -42,7 +47,7 @@ _SEARCH = """
         ORDER BY score DESC, s.key LIMIT %(limit)s
     ) AS s
     ORDER BY s.score DESC, s.key
-""".replace("{current}", _CURRENT)
+""".replace("{current}", CURRENT).replace("{whole_value}", WHOLE_VALUE)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class ValueReader:
         operation = f"reading {self._scope.describe(key)}"
         last = self._seen.last(key) if self._seen is not None else None
         rows = self._database.fetch(operation, self._read, self._scope.parameters | {"key": key}, binary=True).rows
-        data = _complete(operation, rows[0][0], b"".join(part or b"" for _, part, _ in rows)) if rows else None
+        data = complete(operation, rows[0][0], b"".join(part or b"" for _, part, _ in rows)) if rows else None
         if self._seen is not None:
             self._seen.refresh(key, rows[0][2] if rows else MISSING, last=last)
         return data
@@ -116,7 +121,7 @@ class ValueReader:
         parameters |= {"query": query, "configuration": self._configuration, "limit": limit}
         # Not prepared: whether the index of keys or that of words is faster depends on the parameters.
         rows = self._database.fetch(operation, self._search, parameters, binary=True, prepare=False).rows
-        return [SearchHit(key, score, _complete(operation, size, data)) for key, score, size, data in rows]
+        return [SearchHit(key, score, complete(operation, size, data)) for key, score, size, data in rows]
 
 
 def key_range(prefix: str) -> dict[str, object]:
@@ -124,7 +129,7 @@ def key_range(prefix: str) -> dict[str, object]:
     return {"prefix": prefix, "end": prefix + _AFTER_ALL_KEYS}
 
 
-def _complete(operation: str, size: int, data: bytes | None) -> bytes:
+def complete(operation: str, size: int, data: bytes | None) -> bytes:
     """Return the data of a value if it has the size that it was written with."""
     if data is None or len(data) != size:
         raise DatabaseError(f"{operation}: chunks of the value are missing; restore the table of chunks from a backup")

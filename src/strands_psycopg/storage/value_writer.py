@@ -22,7 +22,7 @@ from strands_psycopg.storage.transactions import Row, Statement, Transactions
 from strands_psycopg.storage.write_checks import Change, WriteChecks
 
 # In bytes. Up to this size one row takes no more space than a list of chunks would.
-_MAX_INLINE_SIZE = 8192
+MAX_INLINE_SIZE = 8192
 
 # In bytes; PostgreSQL sends up to a gigabyte.
 MAX_VALUE_SIZE = 256 * 2**20
@@ -163,7 +163,7 @@ class ValueWriter:
             change = Change(f"writing {self._scope.describe(key)}", self._scope, key, expected, term)
             row = change.parameters | {"size": len(data), "text": text, "configuration": self._configuration}
             row |= {"write_id": write_id, "expires_in": self._expires_in}
-            if len(data) > _MAX_INLINE_SIZE:
+            if len(data) > MAX_INLINE_SIZE:
                 chunks = split(data)
                 chunk_ids = [chunk_id(chunk, self._scope.hash_key) for chunk in chunks]
                 row |= {"data": None, "chunk_ids": chunk_ids}
