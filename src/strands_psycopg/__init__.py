@@ -30,6 +30,7 @@ from strands_psycopg.repository.listing import AgentSummary, SessionPage, Sessio
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, TableStatus
 from strands_psycopg.storage import PostgresStorage
+from strands_psycopg.storage.purging import StoragePurgeResult
 
 __all__ = [
     "AgentSummary",
@@ -61,6 +62,7 @@ __all__ = [
     "SessionSummary",
     "Status",
     "StorageConflictError",
+    "StoragePurgeResult",
     "StrandsPsycopgError",
     "TableStatus",
     "TransferError",

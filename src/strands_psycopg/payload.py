@@ -41,8 +41,9 @@ class PayloadContext:
             such as a summary), an agent's ``state``, ``conversation_manager_state`` or ``internal_state``, the data of
             a ``checkpoint``, the state of a ``multi_agent`` (a graph or swarm), a value of a ``storage``, or the
             ``title`` of a session, which is a string.
-        index: The index of a message or redaction, the id of a variant or checkpoint, or the full key of a value; None
-            if there is only one such document.
+        index: The index of a message or redaction, the id of a variant or checkpoint, or the key of a value of a
+            storage; None if there is only one such document. The key of a value of no session follows the storage's
+            owner and prefix, if it has them, each with a ``//``.
     """
 
     session_id: str | None

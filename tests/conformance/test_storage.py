@@ -16,6 +16,7 @@ import strands.storage.search.keyword  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from strands.types.exceptions import StorageError  # noqa: E402
+from strands.types.session import Session, SessionType  # noqa: E402
 
 from support.scale import scale  # noqa: E402
 
@@ -38,7 +39,15 @@ def run(awaitable: Awaitable[T]) -> T:
 
 
 @pytest.fixture(
-    params=["postgres", "postgres with a prefix", "a view of it", "guarded", "in a lease", "memory", "files"]
+    params=[
+        "postgres",
+        "postgres with a prefix",
+        "a view of it",
+        "guarded",
+        "of a session, in a lease",
+        "memory",
+        "files",
+    ]
 )
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     kind: str = request.param
@@ -48,9 +57,10 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield storages.LocalFileStorage(str(tmp_path))
     else:
         repository: PostgresSessionRepository = request.getfixturevalue("repository")
-        if kind == "in a lease":
+        if kind == "of a session":
+            repository.create_session(Session("s", SessionType.AGENT))
             with repository.lease("s"):
-                yield PostgresStorage(repository, session_id="s", guard_overwrites=True)
+                yield repository.storage("s")
             return
         prefix = "a/prefix/" if kind == "postgres with a prefix" else ""
         storage = PostgresStorage(repository, prefix=prefix, guard_overwrites=kind == "guarded")

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from strands.types.session import Session, SessionType
 
 from strands_psycopg import PostgresSessionRepository, PostgresStorage
 from support.storage import needs_storage
@@ -26,7 +27,7 @@ def wire() -> Wire:
     return Wire()
 
 
-@pytest.fixture(params=["plain", "guarded", "in a lease"])
+@pytest.fixture(params=["plain", "guarded", "of a session", "of a session, in a lease"])
 def storage(request: pytest.FixtureRequest, dsn: str, wire: Wire) -> Iterator[PostgresStorage]:
     """A storage with a small and a large value; it has seen them, and that there is no ``new`` one."""
     options: dict[str, Any] = {"min_size": 1, "max_size": 1, "configure": wire.configure}
@@ -35,8 +36,10 @@ def storage(request: pytest.FixtureRequest, dsn: str, wire: Wire) -> Iterator[Po
         ExitStack() as stack,
     ):
         storage = PostgresStorage(repository, guard_overwrites=request.param == "guarded")
-        if request.param == "in a lease":
-            storage = PostgresStorage(repository, guard_overwrites=True, session_id="s")
+        if request.param.startswith("of a session"):
+            repository.create_session(Session("s", SessionType.AGENT))
+            storage = repository.storage("s")
+        if request.param == "of a session, in a lease":
             stack.enter_context(repository.lease("s", ttl=3600))
         asyncio.run(storage.write("small", b"one apple"))
         asyncio.run(storage.write("large", LARGE))

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from strands.types.session import Session, SessionType
 
 from strands_psycopg import (
     DatabaseUnavailableError,
@@ -35,7 +36,7 @@ from support.proxy import Proxy
 from support.retries import Retries
 from support.scale import scale
 from support.stopping import stopped
-from support.storage import NO_CHUNKS, chunks, needs_storage, values
+from support.storage import NO_CHUNKS, OF_SESSIONS, SCOPED, Tables, chunks, needs_storage, values
 from support.tables import Connection, blocked, one
 from support.waiting import wait_until
 
@@ -69,10 +70,10 @@ def put(storage: PostgresStorage, key: str, value: bytes | None) -> None:
     run(storage.delete(key) if value is None else storage.write(key, value))
 
 
-def assert_clean(look: Connection) -> None:
+def assert_clean(look: Connection, tables: Tables = SCOPED) -> None:
     """Check that every value has its chunks and every chunk is in use."""
-    assert None not in values(look).values()
-    counts = chunks(look)
+    assert None not in values(look, tables).values()
+    counts = chunks(look, tables)
     assert (counts.unused, counts.released) == (0, 0)
 
 
@@ -273,7 +274,8 @@ def test_statement_that_arrives_after_a_takeover_changes_nothing(
     before, after = CHANGES[change]
     options: dict[str, Any] = {"response_timeout": 0.5, "max_size": 2}
     with PostgresSessionRepository(own_dsn, **options) as repository, repository.lease("s"):
-        storage = PostgresStorage(repository, session_id="s")
+        repository.create_session(Session("s", SessionType.AGENT))
+        storage = repository.storage("s")
         put(storage, "k", before)
         first = backends(look)
         with stopped(*first):
@@ -283,8 +285,8 @@ def test_statement_that_arrives_after_a_takeover_changes_nothing(
             assert isinstance(raised.value.__cause__, LeaseLostError)
             assert len(retries()) >= 1
         wait_for_end(look, first)
-        assert values(look) == ({"k": before} if before else {})
-        assert_clean(look)
+        assert values(look, OF_SESSIONS) == ({"k": before} if before else {})
+        assert_clean(look, OF_SESSIONS)
 
 
 STOP_IN_TRANSACTION = """

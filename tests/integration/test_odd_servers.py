@@ -172,13 +172,14 @@ def test_row_that_a_trigger_suppresses_is_told_as_that(
 
 @pytest.mark.skipif(not has_storage, reason="needs strands-agents 1.54 or later")
 @pytest.mark.parametrize("size", [10, 100_000], ids=["inline", "in chunks"])
-@pytest.mark.parametrize("table", ["strands_storage", "strands_chunks"])
+@pytest.mark.parametrize("table", ["storage", "chunks", "session_storage", "session_chunks"])
 def test_value_that_a_trigger_suppresses_is_told_as_that(
     repository: PostgresSessionRepository, connection: Connection, table: str, size: int
 ) -> None:
-    suppress(connection, table, "INSERT")
-    storage = PostgresStorage(repository)
-    if (table, size) == ("strands_chunks", 10):
+    repository.create_session(Session("s", SessionType.AGENT))
+    suppress(connection, f"strands_{table}", "INSERT")
+    storage = repository.storage("s") if table.startswith("session") else PostgresStorage(repository)
+    if "chunks" in table and size == 10:
         asyncio.run(storage.write("key", bytes(size)))
         return
 

@@ -171,8 +171,7 @@ def test_nothing_is_stored_in_plain(
 def test_nothing_of_a_storage_is_stored_in_plain(
     scrambled: PostgresSessionRepository, codec: ScramblingCodec, connection: Connection
 ) -> None:
-    async def use() -> list[Any]:
-        storage = PostgresStorage(scrambled, prefix="p", session_id="s")
+    async def use(storage: PostgresStorage) -> list[Any]:
         for key, value in values.items():
             await storage.write(key, value)
         found: list[Any] = [
@@ -183,9 +182,17 @@ def test_nothing_of_a_storage_is_stored_in_plain(
         return [*found, await storage.search("1111"), await storage.list()]
 
     values = {"deep/small": MARKER.encode(), "large": f"{MARKER} ".encode() * 10_000}
-    assert asyncio.run(use()) == [values["deep/small"], values["large"], None, [], list(values)]
+    scrambled.create_session(Session("s", SessionType.AGENT))
+    keys: dict[PayloadContext, int] = {}
+    for storage, session_id, scope in (
+        (scrambled.storage("s"), "s", ""),
+        (PostgresStorage(scrambled), None, ""),
+        (PostgresStorage(scrambled, prefix="deep"), None, "deep//"),
+        (PostgresStorage(scrambled, owner="alice", prefix="p"), None, "alice//p//"),
+    ):
+        assert asyncio.run(use(storage)) == [values["deep/small"], values["large"], None, [], list(values)]
+        keys |= {PayloadContext(session_id, None, "storage", scope + key): 1 for key in values}
     assert rows_with(connection, MARKER) == []
-    keys = {PayloadContext("s", None, "storage", f"p/{key}"): 1 for key in values}
     assert (codec.encoded, codec.decoded) == (keys, keys)
 
 

@@ -119,9 +119,9 @@ def test_lease_shows_session_term_and_ttl() -> None:
 def test_storage_shows_where_its_database_is_and_its_prefix() -> None:
     storage = PostgresStorage(f"postgresql://user:{SECRET}@db.example/agents", prefix="crm")
 
-    shown = "<PostgresStorage host=db.example dbname=agents user=user schema=public table_prefix=strands_ prefix='crm/"
+    shown = "<PostgresStorage host=db.example dbname=agents user=user schema=public table_prefix=strands_ prefix='crm"
     assert repr(storage) == f"{shown}'>"
-    assert repr(storage.namespace("snapshots")) == f"{shown}snapshots/'>"
+    assert repr(storage.namespace("snapshots")) == f"{shown}' namespace='snapshots'>"
 
 
 @pytest.mark.parametrize(

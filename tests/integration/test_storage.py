@@ -138,20 +138,76 @@ def test_schemas_table_prefixes_and_prefixes_keep_storages_apart(
         PostgresStorage(dsn, schema="elsewhere", **options) as in_schema,
         PostgresStorage(dsn, table_prefix="zz_", **options) as in_tables,
     ):
-        storages = [PostgresStorage(repository), PostgresStorage(repository, prefix="tenant"), in_schema, in_tables]
+        scoped = [PostgresStorage(repository, prefix="tenant", owner=owner) for owner in (None, "a")]
+        storages = [PostgresStorage(repository), *scoped, in_schema, in_tables]
         for number, storage in enumerate(storages):
             storage.ensure_schema()
             run(storage.write("k", b"%d" % number * 20_000))
-        assert [run(storage.read("k")) for storage in storages] == [b"%d" % number * 20_000 for number in range(4)]
-        assert run(storages[0].list("")) == ["k", "tenant/k"]
-        assert run(storages[1].list("")) == run(storages[2].list("")) == run(storages[3].list("")) == ["k"]
+        assert [run(storage.read("k")) for storage in storages] == [b"%d" % number * 20_000 for number in range(5)]
+        assert [run(storage.list("")) for storage in storages] == [["k"]] * 5
         assert run(storages[1].search("0")) == []
 
 
 @pytest.mark.parametrize("prefix", ["tenants/1", "/tenants//1/", "tenants/1/"])
-def test_a_prefix_is_the_beginning_of_the_key(repository: PostgresSessionRepository, prefix: str) -> None:
+def test_storages_whose_prefixes_differ_only_in_slashes_have_the_same_values(
+    repository: PostgresSessionRepository, prefix: str
+) -> None:
     run(PostgresStorage(repository, prefix=prefix).write("k", b"1"))
-    assert run(PostgresStorage(repository).list("")) == ["tenants/1/k"]
+    assert run(PostgresStorage(repository, prefix="tenants/1").read("k")) == b"1"
+
+
+def test_storages_of_prefixes_and_owners_that_look_alike_do_not_see_each_other(
+    repository: PostgresSessionRepository,
+) -> None:
+    names: list[dict[str, Any]] = [
+        {},
+        {"prefix": "a"},
+        {"prefix": "a/b"},
+        {"owner": "a"},
+        {"owner": "a/"},
+        {"owner": "a", "prefix": "b"},
+        {"owner": "a/", "prefix": "b"},
+        {"owner": "a//b"},
+    ]
+    for large in (1, 20_000):
+        for name in names:
+            run(PostgresStorage(repository, **name).namespace("n").write("k", str(name).encode() * large))
+        for name in names:
+            storage = PostgresStorage(repository, **name)
+            assert run(storage.list("")) == ["n/k"]
+            assert run(storage.read("n/k")) == str(name).encode() * large
+            assert run(storage.read("a/n/k")) is None
+
+
+def test_the_owner_of_a_storage_is_in_its_rows(
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any]
+) -> None:
+    for key, size in (("small", 1), ("large", 20_000)):
+        run(PostgresStorage(repository, owner="alice", prefix="notes").write(key, b"x" * size))
+        run(PostgresStorage(repository, prefix="notes").write(key, b"x" * size))
+    rows = connection.execute("SELECT scope, owner, key FROM strands_storage ORDER BY scope, key").fetchall()
+    assert rows == [
+        *[("alice//notes", "alice", key) for key in ("large", "small")],
+        *[("notes", None, key) for key in ("large", "small")],
+    ]
+
+
+@pytest.mark.parametrize("owner", ["", "o" * 256, "a\0b", "\ud800", 5, b"a"])
+def test_an_owner_must_be_valid(owner: Any) -> None:
+    with pytest.raises(ValueError, match="owner must "):
+        PostgresStorage("postgresql://localhost/nowhere", owner=owner)
+
+
+def test_a_key_and_what_is_before_it_have_a_common_limit(repository: PostgresSessionRepository) -> None:
+    storage = PostgresStorage(repository, owner="o" * 255, prefix="é" * 400)
+    limit = 2048 - 255 - 2 - 800
+    run(storage.write("k" * limit, b"1"))
+    assert run(storage.list("")) == ["k" * limit]
+    message = f"a key may have {limit} bytes of UTF-8 in this storage, not {limit + 1}: together with its owner, prefix"
+    with pytest.raises(PostgresStorageError, match=message):
+        run(storage.write("k" * (limit + 1), b"1"))
+    with pytest.raises(PostgresStorageError, match="a key may have 0 bytes"):
+        run(PostgresStorage(repository, prefix="p" * 3000).read("k"))
 
 
 @pytest.mark.parametrize("key", ["a\0b", "\ud800", "k" * 2049, "é" * 1025])

@@ -53,13 +53,19 @@ def test_storages_with_different_prefixes_share_no_chunks(
     assert run(second.read("k")) == VALUE
 
 
-def test_a_storage_without_the_prefix_reads_and_deletes_what_one_with_it_wrote(
+def test_chunks_that_other_storages_released_are_theirs(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
-    run(PostgresStorage(repository, prefix="1").write("k", VALUE))
-    unprefixed = PostgresStorage(repository)
-    assert run(unprefixed.read("1/k")) == VALUE
-    run(unprefixed.delete("1/k"))
+    first, second = PostgresStorage(repository, prefix="1"), PostgresStorage(repository, prefix="2")
+    for storage in (first, second):
+        run(storage.write("k", VALUE))
+    connection.execute("DELETE FROM strands_storage WHERE scope = '1'")
+    connection.execute("UPDATE strands_chunks SET released = true WHERE scope = '1'")
+    released = chunks(connection).released
+    run(second.delete("k"))
+    assert (chunks(connection).number, chunks(connection).released) == (released, released)
+    run(first.write("k", VALUE[::-1]))
+    run(first.delete("k"))
     assert chunks(connection) == NO_CHUNKS
 
 

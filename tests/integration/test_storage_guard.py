@@ -189,11 +189,11 @@ def test_the_error_names_the_key_and_says_what_to_do(repository: PostgresSession
     put(other, b"2", "a/k")
     for error, operation in [(refused(storage, b"3", "a//k"), "writing"), (refused(storage, None, "a/k"), "deleting")]:
         assert isinstance(error, PostgresStorageError)
-        assert error.key == "p/a/k"
+        assert error.key == "a/k"
         assert str(error) == (
-            f"{operation} 'p/a/k': another writer has written or deleted the value since this storage last read or "
-            "wrote it; nothing was stored. To continue from what is stored, build a new session manager and agent; "
-            "hold a lease to keep other writers away"
+            f"{operation} 'a/k' of storage 'p': another writer has written or deleted the value since this storage "
+            "last read or wrote it; nothing was stored. To continue from what is stored, build a new session manager "
+            "and agent; hold a lease to keep other writers away"
         )
         assert error.__cause__ is None
 
@@ -283,8 +283,8 @@ def test_a_write_of_a_missing_key_that_waits_for_another_writer_sees_what_that_o
     with ThreadPoolExecutor() as executor:
         with connection.transaction():
             connection.execute(
-                "INSERT INTO strands_storage (key, data, size, write_id, updated_at) "
-                "VALUES ('k', 'theirs', 6, gen_random_uuid(), now())"
+                "INSERT INTO strands_storage (scope, key, data, size, write_id, updated_at) "
+                "VALUES ('', 'k', 'theirs', 6, gen_random_uuid(), now())"
             )
             write = executor.submit(refused, storage, SIZES[size][0])
             wait_until(lambda: blocked(watcher) == 1)

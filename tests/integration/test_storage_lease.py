@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
+from strands.types.session import Session, SessionType
 
 from strands_psycopg import LeaseLostError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
-from support.storage import chunks, needs_storage, values
+from support.storage import OF_SESSIONS, chunks, needs_storage, values
 from support.tables import blocked
 from support.waiting import wait_until
 
@@ -32,7 +32,6 @@ CHANGES: dict[str, tuple[bytes | None, bytes | None]] = {
 }
 
 changes = pytest.mark.parametrize("change", CHANGES)
-guards = pytest.mark.parametrize("guard", [False, True], ids=["plain", "guarded"])
 
 NOWHERE = "postgresql://localhost/nowhere"
 
@@ -58,59 +57,58 @@ def assert_lease_lost(storage: PostgresStorage, value: bytes | None) -> None:
 
 
 @pytest.fixture
+def repository(repository: PostgresSessionRepository) -> PostgresSessionRepository:
+    """A repository with a session ``s``."""
+    repository.create_session(Session("s", SessionType.AGENT))
+    return repository
+
+
+@pytest.fixture
 def storage(repository: PostgresSessionRepository) -> PostgresStorage:
-    return PostgresStorage(repository, session_id="s")
-
-
-def test_a_storage_of_a_session_needs_a_repository() -> None:
-    with ConnectionPool(NOWHERE, open=False) as pool:
-        for source in (NOWHERE, lambda: NOWHERE, pool, PostgresStorage(NOWHERE)):
-            with pytest.raises(TypeError, match="session_id requires a PostgresSessionRepository as source"):
-                PostgresStorage(source, session_id="s")
+    return repository.storage("s")
 
 
 @pytest.mark.parametrize("session_id", ["", "a\0b", "\ud800", "s" * 256, 5])
 def test_a_session_id_must_be_valid(session_id: Any) -> None:
     with PostgresSessionRepository(NOWHERE) as repository, pytest.raises(ValueError, match="session_id must"):
-        PostgresStorage(repository, session_id=session_id)
+        repository.storage(session_id)
 
 
 def test_a_storage_of_a_session_shows_it(storage: PostgresStorage) -> None:
-    assert repr(storage).endswith(" prefix='' session_id='s'>")
+    assert repr(storage).endswith(" table_prefix=strands_ session_id='s'>")
+    assert repr(storage.namespace("a").namespace("b")).endswith(" session_id='s' namespace='a/b'>")
 
 
 @changes
-@guards
 def test_a_change_is_made_while_the_lease_is_held_and_without_a_lease(
-    repository: PostgresSessionRepository, connection: Connection, change: str, guard: bool
+    repository: PostgresSessionRepository, connection: Connection, change: str
 ) -> None:
-    storage = PostgresStorage(repository, session_id="s", guard_overwrites=guard)
+    storage = repository.storage("s")
     before, after = CHANGES[change]
     with repository.lease("s"):
         put(storage, before)
         put(storage, after)
-        assert values(connection) == ({"k": after} if after else {})
+        assert values(connection, OF_SESSIONS) == ({"k": after} if after else {})
     put(storage, before)
-    assert values(connection) == ({"k": before} if before else {})
+    assert values(connection, OF_SESSIONS) == ({"k": before} if before else {})
 
 
 @changes
-@guards
 def test_after_a_takeover_a_change_is_refused(
-    repository: PostgresSessionRepository, connection: Connection, change: str, guard: bool
+    repository: PostgresSessionRepository, connection: Connection, change: str
 ) -> None:
-    storage = PostgresStorage(repository, session_id="s", guard_overwrites=guard)
+    storage = repository.storage("s")
     before, after = CHANGES[change]
     put(storage, before)
-    stored = values(connection), chunks(connection)
+    stored = values(connection, OF_SESSIONS), chunks(connection, OF_SESSIONS)
     with repository.lease("s"):
         take_over(connection)
         for _ in range(2):
             assert_lease_lost(storage, after)
-        assert (values(connection), chunks(connection)) == stored
+        assert (values(connection, OF_SESSIONS), chunks(connection, OF_SESSIONS)) == stored
         assert run(storage.read("k")) == before
     put(storage, after)
-    assert values(connection) == ({"k": after} if after else {})
+    assert values(connection, OF_SESSIONS) == ({"k": after} if after else {})
 
 
 def test_after_a_takeover_views_of_the_storage_are_refused_too(
@@ -142,13 +140,14 @@ def test_leases_of_other_sessions_and_of_other_repositories_do_not_count(
         put(storage, SMALL)
         put(storage, LARGE)
         put(PostgresStorage(elsewhere), SMALL)
-        assert_lease_lost(PostgresStorage(elsewhere, session_id="s"), SMALL)
+        assert_lease_lost(elsewhere.storage("s"), SMALL)
 
 
 def test_the_lease_of_another_table_prefix_does_not_count(dsn: str, pool_options: dict[str, Any]) -> None:
     with PostgresSessionRepository(dsn, table_prefix="zz_", **pool_options) as repository:
         repository.ensure_schema()
-        storage = PostgresStorage(repository, session_id="s")
+        repository.create_session(Session("s", SessionType.AGENT))
+        storage = repository.storage("s")
         with repository.lease("s"):
             put(storage, SMALL)
             put(storage, LARGE)
@@ -157,23 +156,21 @@ def test_the_lease_of_another_table_prefix_does_not_count(dsn: str, pool_options
 
 @pytest.mark.parametrize("value", [SMALL, LARGE, None], ids=["small", "large", "none"])
 @pytest.mark.parametrize("before", [SMALL, LARGE], ids=["small", "large"])
-@guards
 def test_a_takeover_waits_for_a_write_that_has_found_its_lease_held(
     repository: PostgresSessionRepository,
     connection: Connection,
     watcher: Connection,
     before: bytes,
     value: bytes | None,
-    guard: bool,
 ) -> None:
-    storage = PostgresStorage(repository, session_id="s", guard_overwrites=guard)
+    storage = repository.storage("s")
     put(storage, before)
     with ThreadPoolExecutor() as executor, repository.lease("s"):
         with connection.transaction():
-            connection.execute("SELECT true FROM strands_storage WHERE key = 'k' FOR UPDATE")
+            connection.execute("SELECT true FROM strands_session_storage WHERE key = 'k' FOR UPDATE")
             write = executor.submit(put, storage, value)
             wait_until(lambda: blocked(watcher) == 1)
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 watcher.execute("SELECT true FROM strands_leases FOR UPDATE NOWAIT")
         write.result()
-    assert values(connection) == ({"k": value} if value else {})
+    assert values(connection, OF_SESSIONS) == ({"k": value} if value else {})

@@ -1,7 +1,8 @@
 -- Each tenant reads and writes only its own sessions and values, whatever SQL its connections run. This uses
 -- PostgreSQL's row-level security, on tables in the schema strands (see roles.sql).
 --
--- A tenant is a role with LOGIN. A session id or key belongs to the tenant whose name and a slash it begins with:
+-- A tenant is a role with LOGIN. A session id belongs to the tenant whose name and a slash it begins with, and so does the
+-- prefix of a storage, which may be the name alone:
 --
 --     repository = PostgresSessionRepository("postgresql://acme@localhost/agents", schema="strands", min_size=0)
 --     agent = Agent(session_manager=PostgresSessionManager("acme/user-42", repository))
@@ -23,9 +24,8 @@
 --     dump, report, and import: COPY FROM is not possible where policies apply.
 --   * No view is granted here. On PostgreSQL 14, views show the rows that their owner sees. Views created on 15 or
 --     newer show the rows that the querying role sees, and may be granted.
---   * Policies do not apply to the checks of foreign keys and unique indexes. Keys reveal nothing, since the policies
---     refuse another tenant's keys before. But a tenant that runs its own SQL can find out whether another tenant
---     stores a chunk of data that it has too.
+--   * Policies do not apply to the checks of foreign keys and unique indexes. They reveal nothing, since the policies
+--     refuse another tenant's keys before.
 --   * Error messages of the server name tables, never another tenant's rows.
 
 DO $$ BEGIN
@@ -45,8 +45,8 @@ CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql AS 
 CREATE OR REPLACE FUNCTION strands.is_tenants(key text) RETURNS boolean STABLE LANGUAGE sql
 AS $$ SELECT key >= strands.tenant() || '/' AND key < strands.tenant() || '0' $$;
 
--- Ids of chunks are hashes, which name no tenant. Chunks that exist already become the tables' owner's.
-ALTER TABLE strands.strands_chunks ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT strands.tenant();
+CREATE OR REPLACE FUNCTION strands.is_scope_of_tenant(scope text) RETURNS boolean STABLE LANGUAGE sql
+AS $$ SELECT scope = strands.tenant() OR strands.is_tenants(scope) $$;
 
 ALTER TABLE strands.strands_sessions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_agents ENABLE ROW LEVEL SECURITY;
@@ -57,6 +57,8 @@ ALTER TABLE strands.strands_multi_agents ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_storage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_chunks ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_session_storage ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_session_chunks ENABLE ROW LEVEL SECURITY;
 
 DROP POLICY IF EXISTS of_tenant ON strands.strands_sessions;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_agents;
@@ -67,6 +69,8 @@ DROP POLICY IF EXISTS of_tenant ON strands.strands_multi_agents;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_leases;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_storage;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_chunks;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_session_storage;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_session_chunks;
 
 CREATE POLICY of_tenant ON strands.strands_sessions USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_agents USING (strands.is_tenants(session_id));
@@ -75,13 +79,15 @@ CREATE POLICY of_tenant ON strands.strands_message_variants USING (strands.is_te
 CREATE POLICY of_tenant ON strands.strands_checkpoints USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_multi_agents USING (strands.is_tenants(session_id));
 CREATE POLICY of_tenant ON strands.strands_leases USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_storage USING (strands.is_tenants(key));
-CREATE POLICY of_tenant ON strands.strands_chunks USING (tenant = strands.tenant());
+CREATE POLICY of_tenant ON strands.strands_storage USING (strands.is_scope_of_tenant(scope));
+CREATE POLICY of_tenant ON strands.strands_chunks USING (strands.is_scope_of_tenant(scope));
+CREATE POLICY of_tenant ON strands.strands_session_storage USING (strands.is_tenants(session_id));
+CREATE POLICY of_tenant ON strands.strands_session_chunks USING (strands.is_tenants(session_id));
 
 GRANT USAGE ON SCHEMA strands TO strands_tenants;
 GRANT SELECT ON strands.strands_migrations TO strands_tenants;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     strands.strands_sessions, strands.strands_agents, strands.strands_messages, strands.strands_message_variants,
     strands.strands_checkpoints, strands.strands_multi_agents, strands.strands_leases, strands.strands_storage,
-    strands.strands_chunks
+    strands.strands_chunks, strands.strands_session_storage, strands.strands_session_chunks
 TO strands_tenants;

@@ -9,9 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
+from strands.types.session import Session, SessionType
 
 from recipes.encryption import EncryptingCodec, SessionKeys
-from strands_psycopg import PayloadCodecError, PostgresSessionRepository, PostgresStorage, PostgresStorageError
+from strands_psycopg import PayloadCodecError, PostgresSessionRepository, PostgresStorageError
 from strands_psycopg.transfer import export_session, import_session
 from support.agents import build, dump, save_checkpoint
 from support.databases import Databases
@@ -171,13 +172,15 @@ def test_plain_documents_are_read_if_that_is_wanted(
 def test_storage_is_encrypted(
     encrypted: PostgresSessionRepository, connection: psycopg.Connection[Any], keys: SessionKeys
 ) -> None:
+    encrypted.create_session(Session("s", SessionType.AGENT))
+
     async def use() -> None:
-        storage = PostgresStorage(encrypted, session_id="s")
+        storage = encrypted.storage("s")
         await storage.write("key", SECRET.encode())
         assert await storage.read("key") == SECRET.encode()
         assert await storage.search("1111") == []
-        assert SECRET.encode() not in one(connection, "SELECT data FROM strands_storage")
-        connection.execute("UPDATE strands_storage SET key = 'another'")
+        assert SECRET.encode() not in one(connection, "SELECT data FROM strands_session_storage")
+        connection.execute("UPDATE strands_session_storage SET key = 'another'")
         with pytest.raises(PostgresStorageError, match="decode raised InvalidTag"):
             await storage.read("another")
 

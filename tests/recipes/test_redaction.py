@@ -120,7 +120,11 @@ def test_copies_are_found_wherever_they_are(repository: PostgresSessionRepositor
         asyncio.run(storage.write("small", SECRET.encode()))
         asyncio.run(storage.write("large", random.Random(1).randbytes(100_000) + SECRET.encode() + bytes(100_000)))
         asyncio.run(storage.write("other", b"4111"))
-        expected += ["value|large|", "value|small|"]
+        kept = repository.storage("edited")
+        asyncio.run(kept.write("small", SECRET.encode()))
+        asyncio.run(kept.write("large", random.Random(1).randbytes(100_000) + SECRET.encode() + bytes(100_000)))
+        asyncio.run(kept.write("other", b"4111"))
+        expected += ["session value|edited|large", "session value|edited|small", "value||large", "value||small"]
     expected += ["variant|edited|a 1"]
 
     assert found(direct_dsn) == expected
@@ -130,13 +134,18 @@ def test_copies_are_found_wherever_they_are(repository: PostgresSessionRepositor
 def test_chunks_that_a_killed_process_has_left_are_found_until_they_go(
     repository: PostgresSessionRepository, connection: Connection, direct_dsn: str
 ) -> None:
-    storage = PostgresStorage(repository)
-    asyncio.run(storage.write("large", SECRET.encode() + bytes(20_000)))
-    connection.execute("WITH gone AS (DELETE FROM strands_storage) UPDATE strands_chunks SET released = true")
-    assert [line.split("|")[0] for line in found(direct_dsn)] == ["chunk"]
+    build(repository, "s")
+    storages = (PostgresStorage(repository, prefix="p"), repository.storage("s"))
+    for storage in storages:
+        asyncio.run(storage.write("large", SECRET.encode() + bytes(20_000)))
+    for kind in ("", "session_"):
+        gone = f"WITH gone AS (DELETE FROM strands_{kind}storage) UPDATE strands_{kind}chunks SET released = true"
+        connection.execute(gone.encode())
+    assert [line.split("|")[:2] for line in found(direct_dsn)] == [["chunk", "p"], ["session chunk", "s"]]
 
-    asyncio.run(storage.write("other", bytes(20_000)))
-    asyncio.run(storage.delete("other"))
+    for storage in storages:
+        asyncio.run(storage.write("other", bytes(20_000)))
+        asyncio.run(storage.delete("other"))
     assert found(direct_dsn) == []
 
 

@@ -17,18 +17,31 @@ Connection = psycopg.Connection[Any]
 
 _COUNT_CHUNKS = """
     SELECT count(*), coalesce(sum(length(data)), 0), count(*) FILTER (
-        WHERE NOT EXISTS (SELECT FROM strands_storage AS s WHERE c.chunk_id = ANY(s.chunk_ids))
+        WHERE NOT EXISTS (SELECT FROM {values} AS s WHERE s.{scope} = c.{scope} AND c.chunk_id = ANY(s.chunk_ids))
     ), count(*) FILTER (WHERE released)
-    FROM strands_chunks AS c
+    FROM {chunks} AS c
 """
 
 _SELECT_VALUES = """
-    SELECT key, coalesce(data, (
+    SELECT CASE WHEN {scope} IN ('', 's') THEN key ELSE {scope} || '/' || key END, coalesce(data, (
         SELECT string_agg(c.data, '' ORDER BY ordinal)
-        FROM unnest(chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) JOIN strands_chunks AS c USING (chunk_id)
+        FROM unnest(chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) JOIN {chunks} AS c USING (chunk_id)
+        WHERE c.{scope} = v.{scope}
     ))
-    FROM strands_storage
+    FROM {values} AS v
 """
+
+
+class Tables(NamedTuple):
+    """A pair of tables, and the column that says which storage their rows belong to."""
+
+    values: str
+    chunks: str
+    scope: str
+
+
+SCOPED = Tables("strands_storage", "strands_chunks", "scope")
+OF_SESSIONS = Tables("strands_session_storage", "strands_session_chunks", "session_id")
 
 
 class Chunks(NamedTuple):
@@ -50,11 +63,17 @@ class Chunks(NamedTuple):
 NO_CHUNKS = Chunks(0, 0, 0, 0)
 
 
-def chunks(connection: Connection) -> Chunks:
+def chunks(connection: Connection, tables: Tables = SCOPED) -> Chunks:
     """Count the chunks in the table."""
-    return Chunks(*(int(number) for number in connection.execute(_COUNT_CHUNKS).fetchall()[0]))
+    return Chunks(*(int(number) for number in _select(connection, _COUNT_CHUNKS, tables)[0]))
 
 
-def values(connection: Connection) -> dict[str, bytes]:
-    """Return every value by its key."""
-    return dict(connection.execute(_SELECT_VALUES).fetchall())
+def values(connection: Connection, tables: Tables = SCOPED) -> dict[str, bytes]:
+    """Return every value by its key, after its scope unless that is empty, or its session unless that is ``s``."""
+    return dict(_select(connection, _SELECT_VALUES, tables))
+
+
+def _select(connection: Connection, query: str, tables: Tables) -> list[Any]:
+    for name, replacement in tables._asdict().items():
+        query = query.replace("{" + name + "}", replacement)
+    return connection.execute(query.encode()).fetchall()

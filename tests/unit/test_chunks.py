@@ -67,7 +67,7 @@ def test_changing_bytes_in_the_middle_keeps_the_chunks_on_both_sides(data: bytes
     assert new_bytes(data, data[:100_001] + b"changed" + data[100_500:]) < FEW
 
 
-def test_an_id_depends_on_content_and_scope() -> None:
+def test_an_id_depends_on_content_and_key() -> None:
     chunk, other = memoryview(b"chunk"), memoryview(b"other")
-    assert chunk_id(chunk, b"scope") == chunk_id(memoryview(b"a chunk")[2:], b"scope")
-    assert len({chunk_id(chunk, b"scope"), chunk_id(other, b"scope"), chunk_id(chunk, b"another scope")}) == 3
+    assert chunk_id(chunk, b"key") == chunk_id(memoryview(b"a chunk")[2:], b"key")
+    assert len({chunk_id(chunk, b"key"), chunk_id(other, b"key"), chunk_id(chunk, b"")}) == 3

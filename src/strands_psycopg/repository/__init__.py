@@ -28,6 +28,7 @@ from strands_psycopg.repository.listing import AgentSummary, SessionPage, Sessio
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, read_status
 from strands_psycopg.repository.tables import SessionTables
+from strands_psycopg.storage import PostgresStorage, SessionStorage
 from strands_psycopg.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -170,6 +171,43 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
             raise ValueError(f"ttl must be more than 0 and at most {_MAX_TTL} seconds, not {ttl}")
         return Lease(self._tables.leases, session_id, wait=wait, ttl=ttl, owner=owner)
 
+    def storage(
+        self,
+        session_id: str,
+        *,
+        expires_in: timedelta | float | None = None,
+        text_search_config: str = "simple",
+        search_limit: int = 100,
+    ) -> PostgresStorage:
+        """Return the storage of a session, for what its agents stash, offload and snapshot.
+
+        Its values belong to the session: they are deleted, forked, exported and imported with it, and its lease fences
+        their writes, as it does those of messages. It guards against overwriting, as a ``PostgresStorage`` with
+        ``guard_overwrites`` does. A write to a session that does not exist, or not any more, raises
+        ``PostgresStorageError``, whose cause is a ``SessionNotFoundError``, so build the session's manager first.
+
+        Each call returns a writer of its own. Managers and agents that work on the session together share one.
+
+        Args:
+            session_id: The session.
+            expires_in: The time after which values expire, as for ``PostgresStorage``.
+            text_search_config: As for ``PostgresStorage``.
+            search_limit: As for ``PostgresStorage``.
+
+        Raises:
+            ImportError: The installed strands-agents is older than 1.54.
+            ValueError: An argument is out of range.
+        """
+        return SessionStorage(
+            self._database,
+            self._tables.payloads,
+            self._tables.leases,
+            check_id("session_id", session_id),
+            expires_in=expires_in,
+            text_search_config=text_search_config,
+            search_limit=search_limit,
+        )
+
     def create_session(
         self,
         session: Session,
@@ -289,6 +327,10 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         The messages of the fork have the same bytes, redactions and times as the original ones, its agents the same
         state, messages in memory and checkpoints; and it has the same owner, title and metadata. The original session
         may be written meanwhile; the fork is a snapshot of it.
+
+        All values of the session's storage are copied as they are now, whatever else is: those of other agents, and
+        those that were written after the checkpoint or the last message of the fork. The keys of what Strands stashes
+        and snapshots contain the session's id; in the fork they contain that of the fork.
 
         With ``snapshot_id``, one agent is copied as it was at that checkpoint: its messages in memory, its state and
         that of its conversation manager, pending interrupts and the model's state. Its log and its checkpoints end

@@ -21,6 +21,7 @@ from strands_psycopg.repository.identifiers import check_id, check_index
 from strands_psycopg.repository.listing import Listing, SessionSummary
 from strands_psycopg.repository.sessions import Sessions
 from strands_psycopg.repository.window import Variant, Window
+from strands_psycopg.storage.session_values import SessionValues
 
 # In seconds, for the whole transaction. A million messages take half a minute.
 _RESPONSE_TIMEOUT = 600.0
@@ -86,6 +87,7 @@ class SessionForker:
         self._source_variants = compose(database, _SOURCE_VARIANTS)
         self._source_checkpoint = compose(database, _SOURCE_CHECKPOINT)
         self._copy = ForkCopy(database, payloads)
+        self._values = SessionValues(database)
         self._update_agent = compose(database, "{update_agent}")
         self._last_prompt = compose(database, _LAST_PROMPT)
         self._last_messages = compose(database, _LAST_MESSAGES)
@@ -164,6 +166,7 @@ class SessionForker:
                 self._copy.agents(cursor, copied)
                 if agent_id is None and snapshot_id is None:
                     self._copy.multi_agents(cursor, copied)
+                self._values.copy(cursor, session_id, new_session_id, write_id, self._payloads)
                 if forked is not None:
                     change = AgentChange.of(forked.agent, forked.window)
                     row = agent_row(self._payloads, new_session_id, change, write_id, term)

@@ -42,6 +42,8 @@ _COUNT = {
     "leases": "SELECT pg_catalog.count(*) FROM {leases}",
     "storage": "SELECT pg_catalog.count(*) FROM {storage}",
     "chunks": "SELECT pg_catalog.count(*) FROM {chunks}",
+    "session_storage": "SELECT pg_catalog.count(*) FROM {session_storage}",
+    "session_chunks": "SELECT pg_catalog.count(*) FROM {session_chunks}",
 }
 
 

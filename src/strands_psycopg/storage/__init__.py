@@ -4,28 +4,28 @@ import asyncio
 import builtins
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from psycopg_pool import ConnectionPool
 from typing_extensions import Self, Unpack
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
+from strands_psycopg.errors import PostgresStorageError, SessionNotFoundError, StrandsPsycopgError
+from strands_psycopg.lease import Leases
 from strands_psycopg.migrator import Migrator
+from strands_psycopg.payload import Payloads
 from strands_psycopg.pool_options import PoolOptions
+from strands_psycopg.storage.chunk_store import ChunkStore
+from strands_psycopg.storage.purging import StoragePurgeResult, ValuePurge, checked_seconds
+from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import SeenWrites
-from strands_psycopg.storage.source import (
-    HasDatabase,
-    is_storable,
-    shared_database,
-    shared_leases,
-    shared_payloads,
-)
+from strands_psycopg.storage.source import HasDatabase, is_storable, shared_database, shared_payloads
 from strands_psycopg.storage.text_search import searchable_text, tsquery
-from strands_psycopg.storage.value_reader import MAX_KEY_SIZE, ValueReader
+from strands_psycopg.storage.value_reader import ValueReader
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
 from strands_psycopg.uncopyable import Uncopyable
 
@@ -45,17 +45,29 @@ except ImportError:  # before strands-agents 1.62
     STOP_WORDS = _NO_STOP_WORDS
 
 
+_MAX_OWNER_LENGTH = 255
+
+
+class _Options(NamedTuple):
+    text_search_config: str
+    search_limit: int
+    expires_in: float | None
+
+
 class PostgresStorage(Uncopyable, Storage):
     """Strands' ``Storage`` in PostgreSQL; one object per process serves all its agents, threads and event loops.
 
     Keys are normalised and refused as by Strands' own backends: repeated slashes count as one, leading and trailing
-    slashes are ignored, backslashes and ``..`` are refused. In addition, a key has at most 2,048 bytes of UTF-8, the
-    prefix included, and no NUL or lone surrogate.
+    slashes are ignored, backslashes and ``..`` are refused. In addition, a key has no NUL or lone surrogate, and at
+    most 2,048 bytes of UTF-8 together with the storage's owner and prefix.
 
-    A value above 8 KB is split into content-defined chunks, each of which is stored once for all values under
-    ``prefix``: the next snapshot of a long conversation adds only what is new. Calls wait for the database in worker
-    threads, never on the event loop. Nothing connects before the first call. Each call can raise ``StorageError``; if
-    the cause is in the database, it is a ``PostgresStorageError``.
+    A storage has the values that were written with the same owner and prefix, and no others: storages with different
+    prefixes do not see each other's keys, even if one prefix begins with the other. To share values, use one prefix and
+    ``namespace``. A value above 8 KB is split into content-defined chunks, each of which is stored once for all values
+    of the storage: the next snapshot of a long conversation adds only what is new.
+
+    Calls wait for the database in worker threads, never on the event loop. Nothing connects before the first call. Each
+    call can raise ``StorageError``; if the cause is in the database, it is a ``PostgresStorageError``.
 
     By default the last writer of a key wins. With ``guard_overwrites`` the storage remembers for each key which write
     it has read or made last. If another write or a deletion came after that one, ``write`` and ``delete`` raise
@@ -65,27 +77,31 @@ class PostgresStorage(Uncopyable, Storage):
     writer: managers that must not overwrite each other need a storage each, which may share a repository. The storage
     keeps one UUID for each key that it has seen, as long as it lives.
 
-    With ``session_id``, writes are fenced by the session's lease: while one is held through the repository, ``write``
-    and ``delete`` check it. If another holder has taken over, they raise ``PostgresStorageError``, whose cause is a
-    ``LeaseLostError``, and store nothing. While none is held, they check nothing.
+    With ``expires_in``, the values that this storage writes expire after that time, by the server's clock. ``read``,
+    ``list`` and ``search`` do not find expired values, of whatever storage, and ``purge`` deletes them. To a guard they
+    are missing; a storage that has seen such a value may still replace it until it is purged.
 
     The ``payload_codec`` of a repository also encodes and decodes the bytes of its storages. Keys stay as they are. A
     search looks in what the codec returned, so it finds nothing unless the codec leaves words. Which chunks are equal
-    depends on the codec, too: an encrypted value shares none. The codec is given the ``session_id``, so read a value
-    with the ``session_id`` with which it was written.
+    depends on the codec, too: an encrypted value shares none.
+
+    The storage of a session is the one that ``PostgresSessionRepository.storage`` returns.
 
     Args:
         source: As ``conninfo`` of ``PostgresSessionRepository``; or such a repository, whose pool, schema, table prefix
             and timeouts this storage shares.
         schema: The schema of the tables; ``public`` if None.
         table_prefix: What the name of every table begins with.
-        prefix: Prepended to every key, with a ``/``. Storages with different prefixes share nothing.
+        prefix: Tells the values of this storage from those of others. Slashes are normalised as in keys.
+        owner: Whose values they are, as the application names its users: 1 to 255 characters. Storages with the same
+            prefix and different owners, or none, have different values.
         text_search_config: The text search configuration of PostgreSQL by which ``search`` compares words, such as
             ``english``; ``simple`` compares words as they are. Values written with another one are found by the words
             of that one.
         search_limit: The maximum number of values that ``search`` returns.
         guard_overwrites: Whether to raise ``StorageConflictError`` if another writer came first.
-        session_id: The session whose lease fences writes; ``source`` must be a repository.
+        expires_in: The time after which values expire, as a timedelta or in seconds, up to 36,500 days; None if they
+            never do. Writing a value again starts it anew.
         retry_timeout: As of ``PostgresSessionRepository``.
         response_timeout: After how many seconds without a response a connection counts as lost. Values above some
             50 MB need a longer one than the default, and those of hundreds of megabytes a longer ``retry_timeout`` too.
@@ -93,8 +109,7 @@ class PostgresStorage(Uncopyable, Storage):
 
     Raises:
         ImportError: The installed strands-agents is older than 1.54, whose ``Storage`` is the first with a search.
-        TypeError: ``source`` is of a wrong type, has a pool already and options for one are passed too, or is no
-            repository although there is a ``session_id``.
+        TypeError: ``source`` is of a wrong type, or has a pool already and options for one are passed too.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
 
@@ -110,26 +125,24 @@ class PostgresStorage(Uncopyable, Storage):
         schema: str | None = None,
         table_prefix: str = "strands_",
         prefix: str = "",
+        owner: str | None = None,
         text_search_config: str = "simple",
         search_limit: int = 100,
         guard_overwrites: bool = False,
-        session_id: str | None = None,
+        expires_in: timedelta | float | None = None,
         retry_timeout: float | None = None,
         response_timeout: float = 30.0,
         **pool_options: Unpack[PoolOptions],
     ) -> None:
-        if _NAMESPACED is None:
-            raise ImportError("PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents")
-        if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
-            raise ValueError(f"search_limit must be a positive integer, not {search_limit!r}")
-        # PostgreSQL would accept NULL too, and find nothing.
-        if not isinstance(text_search_config, str) or not text_search_config or "\0" in text_search_config:
-            raise ValueError(
-                "text_search_config must be the name of a text search configuration, such as 'simple', not "
-                f"{text_search_config!r}"
-            )
+        _check_strands()
+        normalized = _normalize_prefix(prefix).rstrip("/")
+        _check_characters("prefix", normalized)
+        # A prefix contains no //, so that no two owners and prefixes have the same scope.
+        scope = Scope(normalized if owner is None else f"{_checked_owner(owner)}//{normalized}", owner)
+        options = _checked_options(text_search_config, search_limit, expires_in)
+        self._own_database: Database | None = None
         if isinstance(source, str | ConnectionPool) or callable(source):
-            self._own_database: Database | None = Database(
+            database = self._own_database = Database(
                 source,
                 schema=schema,
                 table_prefix=table_prefix,
@@ -137,35 +150,43 @@ class PostgresStorage(Uncopyable, Storage):
                 response_timeout=response_timeout,
                 pool_options=pool_options,
             )
-            self._database = self._own_database
         else:
-            self._own_database = None
-            self._database = shared_database(source)
-            if (schema, table_prefix, retry_timeout, response_timeout, pool_options) != (
-                None,
-                "strands_",
-                None,
-                30,
-                {},
-            ):
+            database = shared_database(source)
+            options_given = (schema, table_prefix, retry_timeout, response_timeout, pool_options)
+            if options_given != (None, "strands_", None, 30, {}):
                 raise TypeError("a storage on a repository shares its database; pass the options to the repository")
-        normalized = _normalize_prefix(prefix).rstrip("/")
-        self._prefix = f"{normalized}/" if normalized else ""
-        _check_characters("prefix", self._prefix)
-        self._search_limit = search_limit
-        self._stop_words = STOP_WORDS if text_search_config == "simple" else _NO_STOP_WORDS
-        self._session_id = session_id
-        self._payloads = shared_payloads(source)
-        self._leases = None if session_id is None else shared_leases(source, session_id)
+        self._shown = f"prefix={normalized!r}" if owner is None else f"prefix={normalized!r} owner={owner!r}"
         seen = SeenWrites() if guard_overwrites else None
-        self._reader = ValueReader(self._database, text_search_config=text_search_config, seen=seen)
+        self._build(database, scope, shared_payloads(source), None, seen, options)
+
+    def _build(
+        self,
+        database: Database,
+        scope: Scope,
+        payloads: Payloads,
+        leases: Leases | None,
+        seen: SeenWrites | None,
+        options: _Options,
+    ) -> None:
+        self._database = database
+        self._scope = scope
+        self._payloads = payloads
+        self._leases = leases
+        # What the keys of a view begin with.
+        self._namespace = ""
+        self._search_limit = options.search_limit
+        self._stop_words = STOP_WORDS if options.text_search_config == "simple" else _NO_STOP_WORDS
+        chunks = ChunkStore(database, scope)
+        self._reader = ValueReader(database, scope, text_search_config=options.text_search_config, seen=seen)
         self._writer = ValueWriter(
-            self._database,
-            scope=self._prefix,
-            text_search_config=text_search_config,
+            database,
+            scope,
+            chunks,
+            text_search_config=options.text_search_config,
+            expires_in=options.expires_in,
             seen=seen,
-            session_id=session_id,
         )
+        self._purge = ValuePurge(database, scope, chunks)
 
     def ensure_schema(self) -> None:
         """Create or upgrade the tables, including those of sessions, as ``PostgresSessionRepository.ensure_schema``.
@@ -173,7 +194,7 @@ class PostgresStorage(Uncopyable, Storage):
         Raises:
             PostgresStorageError: In place of that method's errors, which are its cause.
         """
-        with _translate_errors():
+        with _translate_errors(self._scope):
             Migrator(self._database).apply()
 
     def close(self) -> None:
@@ -183,10 +204,10 @@ class PostgresStorage(Uncopyable, Storage):
 
     def __repr__(self) -> str:
         database = self._database
-        session = "" if self._session_id is None else f" session_id={self._session_id!r}"
+        namespace = f" namespace={self._namespace[:-1]!r}" if self._namespace else ""
         return (
             f"<{type(self).__name__} {database.address} schema={database.schema} table_prefix={database.table_prefix} "
-            f"prefix={self._prefix!r}{session}>"
+            f"{self._shown}{namespace}>"
         )
 
     def __enter__(self) -> Self:
@@ -208,14 +229,14 @@ class PostgresStorage(Uncopyable, Storage):
     def namespace(self, prefix: str) -> Self:
         """Return a view of the values whose keys begin with ``prefix`` and a ``/``, under keys without these.
 
-        The view shares this storage's pool, chunks, guard and session, does not have to be closed, and searches only
-        its own values.
+        The view shares this storage's pool, chunks, guard, expiry and session, does not have to be closed, and searches
+        and purges only its own values.
         """
         normalized = _normalize_prefix(prefix).rstrip("/")
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._own_database = None
-        view._prefix = f"{self._prefix}{normalized}/" if normalized else self._prefix
+        view._namespace = f"{self._namespace}{normalized}/" if normalized else self._namespace
         view._namespaced = _NAMESPACED
         return view
 
@@ -235,7 +256,7 @@ class PostgresStorage(Uncopyable, Storage):
         term = self._term()
 
         def store() -> None:
-            encoded = self._payloads.encode_bytes(value, self._session_id, full_key)
+            encoded = self._payloads.encode_bytes(value, self._scope.session_id, self._scope.payload_key(full_key))
             _check_size(key, encoded)
             self._writer.write(full_key, encoded, searchable_text(full_key, encoded), term=term)
 
@@ -272,10 +293,10 @@ class PostgresStorage(Uncopyable, Storage):
         Raises:
             StorageError: No key can begin with that string.
         """
-        prefix = self._prefix + _normalize_prefix(query)
+        prefix = self._namespace + _normalize_prefix(query)
         _check_characters("prefix", prefix)
         keys = await self._in_worker(partial(self._reader.keys, prefix))
-        return [key[len(self._prefix) :] for key in keys]
+        return [key[len(self._namespace) :] for key in keys]
 
     async def search(self, query: str) -> "builtins.list[StorageSearchResult]":
         """Return the values that have any word of the query, best match first, with their data.
@@ -290,33 +311,125 @@ class PostgresStorage(Uncopyable, Storage):
             return []
 
         def find() -> "builtins.list[StorageSearchResult]":
-            hits = self._reader.search(self._prefix, words, self._search_limit)
+            hits = self._reader.search(self._namespace, words, self._search_limit)
             return [
-                StorageSearchResult(hit.key[len(self._prefix) :], hit.score, self._decoded(hit.key, hit.data))
+                StorageSearchResult(hit.key[len(self._namespace) :], hit.score, self._decoded(hit.key, hit.data))
                 for hit in hits
             ]
 
         return await self._in_worker(find)
 
+    def purge(
+        self, *, idle_for: timedelta | float | None = None, batch_size: int = 1000, dry_run: bool = False
+    ) -> StoragePurgeResult:
+        """Delete this storage's expired and idle values, in batches, and return how much was deleted.
+
+        It waits for the database in the calling thread, so do not call it on an event loop. A view deletes only its own
+        values. Values that are being written are kept. Any number of processes may purge at once. A batch whose
+        acknowledgement was lost is not counted.
+
+        Args:
+            idle_for: Also delete values that were not written for this time, as a timedelta or in seconds; None to
+                delete only those that have expired.
+            batch_size: The maximum number of values per transaction, from 1 to 10,000. If they are large, a transaction
+                deletes fewer.
+            dry_run: Only count the values that would be deleted.
+
+        Raises:
+            ValueError: ``idle_for`` or ``batch_size`` is out of range.
+            PostgresStorageError: The session's lease was lost, or the database failed. Batches before that are deleted.
+        """
+        with _translate_errors(self._scope):
+            batches = self._purge.run(
+                self._namespace, idle_for=idle_for, batch_size=batch_size, dry_run=dry_run, term=self._term()
+            )
+            return sum(batches, StoragePurgeResult())
+
     def _decoded(self, full_key: str, value: bytes) -> bytes:
-        return self._payloads.decode_bytes(value, self._session_id, full_key)
+        return self._payloads.decode_bytes(value, self._scope.session_id, self._scope.payload_key(full_key))
 
     async def _in_worker(self, work: Callable[[], _T]) -> _T:
-        with _translate_errors():
+        with _translate_errors(self._scope):
             return await self._database.workers.run_async(work)
 
     def _term(self) -> UUID | None:
         """Return the term of the lease that a write must carry; None if this process holds none."""
-        if self._leases is None or self._session_id is None:
-            return None
-        return self._leases.term(self._session_id)
+        return self._leases.term(self._scope.id) if self._leases is not None else None
 
     def _full_key(self, key: str) -> str:
-        full_key = self._prefix + _normalize_key(key)
+        full_key = self._namespace + _normalize_key(key)
         _check_characters("key", full_key)
-        if len(full_key.encode()) > MAX_KEY_SIZE:
-            raise PostgresStorageError(f"a key may have {MAX_KEY_SIZE} bytes of UTF-8, not {len(full_key.encode())}")
+        size, limit = len(full_key.encode()), MAX_KEY_SIZE - len(self._scope.id.encode())
+        if size > limit:
+            raise PostgresStorageError(
+                f"a key may have {max(limit, 0)} bytes of UTF-8 in this storage, not {size}: together with its owner, "
+                f"prefix or session id it may have {MAX_KEY_SIZE}"
+            )
         return full_key
+
+
+class SessionStorage(PostgresStorage):
+    """The storage of a session, as ``PostgresSessionRepository.storage`` returns it.
+
+    Args:
+        database: Where the tables are.
+        payloads: What encodes and decodes the values.
+        leases: The leases that this process holds on sessions.
+        session_id: The session.
+        expires_in: As of ``PostgresStorage``, and so are the others.
+        text_search_config: See ``expires_in``.
+        search_limit: See ``expires_in``.
+
+    Raises:
+        ImportError: As ``PostgresStorage``.
+        ValueError: As ``PostgresStorage``.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        payloads: Payloads,
+        leases: Leases,
+        session_id: str,
+        *,
+        expires_in: timedelta | float | None,
+        text_search_config: str,
+        search_limit: int,
+    ) -> None:
+        _check_strands()
+        options = _checked_options(text_search_config, search_limit, expires_in)
+        self._own_database = None
+        self._shown = f"session_id={session_id!r}"
+        scope = Scope(session_id, is_session=True)
+        self._build(database, scope, payloads, leases, SeenWrites(), options)
+
+
+def _check_strands() -> None:
+    if _NAMESPACED is None:
+        raise ImportError("PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents")
+
+
+def _checked_options(
+    text_search_config: object, search_limit: object, expires_in: timedelta | float | None
+) -> _Options:
+    if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
+        raise ValueError(f"search_limit must be a positive integer, not {search_limit!r}")
+    # PostgreSQL would accept NULL too, and find nothing.
+    if not isinstance(text_search_config, str) or not text_search_config or "\0" in text_search_config:
+        raise ValueError(
+            "text_search_config must be the name of a text search configuration, such as 'simple', not "
+            f"{text_search_config!r}"
+        )
+    seconds = None if expires_in is None else checked_seconds("expires_in", expires_in)
+    return _Options(text_search_config, search_limit, seconds)
+
+
+def _checked_owner(owner: object) -> str:
+    if not isinstance(owner, str) or not 1 <= len(owner) <= _MAX_OWNER_LENGTH:
+        raise ValueError(f"owner must be a string of 1 to {_MAX_OWNER_LENGTH} characters")
+    if not is_storable(owner):
+        raise ValueError("owner must not contain NUL or a lone surrogate")
+    return owner
 
 
 def _check_size(key: str, value: bytes | bytearray | memoryview) -> None:
@@ -330,10 +443,15 @@ def _check_characters(field: str, text: str) -> None:
 
 
 @contextmanager
-def _translate_errors() -> Iterator[None]:
+def _translate_errors(scope: Scope) -> Iterator[None]:
     try:
         yield
     except PostgresStorageError:
         raise
+    except SessionNotFoundError as error:
+        raise PostgresStorageError(
+            f"session {scope.session_id!r} does not exist, so nothing was stored; build its session manager before its "
+            "storage is written"
+        ) from error
     except StrandsPsycopgError as error:
         raise PostgresStorageError(str(error)) from error

@@ -46,11 +46,11 @@ def _find_boundary(view: memoryview, lowest_bits: bytes, start: int) -> int:
     return limit
 
 
-def chunk_id(chunk: memoryview, scope: bytes) -> UUID:
-    """Return the id of a chunk: 128 bits of its keyed BLAKE2b hash (RFC 7693).
+def chunk_id(chunk: memoryview, key: bytes) -> UUID:
+    """Return the id of a chunk: 128 bits of its BLAKE2b hash (RFC 7693).
 
     Args:
         chunk: The chunk.
-        scope: The key of the hash, up to 64 bytes: equal chunks have different ids in different scopes.
+        key: The key of the hash, up to 64 bytes; empty if it has none.
     """
-    return UUID(bytes=blake2b(chunk, digest_size=16, key=scope).digest())
+    return UUID(bytes=blake2b(chunk, digest_size=16, key=key).digest())

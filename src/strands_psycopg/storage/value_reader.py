@@ -4,40 +4,50 @@ from dataclasses import dataclass
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import DatabaseError
+from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
-
-# In bytes of UTF-8. PostgreSQL's index holds keys of up to 2,700.
-MAX_KEY_SIZE = 2048
 
 # Sorts after every key; appended to a prefix, after every key that begins with the prefix.
 _AFTER_ALL_KEYS = "\U0010ffff" * (MAX_KEY_SIZE // 4 + 1)
 
+# Whether the value s has not expired.
+CURRENT = "(s.expires_at IS NULL OR s.expires_at > pg_catalog.now())"
+
+# The value s, whose chunks the server joins.
+WHOLE_VALUE = """
+    coalesce(s.data, (
+        SELECT pg_catalog.string_agg(c.data, ''::bytea ORDER BY item.ordinal)
+        FROM pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal)
+        JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
+    ))
+"""
+
 # One row per chunk: joining them here is faster than joining them on the server.
 _READ = """
     SELECT s.size, coalesce(s.data, c.data), CASE WHEN coalesce(item.ordinal, 1) = 1 THEN s.write_id END
-    FROM {storage} AS s
+    FROM {values} AS s
     LEFT JOIN LATERAL pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) ON true
-    LEFT JOIN {chunks} AS c USING (chunk_id)
-    WHERE s.key = %(key)s
+    LEFT JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
+    WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {current}
     ORDER BY item.ordinal
-"""
+""".replace("{current}", CURRENT)
 
-_LIST = "SELECT key FROM {storage} WHERE key >= %(prefix)s AND key < %(end)s ORDER BY key"
+_LIST = """
+    SELECT s.key FROM {values} AS s
+    WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND {current} ORDER BY s.key
+""".replace("{current}", CURRENT)
 
 _SEARCH = """
-    SELECT s.key, s.score, s.size, coalesce(s.data, (
-        SELECT pg_catalog.string_agg(c.data, ''::bytea ORDER BY item.ordinal)
-        FROM pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal)
-        JOIN {chunks} AS c USING (chunk_id)
-    ))
+    SELECT s.key, s.score, s.size, {whole_value}
     FROM (
         SELECT s.key, s.data, s.chunk_ids, s.size, pg_catalog.ts_rank(s.search_vector, query) AS score
-        FROM {storage} AS s, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
-        WHERE s.search_vector @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
+        FROM {values} AS s, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
+        WHERE s.{scope} = %(scope)s AND s.search_vector @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
+            AND {current}
         ORDER BY score DESC, s.key LIMIT %(limit)s
     ) AS s
     ORDER BY s.score DESC, s.key
-"""
+""".replace("{current}", CURRENT).replace("{whole_value}", WHOLE_VALUE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class SearchHit:
     """A value that a search found.
 
     Attributes:
-        key: Its full key.
+        key: Its key.
         score: Its rank by PostgreSQL's ``ts_rank``; higher is better.
         data: The value itself.
     """
@@ -56,21 +66,23 @@ class SearchHit:
 
 
 class ValueReader:
-    """Reads the values of one database, schema and table prefix.
+    """Reads the values of one storage.
 
     Args:
         database: Where the tables are.
+        scope: Which values they are.
         text_search_config: PostgreSQL's text search configuration for queries.
         seen: Where to remember which values have been read, if that is wanted.
     """
 
-    def __init__(self, database: Database, *, text_search_config: str, seen: SeenWrites | None) -> None:
+    def __init__(self, database: Database, scope: Scope, *, text_search_config: str, seen: SeenWrites | None) -> None:
         self._database = database
+        self._scope = scope
         self._configuration = text_search_config
         self._seen = seen
-        self._read = database.statement(_READ)
-        self._list = database.statement(_LIST)
-        self._search = database.statement(_SEARCH)
+        self._read = scope.compose(database, _READ)
+        self._list = scope.compose(database, _LIST)
+        self._search = scope.compose(database, _SEARCH)
 
     def read(self, key: str) -> bytes | None:
         """Return a value, or None if there is none, and remember its write id.
@@ -79,10 +91,10 @@ class ValueReader:
             DatabaseError: Chunks of the value are missing.
             StrandsPsycopgError: As ``Database.fetch``.
         """
-        operation = f"reading {key!r}"
+        operation = f"reading {self._scope.describe(key)}"
         last = self._seen.last(key) if self._seen is not None else None
-        rows = self._database.fetch(operation, self._read, {"key": key}, binary=True).rows
-        data = _complete(operation, rows[0][0], b"".join(part or b"" for _, part, _ in rows)) if rows else None
+        rows = self._database.fetch(operation, self._read, self._scope.parameters | {"key": key}, binary=True).rows
+        data = complete(operation, rows[0][0], b"".join(part or b"" for _, part, _ in rows)) if rows else None
         if self._seen is not None:
             self._seen.refresh(key, rows[0][2] if rows else MISSING, last=last)
         return data
@@ -93,7 +105,8 @@ class ValueReader:
         Raises:
             StrandsPsycopgError: As ``Database.fetch``.
         """
-        rows = self._database.fetch(f"listing {prefix!r}", self._list, _key_range(prefix)).rows
+        operation = f"listing {self._scope.describe(prefix)}"
+        rows = self._database.fetch(operation, self._list, self._scope.parameters | key_range(prefix)).rows
         return [key for (key,) in rows]
 
     def search(self, prefix: str, query: str, limit: int) -> list[SearchHit]:
@@ -103,18 +116,20 @@ class ValueReader:
             DatabaseError: Chunks of a value are missing.
             StrandsPsycopgError: As ``Database.fetch``.
         """
-        operation = f"searching {prefix!r}"
-        parameters = _key_range(prefix) | {"query": query, "configuration": self._configuration, "limit": limit}
+        operation = f"searching {self._scope.describe(prefix)}"
+        parameters = self._scope.parameters | key_range(prefix)
+        parameters |= {"query": query, "configuration": self._configuration, "limit": limit}
         # Not prepared: whether the index of keys or that of words is faster depends on the parameters.
         rows = self._database.fetch(operation, self._search, parameters, binary=True, prepare=False).rows
-        return [SearchHit(key, score, _complete(operation, size, data)) for key, score, size, data in rows]
+        return [SearchHit(key, score, complete(operation, size, data)) for key, score, size, data in rows]
 
 
-def _key_range(prefix: str) -> dict[str, object]:
+def key_range(prefix: str) -> dict[str, object]:
+    """Return the parameters of a statement about keys that begin with a prefix: from ``prefix`` up to ``end``."""
     return {"prefix": prefix, "end": prefix + _AFTER_ALL_KEYS}
 
 
-def _complete(operation: str, size: int, data: bytes | None) -> bytes:
+def complete(operation: str, size: int, data: bytes | None) -> bytes:
     """Return the data of a value if it has the size that it was written with."""
     if data is None or len(data) != size:
         raise DatabaseError(f"{operation}: chunks of the value are missing; restore the table of chunks from a backup")

@@ -4,142 +4,150 @@ Each statement makes the checks that the storage needs. If one that stores or de
 transaction tries again: it locks the lease and the value first, and raises what is wrong.
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from hashlib import blake2b
-from typing import TypeVar
 from uuid import UUID, uuid4
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, new_cursor
-from strands_psycopg.errors import DatabaseError, StrandsPsycopgError
+from strands_psycopg.errors import DatabaseError, SessionNotFoundError
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
+from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
+from strands_psycopg.storage.transactions import Row, Statement, Transactions
 from strands_psycopg.storage.write_checks import Change, WriteChecks
 
-logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-_Row = dict[str, object]
-_Statement = tuple[bytes, _Row]
-
 # In bytes. Up to this size one row takes no more space than a list of chunks would.
-_MAX_INLINE_SIZE = 8192
+MAX_INLINE_SIZE = 8192
 
 # In bytes; PostgreSQL sends up to a gigabyte.
 MAX_VALUE_SIZE = 256 * 2**20
 
-# A statement must see what was committed while the one before it waited for a lock.
-_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
-
-# A client that is suspended, or whose machine is gone, would keep its locks for hours. The first of these settings ends
-# its transaction, but only after a statement that was sent outside a pipeline: psycopg ends a pipeline with a message
-# that stops the server's timer. The last one makes index scans complete, by which unused chunks are found.
-_CONFIGURE = """
-    SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
-        pg_catalog.set_config('tcp_keepalives_idle', '30', true),
-        pg_catalog.set_config('tcp_keepalives_interval', '10', true),
-        pg_catalog.set_config('tcp_keepalives_count', '3', true),
-        pg_catalog.set_config('gin_fuzzy_search_limit', '0', true)
-"""
-
 # Another round is needed only if another transaction stores a value under the same new key meanwhile.
 _MAX_ROUNDS = 10
 
-# The largest that PostgreSQL accepts, in milliseconds.
-_MAX_TIMEOUT = 2**31 - 1
+_COLUMNS = "{identity}, key, data, chunk_ids, size, search_vector, write_id, updated_at, expires_at"
 
-# If the server crashes, the deletion of chunks may be undone. They are then still marked as released.
-_SET_ASYNCHRONOUS_COMMIT = b"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)"
+_NEW_VALUE = """
+    {identity_of_value}, %(key)s::text, %(data)s::bytea, %(chunk_ids)s::uuid[], %(size)s::bigint,
+    pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s::text), %(write_id)s::uuid, pg_catalog.now(),
+    pg_catalog.now() + pg_catalog.make_interval(secs => %(expires_in)s::float8)
+"""
 
-_UPSERT_INLINE = """
-    WITH upsert AS (
-        INSERT INTO {storage} AS s (key, data, size, search_vector, write_id, updated_at)
-        SELECT %(key)s, %(data)s, %(size)s, pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s),
-            %(write_id)s, pg_catalog.now()
-        WHERE {in_time} AND {fenced} AND {present}
-        ON CONFLICT (key) DO UPDATE
-        SET data = EXCLUDED.data, size = EXCLUDED.size, search_vector = EXCLUDED.search_vector,
-            write_id = EXCLUDED.write_id, updated_at = EXCLUDED.updated_at
-        WHERE s.chunk_ids IS NULL AND {still_in_time} AND {unchanged}
-        RETURNING true AS done
-    )
-    SELECT CASE WHEN {in_time} THEN {server_time} END, upsert.done FROM (SELECT 1) AS one LEFT JOIN upsert ON true
-"""  # not done: the stored value has chunks, the row was locked until the deadline had passed, or a check failed
-
-_LOCK = "SELECT chunk_ids, write_id FROM {storage} WHERE key = %(key)s FOR UPDATE"
-
-_UPSERT = """
-    INSERT INTO {storage} AS s (key, data, chunk_ids, size, search_vector, write_id, updated_at)
-    VALUES (
-        %(key)s, %(data)s, %(chunk_ids)s, %(size)s,
-        pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s::text),
-        %(write_id)s, pg_catalog.now()
-    )
-    ON CONFLICT (key) DO UPDATE
+_REPLACE = """
+    ON CONFLICT ({scope}, key) DO UPDATE
     SET data = EXCLUDED.data, chunk_ids = EXCLUDED.chunk_ids, size = EXCLUDED.size,
-        search_vector = EXCLUDED.search_vector, write_id = EXCLUDED.write_id, updated_at = EXCLUDED.updated_at
-    WHERE (%(locked)s OR s.chunk_ids IS NULL) AND {unchanged}
-"""  # no row: there was no row to lock, and another transaction has just stored a value in chunks, or an unexpected one
+        search_vector = EXCLUDED.search_vector, write_id = EXCLUDED.write_id, updated_at = EXCLUDED.updated_at,
+        expires_at = EXCLUDED.expires_at
+"""
+
+# A late attempt that waited for the lock of the row finds a newer value, by its time: the time of the attempt itself is
+# that before it waited. Of its own table expression, so that on Citus the server that has the row reads the time.
+_UPSERT_INLINE = (
+    """
+    WITH clock AS (SELECT {in_time} AS in_time), changed AS (
+        INSERT INTO {values} AS s ("""
+    + _COLUMNS
+    + ") SELECT"
+    + _NEW_VALUE
+    + "FROM clock WHERE clock.in_time AND {fenced} AND {present}"
+    + _REPLACE
+    + """
+        WHERE s.chunk_ids IS NULL AND s.updated_at <= EXCLUDED.updated_at AND {replaceable}
+        RETURNING true AS done
+    ){touch_session}
+    SELECT CASE WHEN clock.in_time THEN {server_time} END, changed.done FROM clock LEFT JOIN changed ON true
+"""
+)  # not done: the stored value has chunks or is newer by the server's clock, or a check failed
+
+_LOCK = """
+    SELECT chunk_ids, write_id, coalesce(expires_at <= pg_catalog.now(), false)
+    FROM {values} WHERE {scope} = %(scope)s AND key = %(key)s FOR UPDATE
+"""
+
+_UPSERT = (
+    "WITH changed AS (INSERT INTO {values} AS s ("
+    + _COLUMNS
+    + ") VALUES ("
+    + _NEW_VALUE
+    + ")"
+    + _REPLACE
+    + """
+        WHERE (%(locked)s OR s.chunk_ids IS NULL) AND {replaceable} RETURNING true AS done
+    ){touch_session}
+    SELECT done FROM changed
+"""
+)  # no row: there was no row to lock, and another transaction has just stored a value in chunks, or an unexpected one
 
 # A late attempt that waited for a lock finds the row deleted by its retry, and leaves alone what was stored after that.
 _DELETE_INLINE = """
-    WITH deleted AS (
-        DELETE FROM {storage} AS s
-        WHERE s.key = %(key)s AND s.chunk_ids IS NULL AND {in_time} AND {fenced} AND {unchanged}
+    WITH clock AS (SELECT {in_time} AS in_time), changed AS (
+        DELETE FROM {values} AS s
+        WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND s.chunk_ids IS NULL AND (SELECT in_time FROM clock)
+            AND {fenced} AND {deletable}
         RETURNING true
-    )
-    SELECT CASE WHEN {in_time} THEN {server_time} END,
-        EXISTS (SELECT true FROM deleted) OR NOT EXISTS (SELECT true FROM {storage} WHERE key = %(key)s) AND {fenced}
+    ){touch_session}
+    SELECT CASE WHEN (SELECT in_time FROM clock) THEN {server_time} END,
+        EXISTS (SELECT true FROM changed)
+        OR NOT EXISTS (SELECT true FROM {values} WHERE {scope} = %(scope)s AND key = %(key)s) AND {fenced}
 """  # not done: the stored value has chunks, or a check failed
 
-_DELETE = "DELETE FROM {storage} AS s WHERE s.key = %(key)s AND {unchanged} RETURNING s.chunk_ids"
+_DELETE = """
+    WITH changed AS (
+        DELETE FROM {values} AS s WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {deletable} RETURNING s.chunk_ids
+    ){touch_session}
+    SELECT chunk_ids FROM changed
+"""
+
+_FIND_SESSION = "SELECT true FROM {sessions} WHERE session_id = %(scope)s"
 
 
 class ValueWriter:
-    """Stores and deletes the values of one database, schema and table prefix.
+    """Stores and deletes the values of one storage.
 
     Args:
         database: Where the tables are.
-        scope: Equal chunks are stored once for all values that are written with the same scope.
+        scope: Which values they are.
+        chunks: The table of their chunks.
         text_search_config: PostgreSQL's text search configuration for values.
+        expires_in: Seconds after which a value is not found; None if it always is.
         seen: The write ids of the values that may be replaced; None if every value may be.
-        session_id: The session whose lease each write must hold, if it is held at all.
     """
 
     def __init__(
         self,
         database: Database,
+        scope: Scope,
+        chunks: ChunkStore,
         *,
-        scope: str,
         text_search_config: str,
+        expires_in: float | None,
         seen: SeenWrites | None,
-        session_id: str | None,
     ) -> None:
         self._database = database
-        self._chunks = ChunkStore(database)
-        self._scope = blake2b(scope.encode()).digest()
+        self._scope = scope
+        self._chunks = chunks
+        self._transactions = Transactions(database, scope, chunks)
         self._configuration = text_search_config
+        self._expires_in = expires_in
         self._seen = seen
-        self._session_id = session_id
-        checks = WriteChecks(database, guarded=seen is not None, leased=session_id is not None)
-        self._lock_lease = checks.lock_lease
+        checks = WriteChecks(database, scope, guarded=seen is not None)
         self._upsert_inline = checks.compose(_UPSERT_INLINE)
-        self._lock = database.statement(_LOCK)
+        self._lock = checks.compose(_LOCK)
         self._upsert = checks.compose(_UPSERT)
         self._delete_inline = checks.compose(_DELETE_INLINE)
         self._delete = checks.compose(_DELETE)
+        self._find_session = checks.compose(_FIND_SESSION)
 
     def write(self, key: str, data: bytes, text: str | None, *, term: UUID | None) -> None:
         """Store a value, replacing any earlier one.
 
         Args:
-            key: The full key.
+            key: The key.
             data: The value.
             text: The words by which a search finds the value; None if it does not.
             term: Of the lease that must be held; None if no lease must be.
@@ -147,22 +155,24 @@ class ValueWriter:
         Raises:
             StorageConflictError: The stored value is none of those that may be replaced.
             LeaseLostError: The lease is no longer held.
+            SessionNotFoundError: The session does not exist.
             StrandsPsycopgError: As ``Database.transact``.
         """
         write_id = uuid4()
         with self._replacing(key, write_id) as expected:
-            change = Change(f"writing {key!r}", key, expected, self._session_id, term)
+            change = Change(f"writing {self._scope.describe(key)}", self._scope, key, expected, term)
             row = change.parameters | {"size": len(data), "text": text, "configuration": self._configuration}
-            row["write_id"] = write_id
-            if len(data) > _MAX_INLINE_SIZE:
+            row |= {"write_id": write_id, "expires_in": self._expires_in}
+            if len(data) > MAX_INLINE_SIZE:
                 chunks = split(data)
-                chunk_ids = [chunk_id(chunk, self._scope) for chunk in chunks]
+                chunk_ids = [chunk_id(chunk, self._scope.hash_key) for chunk in chunks]
                 row |= {"data": None, "chunk_ids": chunk_ids}
                 by_id = dict(zip(chunk_ids, chunks, strict=True))
                 work = partial(self._upsert_locked, change, row, by_id)
                 self._transact_and_clean_up(change, (self._lock, row), work)
-            elif not self._run_inline(change, self._upsert_inline, row | {"data": data}):
-                row |= {"data": data, "chunk_ids": None}
+                return
+            row |= {"data": data, "chunk_ids": None}
+            if not self._run_inline(change, self._upsert_inline, row):
                 work = partial(self._upsert_locked, change, row, {})
                 self._transact_and_clean_up(change, (self._lock, row), work)
 
@@ -170,14 +180,14 @@ class ValueWriter:
         """Delete a value, if there is one.
 
         Args:
-            key: The full key.
+            key: The key.
             term: As in ``write``.
 
         Raises:
             StrandsPsycopgError: As in ``write``.
         """
         with self._replacing(key, MISSING) as expected:
-            change = Change(f"deleting {key!r}", key, expected, self._session_id, term)
+            change = Change(f"deleting {self._scope.describe(key)}", self._scope, key, expected, term)
             row = change.parameters
             if not self._run_inline(change, self._delete_inline, row):
                 work = partial(self._release_deleted, change, row)
@@ -186,32 +196,34 @@ class ValueWriter:
     def _replacing(self, key: str, write_id: UUID) -> AbstractContextManager[list[UUID] | None]:
         return nullcontext() if self._seen is None else self._seen.replacing(key, write_id)
 
-    def _run_inline(self, change: Change, statement: bytes, row: _Row) -> bool:
+    def _run_inline(self, change: Change, statement: bytes, row: Row) -> bool:
         """Store or delete a value without chunks; return False, doing nothing, if that takes a transaction."""
-        # A late attempt cannot see from the row that there have been newer writes.
+        # A late attempt cannot see from a row that is missing that there have been newer writes.
         self._database.synchronise_clock()
         return bool(self._database.write(change.operation, statement, row).rows[0][1])
 
     def _upsert_locked(
         self,
         change: Change,
-        row: _Row,
+        row: Row,
         chunks: dict[UUID, memoryview],
         cursor: Cursor[TupleRow],
         locked: list[TupleRow],
     ) -> bool:
         """Store a value in a transaction that has locked its row; return whether there are released chunks."""
         for _ in range(_MAX_ROUNDS):
-            change.check_unchanged(locked)
+            if not change.is_expected(locked):
+                self._check_session(change, cursor)
+                raise change.conflict()
             new = sorted(chunks.keys() - self._chunks.lock_existing(chunks, cursor))
             unused = set(locked[0][0] or ()) - chunks.keys() if locked else set()
             with cursor.connection.pipeline():
-                self._chunks.insert(new, [chunks[chunk_id] for chunk_id in new], cursor)
+                inserted = self._chunks.insert(new, [chunks[chunk_id] for chunk_id in new], cursor)
                 upsert = new_cursor(cursor.connection).execute(self._upsert, row | {"locked": bool(locked)})
                 released = self._chunks.release(unused, cursor)
-            if new and cursor.rowcount != len(new):
+            if inserted is not None and len(inserted.fetchall()) != len(new):
                 break
-            if upsert.rowcount:
+            if upsert.fetchall():
                 return released.fetchone() is not None
             locked = cursor.execute(self._lock, row).fetchall()
         raise DatabaseError(
@@ -219,52 +231,25 @@ class ValueWriter:
             "rule on its tables that suppresses rows"
         )
 
-    def _release_deleted(self, change: Change, row: _Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
+    def _check_session(self, change: Change, cursor: Cursor[TupleRow]) -> None:
+        """Check that the session still exists, if the value belongs to one."""
+        if self._scope.is_session and not cursor.execute(self._find_session, self._scope.parameters).fetchall():
+            raise SessionNotFoundError(f"{change.operation}: the session does not exist")
+
+    def _release_deleted(self, change: Change, row: Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
         """Release the chunks of a value that this transaction has deleted; return whether there are released chunks."""
         # There is no value, or one that may not be deleted.
         if not deleted and change.expected is not None:
-            change.check_unchanged(cursor.execute(self._lock, row).fetchall())
+            locked = cursor.execute(self._lock, row).fetchall()
+            if not change.is_expected(locked):
+                raise change.conflict()
         with cursor.connection.pipeline():
             released = self._chunks.release(set(deleted[0][0] or ()) if deleted else set(), cursor)
         return released.fetchone() is not None
 
     def _transact_and_clean_up(
-        self, change: Change, first: _Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]
+        self, change: Change, first: Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]
     ) -> None:
         """Store or delete a value in a transaction, then delete released chunks in further ones."""
-        if self._transact(change.operation, first, work, leased=change if change.term is not None else None):
-            try:
-                while self._transact("deleting unused chunks", (_SET_ASYNCHRONOUS_COMMIT, {}), self._delete_released):
-                    pass
-            except StrandsPsycopgError as error:
-                # The value is stored. The next transaction that stores or deletes one tries again.
-                logger.warning("error=<%s> | unused chunks were not deleted", error)
-
-    def _delete_released(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> bool:
-        return self._chunks.delete_released(cursor)
-
-    def _transact(
-        self,
-        operation: str,
-        first: _Statement,
-        work: Callable[[Cursor[TupleRow], list[TupleRow]], _T],
-        *,
-        leased: Change | None = None,
-    ) -> _T:
-        """Run a transaction that begins with the statement ``first``, whose rows are passed to ``work``.
-
-        If there is a change that needs a lease, the lease is locked before and checked.
-        """
-        milliseconds = str(int(min(self._database.response_timeout * 1000, _MAX_TIMEOUT)))
-
-        def transaction(cursor: Cursor[TupleRow]) -> _T:
-            with cursor.connection.pipeline():
-                cursor.execute(_READ_COMMITTED)
-                new_cursor(cursor.connection).execute(_CONFIGURE, {"milliseconds": milliseconds})
-                lease = new_cursor(cursor.connection).execute(self._lock_lease, leased.parameters) if leased else None
-                result = new_cursor(cursor.connection).execute(*first)
-            if leased and lease:
-                leased.check_lease(lease.fetchall())
-            return work(cursor, result.fetchall())
-
-        return self._database.transact(operation, transaction)
+        if self._transactions.run(change.operation, first, work, term=change.term):
+            self._transactions.delete_released()

@@ -7,17 +7,26 @@ from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import LeaseLostError, StorageConflictError
+from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.seen_writes import MISSING
+
+# Whether the value s may be replaced: it is one that was seen, or it has expired and was seen as missing.
+_UNCHANGED = """(
+    %(expected)s::uuid[] IS NULL OR s.write_id = ANY(%(expected)s)
+    OR %(missing)s::uuid = ANY(%(expected)s) AND s.expires_at <= {now}
+)"""
 
 # For a storage that guards against overwriting.
 _GUARDED = {
-    # Whether the value s may be replaced.
-    "unchanged": "(%(expected)s::uuid[] IS NULL OR s.write_id = ANY(%(expected)s))",
+    # In ON CONFLICT DO UPDATE, where functions of the time are not allowed on Citus.
+    "replaceable": _UNCHANGED.replace("{now}", "EXCLUDED.updated_at"),
+    "deletable": _UNCHANGED.replace("{now}", "pg_catalog.now()"),
     # Whether there is a value that may be replaced, or need not be one. Without the lock, another transaction could
     # delete the value before the INSERT, which would restore it.
     "present": """(
         %(expected)s::uuid[] IS NULL OR %(missing)s::uuid = ANY(%(expected)s) OR EXISTS (
-            SELECT true FROM {storage} AS s WHERE s.key = %(key)s AND s.write_id = ANY(%(expected)s) FOR UPDATE
+            SELECT true FROM {values} AS s
+            WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND s.write_id = ANY(%(expected)s) FOR UPDATE
         )
     )""",
 }
@@ -27,12 +36,10 @@ _GUARDED = {
 _LEASED = {
     "fenced": """(
         %(term)s::uuid IS NULL OR EXISTS (
-            SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s FOR SHARE
+            SELECT true FROM {leases} WHERE session_id = %(scope)s AND term = %(term)s FOR SHARE
         )
     )""",
 }
-
-_LOCK_LEASE = "SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s FOR SHARE"
 
 
 class Change(NamedTuple):
@@ -40,50 +47,54 @@ class Change(NamedTuple):
 
     Attributes:
         operation: What is being done, for errors and log lines.
-        key: The full key.
+        scope: Where the value is.
+        key: Its key.
         expected: The write ids of the values that may be replaced; None if every value may be.
-        session_id: The session whose lease must be held.
-        term: Of that lease; None if no lease must be held.
+        term: Of the lease on the session that must be held; None if no lease must be.
     """
 
     operation: str
+    scope: Scope
     key: str
     expected: list[UUID] | None
-    session_id: str | None
     term: UUID | None
 
     @property
     def parameters(self) -> dict[str, object]:
         """The parameters of the checks."""
-        row: dict[str, object] = {"key": self.key, "expected": self.expected, "missing": MISSING}
-        return {**row, "session_id": self.session_id, "term": self.term}
+        row = {"key": self.key, "expected": self.expected, "missing": MISSING, "term": self.term}
+        return self.scope.parameters | row
 
-    def check_unchanged(self, locked: list[TupleRow]) -> None:
-        """Check the stored value: ``locked`` is its locked row, of which the second column is the write id.
+    def is_expected(self, locked: list[TupleRow]) -> bool:
+        """Return whether the stored value may be replaced.
 
-        Raises:
-            StorageConflictError: It may not be replaced.
+        Args:
+            locked: Its locked row: chunk ids, write id, and whether it has expired; empty if there is none.
         """
-        if self.expected is not None and (locked[0][1] if locked else MISSING) not in self.expected:
-            raise StorageConflictError(
-                f"{self.operation}: another writer has written or deleted the value since this storage last read or "
-                "wrote it; nothing was stored. To continue from what is stored, build a new session manager and agent; "
-                "hold a lease to keep other writers away",
-                key=self.key,
-            )
+        if self.expected is None:
+            return True
+        if not locked:
+            return MISSING in self.expected
+        _, write_id, has_expired = locked[0]
+        return write_id in self.expected or (has_expired and MISSING in self.expected)
 
-    def check_lease(self, locked: list[TupleRow]) -> None:
-        """Check the lease: ``locked`` is its locked row.
+    def conflict(self) -> StorageConflictError:
+        """Return the error that says that another writer came first."""
+        return StorageConflictError(
+            f"{self.operation}: another writer has written or deleted the value since this storage last read or "
+            "wrote it; nothing was stored. To continue from what is stored, build a new session manager and agent; "
+            "hold a lease to keep other writers away",
+            key=self.key,
+        )
 
-        Raises:
-            LeaseLostError: The lease is no longer held.
-        """
-        if self.term is not None and self.session_id is not None and not locked:
-            raise LeaseLostError(
-                f"{self.operation}: another holder has taken over session {self.session_id!r}, or its lease was "
-                "deleted; nothing was stored. Stop writing, and take a new lease to continue from what is stored",
-                session_id=self.session_id,
-            )
+
+def lease_lost(operation: str, session_id: str) -> LeaseLostError:
+    """Return the error that says that the lease on a session is no longer held."""
+    return LeaseLostError(
+        f"{operation}: another holder has taken over session {session_id!r}, or its lease was deleted; nothing was "
+        "stored. Stop writing, and take a new lease to continue from what is stored",
+        session_id=session_id,
+    )
 
 
 class WriteChecks:
@@ -91,21 +102,18 @@ class WriteChecks:
 
     Args:
         database: Where the tables are.
+        scope: Where the values are.
         guarded: Whether the storage guards against overwriting.
-        leased: Whether it belongs to a session.
-
-    Attributes:
-        lock_lease: The statement that locks the lease until the transaction ends.
     """
 
-    def __init__(self, database: Database, *, guarded: bool, leased: bool) -> None:
+    def __init__(self, database: Database, scope: Scope, *, guarded: bool) -> None:
         self._database = database
+        self._scope = scope
         self._checks = dict.fromkeys(_GUARDED.keys() | _LEASED.keys(), "true")
-        self._checks |= (_GUARDED if guarded else {}) | (_LEASED if leased else {})
-        self.lock_lease = database.statement(_LOCK_LEASE)
+        self._checks |= (_GUARDED if guarded else {}) | (_LEASED if scope.is_session else {})
 
     def compose(self, template: str) -> bytes:
         """Compose a statement from a template that refers to checks and tables; a check that is not made is true."""
         for name, check in self._checks.items():
             template = template.replace("{" + name + "}", check)
-        return self._database.statement(template)
+        return self._scope.compose(self._database, template)

@@ -1,0 +1,163 @@
+"""Deletion of values that have expired or were not written for some time, concurrently with writers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+from psycopg.types.numeric import Int8
+
+from strands_psycopg.database import Database
+from strands_psycopg.storage.chunk_store import ChunkStore
+from strands_psycopg.storage.scope import Scope
+from strands_psycopg.storage.transactions import Transactions
+from strands_psycopg.storage.value_reader import key_range
+
+_MAX_BATCH_SIZE = 10_000
+
+# Per transaction; a larger value is a batch of its own.
+_MAX_BATCH_BYTES = 32 * 2**20
+
+_MAX_SECONDS = timedelta(days=36_500).total_seconds()
+
+_IS_OLD = """(
+        s.expires_at <= pg_catalog.now()
+        OR s.updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => %(idle)s::float8)
+    )
+"""  # idle may be NULL
+
+_LIST = """
+    SELECT s.key, s.size FROM {values} AS s
+    WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND s.key > %(after)s AND {is_old}
+    ORDER BY s.key LIMIT %(limit)s
+""".replace("{is_old}", _IS_OLD)
+
+# In the order of keys, so that two purges cannot deadlock. A value that is locked is about to be written or deleted.
+_LOCK = """
+    SELECT s.key FROM {values} AS s
+    WHERE s.{scope} = %(scope)s AND s.key = ANY(%(keys)s) ORDER BY s.key FOR UPDATE SKIP LOCKED
+"""
+
+_DELETE = """
+    DELETE FROM {values} AS s WHERE s.{scope} = %(scope)s AND s.key = ANY(%(keys)s) AND {is_old}
+    RETURNING s.size, s.chunk_ids
+""".replace("{is_old}", _IS_OLD)
+
+
+@dataclass(frozen=True)
+class StoragePurgeResult:
+    """What a purge of a storage deleted, or would delete.
+
+    Attributes:
+        values: The number of values.
+        bytes: The sum of their sizes. Values that share chunks take less space.
+    """
+
+    values: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "StoragePurgeResult") -> "StoragePurgeResult":
+        return StoragePurgeResult(self.values + other.values, self.bytes + other.bytes)
+
+
+class _OldValue(NamedTuple):
+    key: str
+    size: int
+
+
+class ValuePurge:
+    """Deletes old values of one storage."""
+
+    def __init__(self, database: Database, scope: Scope, chunks: ChunkStore) -> None:
+        self._database = database
+        self._scope = scope
+        self._chunks = chunks
+        self._transactions = Transactions(database, scope, chunks)
+        self._list = scope.compose(database, _LIST)
+        self._lock = scope.compose(database, _LOCK)
+        self._delete = scope.compose(database, _DELETE)
+
+    def run(
+        self, prefix: str, *, idle_for: timedelta | float | None, batch_size: int, dry_run: bool, term: UUID | None
+    ) -> Iterator[StoragePurgeResult]:
+        """Delete old values in batches and yield the counts of each batch.
+
+        Args:
+            prefix: What their keys begin with.
+            idle_for: The time since they were written; None to delete only those that have expired.
+            batch_size: The maximum number of values per transaction.
+            dry_run: Only count the values that would be deleted.
+            term: Of the lease that must be held; None if no lease must be.
+
+        Raises:
+            ValueError: ``idle_for`` or ``batch_size`` is out of range.
+        """
+        idle = None if idle_for is None else checked_seconds("idle_for", idle_for)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MAX_BATCH_SIZE:
+            raise ValueError(f"batch_size must be an integer from 1 to {_MAX_BATCH_SIZE}, not {batch_size!r}")
+        return self._run(prefix, idle, batch_size, dry_run, term)
+
+    def _run(
+        self, prefix: str, idle: float | None, batch_size: int, dry_run: bool, term: UUID | None
+    ) -> Iterator[StoragePurgeResult]:
+        operation = f"purging {self._scope.describe(prefix)}"
+        parameters = self._scope.parameters | key_range(prefix) | {"idle": idle, "limit": Int8(batch_size)}
+        after = ""
+        while True:
+            rows = self._database.fetch(operation, self._list, parameters | {"after": after}).rows
+            page = [_OldValue(*row) for row in rows]
+            for batch in _batches(page):
+                if dry_run:
+                    yield StoragePurgeResult(len(batch), sum(value.size for value in batch))
+                else:
+                    keys = [value.key for value in batch]
+                    yield self._purge(operation, parameters | {"keys": keys}, term)
+            if len(page) < batch_size:
+                return
+            after = page[-1].key
+
+    def _purge(self, operation: str, parameters: dict[str, object], term: UUID | None) -> StoragePurgeResult:
+        """Delete those values that are still old and not in use."""
+
+        def work(cursor: Cursor[TupleRow], locked: list[TupleRow]) -> tuple[StoragePurgeResult, bool]:
+            keys = [key for (key,) in locked]
+            deleted = cursor.execute(self._delete, parameters | {"keys": keys}).fetchall()
+            chunk_ids = {chunk_id for _, chunk_ids in deleted for chunk_id in chunk_ids or ()}
+            with cursor.connection.pipeline():
+                released = self._chunks.release(chunk_ids, cursor)
+            result = StoragePurgeResult(len(deleted), sum(size for size, _ in deleted))
+            return result, released.fetchone() is not None
+
+        result, has_released = self._transactions.run(operation, (self._lock, parameters), work, term=term)
+        if has_released:
+            self._transactions.delete_released()
+        return result
+
+
+def checked_seconds(argument: str, time: timedelta | float) -> float:
+    """Return a time in seconds.
+
+    Raises:
+        ValueError: It is not positive, or longer than a century.
+    """
+    seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise ValueError(f"{argument} must be more than 0 seconds and at most 36,500 days, not {time}")
+    return seconds
+
+
+def _batches(values: Sequence[_OldValue]) -> Iterator[list[_OldValue]]:
+    """Split values into batches of a limited size."""
+    batch: list[_OldValue] = []
+    size = 0
+    for value in values:
+        if batch and size + value.size > _MAX_BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(value)
+        size += value.size
+    if batch:
+        yield batch

@@ -1,0 +1,87 @@
+"""Which values a storage has: those of a scope, or those of a session. Each kind has a pair of tables of its own."""
+
+from hashlib import blake2b
+from typing import NamedTuple
+
+from strands_psycopg.database import Database
+
+# In bytes of UTF-8, of a scope or session id and a key together. PostgreSQL's indexes hold up to 2,700.
+MAX_KEY_SIZE = 2048
+
+# What each name in a template of a statement stands for. Of the tables, all rows of a statement have one scope.
+_SCOPED = {
+    "values": "{storage}",
+    "chunks": "{chunks}",
+    "scope": "scope",
+    "identity": "scope, owner",
+    "identity_of_value": "%(scope)s::text, %(owner)s::text",
+    "touch_session": "",
+}
+
+# A session's time of the last activity is accurate to a minute, so most writes do not update its row.
+_OF_SESSIONS = {
+    "values": "{session_storage}",
+    "chunks": "{session_chunks}",
+    "scope": "session_id",
+    "identity": "session_id",
+    "identity_of_value": "%(scope)s::text",
+    "touch_session": """, touched AS (
+        UPDATE {sessions} SET updated_at = pg_catalog.now()
+        WHERE session_id = %(scope)s AND updated_at < pg_catalog.now() - interval '1 minute'
+            AND EXISTS (SELECT true FROM changed)
+    )""",
+}
+
+
+class Scope(NamedTuple):
+    """The values of one storage: they share chunks with each other, and nothing with those of other scopes.
+
+    Attributes:
+        id: The scope as its column has it, or the id of the session.
+        owner: Whose values they are; None if that is not known, or the session's.
+        is_session: Whether they belong to a session.
+    """
+
+    id: str
+    owner: str | None = None
+    is_session: bool = False
+
+    @property
+    def session_id(self) -> str | None:
+        """The session; None if there is none."""
+        return self.id if self.is_session else None
+
+    @property
+    def hash_key(self) -> bytes:
+        """The key of the hashes of chunks: chunks of a scope are equal to none of another one.
+
+        Those of a session have none, so that a fork's chunks keep their ids.
+        """
+        return b"" if self.is_session else blake2b(self.id.encode()).digest()
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The parameters that every statement has."""
+        return {"scope": self.id, "owner": self.owner}
+
+    def compose(self, database: Database, template: str) -> bytes:
+        """Compose a statement from a template that refers to ``{values}``, ``{chunks}`` and their column ``{scope}``.
+
+        A template with ``{touch_session}`` has a common table expression ``changed``, before it.
+        """
+        for name, text in (_OF_SESSIONS if self.is_session else _SCOPED).items():
+            template = template.replace("{" + name + "}", text)
+        return database.statement(template)
+
+    def describe(self, key: str) -> str:
+        """Return how errors and log lines name a value, or several by what their keys begin with."""
+        if self.is_session:
+            return f"{key!r} of session {self.id!r}"
+        return f"{key!r} of storage {self.id!r}" if self.id else repr(key)
+
+    def payload_key(self, key: str) -> str:
+        """Return the key of a value for the payload codec: no two values of storages without a session have the same.
+
+        No key contains ``//``.
+        """
+        return key if self.is_session or not self.id else f"{self.id}//{key}"

@@ -1,0 +1,102 @@
+"""Transactions that store or delete values, and those that delete the chunks that they released."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+from uuid import UUID
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+from strands_psycopg.database import Database, new_cursor
+from strands_psycopg.errors import StrandsPsycopgError
+from strands_psycopg.storage.chunk_store import ChunkStore
+from strands_psycopg.storage.scope import Scope
+from strands_psycopg.storage.write_checks import lease_lost
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+Row = dict[str, object]
+Statement = tuple[bytes, Row]
+
+# A statement must see what was committed while the one before it waited for a lock.
+_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
+# A client that is suspended, or whose machine is gone, would keep its locks for hours. The first of these settings ends
+# its transaction, but only after a statement that was sent outside a pipeline: psycopg ends a pipeline with a message
+# that stops the server's timer. The last one makes index scans complete, by which unused chunks are found.
+_CONFIGURE = """
+    SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
+        pg_catalog.set_config('tcp_keepalives_idle', '30', true),
+        pg_catalog.set_config('tcp_keepalives_interval', '10', true),
+        pg_catalog.set_config('tcp_keepalives_count', '3', true),
+        pg_catalog.set_config('gin_fuzzy_search_limit', '0', true)
+"""
+
+# The largest that PostgreSQL accepts, in milliseconds.
+_MAX_TIMEOUT = 2**31 - 1
+
+# If the server crashes, the deletion of chunks may be undone. They are then still marked as released.
+_SET_ASYNCHRONOUS_COMMIT = b"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)"
+
+_LOCK_LEASE = "SELECT true FROM {leases} WHERE session_id = %(scope)s AND term = %(term)s FOR SHARE"
+
+
+class Transactions:
+    """Runs transactions on the values of one storage."""
+
+    def __init__(self, database: Database, scope: Scope, chunks: ChunkStore) -> None:
+        self._database = database
+        self._scope = scope
+        self._chunks = chunks
+        self._lock_lease = database.statement(_LOCK_LEASE)
+
+    def run(
+        self,
+        operation: str,
+        first: Statement,
+        work: Callable[[Cursor[TupleRow], list[TupleRow]], _T],
+        *,
+        term: UUID | None = None,
+    ) -> _T:
+        """Run a transaction.
+
+        Args:
+            operation: What it does, for errors and log lines.
+            first: Its first statement.
+            work: Runs the others, given the rows of the first one.
+            term: Of the lease that must be held, which is locked before; None if no lease must be.
+
+        Raises:
+            LeaseLostError: The lease is no longer held.
+            StrandsPsycopgError: As ``Database.transact``.
+        """
+        milliseconds = str(int(min(self._database.response_timeout * 1000, _MAX_TIMEOUT)))
+
+        def transaction(cursor: Cursor[TupleRow]) -> _T:
+            lease = None
+            with cursor.connection.pipeline():
+                cursor.execute(_READ_COMMITTED)
+                new_cursor(cursor.connection).execute(_CONFIGURE, {"milliseconds": milliseconds})
+                if term is not None:
+                    key = self._scope.parameters | {"term": term}
+                    lease = new_cursor(cursor.connection).execute(self._lock_lease, key)
+                result = new_cursor(cursor.connection).execute(*first)
+            if lease is not None and not lease.fetchall():
+                raise lease_lost(operation, self._scope.id)
+            return work(cursor, result.fetchall())
+
+        return self._database.transact(operation, transaction)
+
+    def delete_released(self) -> None:
+        """Delete released chunks, batch by batch. A failure is no error, since the next deletion tries again."""
+        try:
+            while self.run("deleting unused chunks", (_SET_ASYNCHRONOUS_COMMIT, {}), self._delete_batch):
+                pass
+        except StrandsPsycopgError as error:
+            logger.warning("error=<%s> | unused chunks were not deleted", error)
+
+    def _delete_batch(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> bool:
+        return self._chunks.delete_released(cursor)
