@@ -1,6 +1,8 @@
 """The commands that list, show, copy and delete sessions, as a user calls them."""
 
+import asyncio
 import json
+import re
 import signal
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -18,6 +20,7 @@ from strands_psycopg.cli.options import parse_duration, parse_time
 from support import processes
 from support.agents import LOOK_UP, GuardedModel, build, look_up, manager_of, save_checkpoint
 from support.multi_agents import Team
+from support.storage import needs_storage
 from support.tables import Connection, blocked, one, texts
 from support.waiting import wait_until
 
@@ -340,6 +343,29 @@ def test_redacted_message_is_shown_redacted(run: Run, repository: PostgresSessio
     messages = json.loads(as_json)["agents"][0]["messages"]
     assert [message["redacted"] for message in messages] == [True, False]
     assert "secret" not in printed + as_json
+
+
+@needs_storage
+def test_values_of_the_storage_are_shown_with_their_sizes(run: Run, repository: PostgresSessionRepository) -> None:
+    build(repository)
+    storage = repository.storage("s", expires_in=3600)
+    asyncio.run(storage.write("context/a\x1b[31m", b"x" * 2000))
+    asyncio.run(repository.storage("s").write("k", b""))
+
+    code, printed, errors = run("show", "s")
+    assert (code, errors) == (0, "")
+    heading, empty, head, first, second = printed.splitlines()[-5:]
+    assert (heading, empty, head.split()) == ("storage, 2 values", "", ["key", "size", "written", "expires"])
+    assert re.fullmatch(r"context/a\\x1b\[31m  1.953 kB  (20[\d-]{8} [\d:]{8})  (20[\d-]{8} [\d:]{8})", first)
+    assert re.fullmatch(r"k +0 bytes  20[\d-]{8} [\d:]{8}", second)
+
+    values = json.loads(run("show", "s", "--json")[1])["values"]
+    assert [(value["key"], value["size"], value["expires_at"] is None) for value in values] == [
+        ("context/a\x1b[31m", 2000, False),
+        ("k", 0, True),
+    ]
+    assert "storage" not in run("show", "s", "--agent", "default")[1]
+    assert "values" not in json.loads(run("show", "s", "--json", "--agent", "default")[1])
 
 
 def test_agents_are_shown_one_after_another_or_one_alone(

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -17,13 +18,16 @@ from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer import export_session, session_ids
 from support import agents, processes, transfers
 from support.crew import Process
+from support.storage import has_storage, needs_storage
 from support.tables import blocked, one
 from support.waiting import wait_until
 
 MAIN = "import sys; from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
 
 COUNTS = {"sessions": 1, **transfers.COUNTS}
-NOTHING = {"unchanged": 0, "gaps_closed": 0, "windows_omitted": 0, "checkpoints_omitted": 0, "skipped": []}
+TWO = f"2 sessions, 4 agents, 28 messages, 4 multi-agents, 6 checkpoints{', 8 stored values' if has_storage else ''}\n"
+OMITTED = {"windows_omitted": 0, "checkpoints_omitted": 0, "values_omitted": 0}
+NOTHING = {"unchanged": 0, "gaps_closed": 0, **OMITTED, "skipped": []}
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +68,9 @@ def test_sessions_move_through_a_file(
         transfers.fill(repository, session_id)
     file = str(tmp_path / "sessions.jsonl")
     assert main(["export", "--prefix", "a-", "--to", file, "--dsn", dsn]) == 0
-    assert capsys.readouterr() == ("exported 2 sessions, 4 agents, 28 messages, 4 multi-agents, 6 checkpoints\n", "")
+    assert capsys.readouterr() == (f"exported {TWO}", "")
     assert main(["import", "--from", file, "--dsn", other_dsn]) == 0
-    assert capsys.readouterr() == ("imported 2 sessions, 4 agents, 28 messages, 4 multi-agents, 6 checkpoints\n", "")
+    assert capsys.readouterr() == (f"imported {TWO}", "")
     with PostgresSessionRepository(other_dsn) as other:
         assert exported(other, *session_ids(other)) == exported(repository, "a-1", "a-2") == Path(file).read_text()
     assert main(["import", "--from", file, "--dsn", other_dsn]) == 0
@@ -100,7 +104,7 @@ def test_sessions_move_through_a_pipe(repository: PostgresSessionRepository, dsn
     import_.write(lines)
     assert import_.finish() == (
         0,
-        "imported 2 sessions, 4 agents, 28 messages, 4 multi-agents, 6 checkpoints\n",
+        f"imported {TWO}",
         "",
     )
 
@@ -135,6 +139,21 @@ def test_windows_and_checkpoints_that_files_cannot_hold_are_counted(
         "exported 1 session, 1 agent, 2 messages, 0 multi-agents\n"
         "1 window left out: files hold the log only\n"
         "1 checkpoint left out: files have no place for them\n",
+        "",
+    )
+
+
+@needs_storage
+def test_values_that_files_cannot_hold_are_counted(
+    capsys: pytest.CaptureFixture[str], repository: PostgresSessionRepository, dsn: str, tmp_path: Path
+) -> None:
+    agents.build(repository)("hello")
+    for key in ("a", "b"):
+        asyncio.run(repository.storage("s").write(key, b"1"))
+    assert main(["export", "s", "--files", str(tmp_path), "--dsn", dsn]) == 0
+    assert capsys.readouterr() == (
+        "exported 1 session, 1 agent, 2 messages, 0 multi-agents\n"
+        "2 stored values left out: files have no place for them\n",
         "",
     )
 

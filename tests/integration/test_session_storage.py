@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import tracemalloc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -16,16 +17,19 @@ from strands_psycopg import (
     PostgresSessionRepository,
     PostgresStorage,
     PostgresStorageError,
+    SessionExistsError,
     SessionNotFoundError,
     StorageConflictError,
 )
+from strands_psycopg.errors import BadFileError
+from strands_psycopg.transfer import TransferResult, export_session, import_session
 from support import processes
 from support.agents import build, dump, save_checkpoint
 from support.payloads import ScramblingCodec
 from support.storage import NO_CHUNKS, OF_SESSIONS, chunks, needs_storage, values
 from support.tables import one
 
-pytestmark = needs_storage
+pytestmark = [needs_storage, pytest.mark.filterwarnings("ignore:context_window_limit is not set:UserWarning")]
 
 T = TypeVar("T")
 
@@ -191,12 +195,9 @@ def stashed(agent: Agent) -> dict[str, str]:
     return run(read())
 
 
-no_limit = pytest.mark.filterwarnings("ignore:context_window_limit is not set:UserWarning")
-
 REPLIES = [[{"name": "weigh", "input": {"thing": "x"}}], ["done"], ["again"]]
 
 
-@no_limit
 def test_an_agent_offloads_to_its_session_and_is_restored_in_another_process(
     repository: PostgresSessionRepository, connection: Connection, direct_dsn: str
 ) -> None:
@@ -207,15 +208,15 @@ def test_an_agent_offloads_to_its_session_and_is_restored_in_another_process(
     assert any("10007 kg" in text for text in stashed(agent).values())
     assert all(key.startswith("context/s/scopes/agent/default/") for key in values(connection, OF_SESSIONS))
 
-    shown, found = json.loads(processes.run(RESTORE, direct_dsn))
+    expected = [dump(agent), list(stashed(agent).values())]
 
-    assert shown == dump(agent)
-    assert found == list(stashed(agent).values())
+    assert json.loads(processes.run(RESTORE, direct_dsn)) == expected
+
+    assert len(stashed(agent)) == len(expected[1]) + 2
     repository.delete_session("s")
     assert (values(connection, OF_SESSIONS), chunks(connection, OF_SESSIONS)) == ({}, NO_CHUNKS)
 
 
-@no_limit
 def test_a_fork_finds_what_its_agents_had_stashed(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
@@ -295,3 +296,125 @@ def test_a_fork_with_a_payload_codec_encodes_its_values_for_the_fork(
     rows = fingerprint(connection, "fork")
     assert [row[3:5] for row in rows] == [row[3:5] for row in fingerprint(connection, "s")]
     assert chunks(connection, OF_SESSIONS).unused == 0
+
+
+def stored(connection: Connection, session_id: str) -> list[Any]:
+    """Return the values of a session, without what an import draws anew."""
+    return [row[:5] for row in fingerprint(connection, session_id)]
+
+
+def test_values_are_exported_and_imported_with_their_session(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    agent = managed(repository, replies=REPLIES)
+    agent("weigh x")
+    storage = repository.storage("s", text_search_config="english", expires_in=3600)
+    contents = {"empty": b"", "houses": b"running", "large": LARGE, "larger": LARGE + bytes(range(256))}
+    for key, value in contents.items():
+        run(storage.write(key, value))
+    run(storage.write("expired", SMALL))
+    connection.execute("UPDATE strands_session_storage SET expires_at = now() WHERE key = 'expired'")
+    connection.execute("UPDATE strands_session_storage SET updated_at = updated_at - interval '1 day'")
+    number = len(run(storage.list("")))
+
+    lines = list(export_session(repository, "s"))
+    assert import_session(repository, lines) == TransferResult(unchanged=1)
+    assert import_session(repository, lines, session_id="copy").values == number
+    assert import_session(repository, lines, session_id="copy") == TransferResult(unchanged=1)
+
+    copy = repository.storage("copy", text_search_config="english")
+    assert {key: run(copy.read(key)) for key in contents} == contents
+    assert [hit.key for hit in run(copy.search("run"))] == ["houses"]
+    assert stashed(managed(repository, "copy")) == stashed(agent)
+    expected = [row for row in stored(connection, "s") if row[0] != "expired"]
+    assert stored(connection, "copy") == [(row[0].replace("/s/", "/copy/"), *row[1:]) for row in expected]
+    assert chunks(connection, OF_SESSIONS).unused == 0
+
+    run(copy.write("houses", b"built"))
+    with pytest.raises(SessionExistsError):
+        import_session(repository, lines, session_id="copy")
+    run(copy.write("one more", b"1"))
+    with pytest.raises(SessionExistsError):
+        import_session(repository, export_session(repository, "s"), session_id="copy")
+
+
+def test_exported_values_are_those_of_one_moment(repository: PostgresSessionRepository) -> None:
+    storage = repository.storage("s")
+    for key in ("deleted", "overwritten"):
+        run(storage.write(key, LARGE))
+    lines = export_session(repository, "s")
+    run(storage.delete("deleted"))
+    run(storage.write("overwritten", SMALL))
+    run(storage.write("new", SMALL))
+    assert import_session(repository, lines, session_id="copy").values == 2
+    copy = repository.storage("copy")
+    assert [run(copy.read(key)) for key in ("deleted", "new", "overwritten")] == [LARGE, None, LARGE]
+
+
+def test_values_are_exported_as_a_payload_codec_decodes_them_or_as_they_are_stored(
+    dsn: str, pool_options: dict[str, Any], repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    codec = ScramblingCodec()
+    with PostgresSessionRepository(dsn, payload_codec=codec, **pool_options) as scrambled:
+        contents = {"a": SMALL, "context/s/scopes/k": LARGE}
+        for key, value in contents.items():
+            run(scrambled.storage("s").write(key, value))
+        plain, raw = (list(export_session(scrambled, "s", raw=raw)) for raw in (False, True))
+        before = stored(connection, "s")
+        assert import_session(repository, plain, session_id="plain").values == 2
+        assert run(repository.storage("plain").read("context/plain/scopes/k")) == LARGE
+        codec.clear()
+        assert import_session(scrambled, plain, session_id="copy").values == 2
+        keys = {"a": "a", "context/s/scopes/k": "context/copy/scopes/k"}
+        assert codec.encoded == {PayloadContext("copy", None, "storage", key): 1 for key in keys.values()}
+        copy = scrambled.storage("copy")
+        assert {key: run(copy.read(keys[key])) for key in contents} == contents
+
+        scrambled.delete_session("s")
+        codec.clear()
+        assert import_session(scrambled, raw).values == 2
+        assert (codec.encoded, stored(connection, "s")) == ({}, before)
+        assert {key: run(scrambled.storage("s").read(key)) for key in contents} == contents
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"key": "k"', '"key": ""', "line 2 cannot be read: key must be a string of up to 2048 bytes"),
+        ('"key": "k"', '"key": "a\\u0000"', "line 2 cannot be read: key must be a string of up to 2048 bytes"),
+        ('"key": "k"', '"key": 5', "line 2 cannot be read: key must be a string of up to 2048 bytes"),
+        ('"data": "', '"data": "*', "line 2 cannot be read: "),
+        ('"data": "', '"date": "', "line 2 lacks 'data'"),
+        ('"search_vector": ', '"search_vector": 5, "x": ', "line 2 cannot be read: search_vector must be a string"),
+        ('"updated_at": "', '"updated_at": "x', "line 2 cannot be read: updated_at is not a time"),
+        ('"expires_at": "', '"expires_at": "x', "line 2 cannot be read: expires_at is not a time"),
+    ],
+)
+def test_a_bad_value_is_named(repository: PostgresSessionRepository, old: str, new: str, reason: str) -> None:
+    run(repository.storage("s", expires_in=60).write("k", SMALL))
+    lines = list(export_session(repository, "s"))
+    assert old in lines[1]
+    with pytest.raises(BadFileError) as caught:
+        import_session(repository, [lines[0], lines[1].replace(old, new, 1), lines[2]], session_id="copy")
+    assert reason in str(caught.value)
+    assert repository.read_session("copy") is None
+
+
+def test_export_and_import_of_many_values_take_little_memory(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    storage = repository.storage("s")
+    run(storage.write("k", LARGE * 20))
+    connection.execute(
+        "INSERT INTO strands_session_storage (session_id, key, chunk_ids, size, write_id, updated_at) "
+        "SELECT session_id, key || n, chunk_ids, size, write_id, updated_at "
+        "FROM strands_session_storage, generate_series(1, 29) AS n"
+    )
+    tracemalloc.start()
+    try:
+        assert import_session(repository, export_session(repository, "s"), session_id="copy").values == 30
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # All of them have 36 MB.
+    assert peak < 24 * 2**20

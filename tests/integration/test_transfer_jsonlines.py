@@ -27,6 +27,7 @@ from strands_psycopg.transfer.stored import StoredSessions
 from support import transfers
 from support.pausing import pause_before
 from support.scale import scale
+from support.storage import has_storage
 from support.tables import blocked
 from support.waiting import wait_until
 
@@ -72,7 +73,7 @@ def test_every_line_is_ascii_and_json_for_any_program(repository: PostgresSessio
     )
     log = ["agent"] + ["message"] * len(transfers.ODD)
     kinds = ["session", *log, *["message_variant"] * 4, *["checkpoint"] * 2, *log, "checkpoint"]
-    kinds += ["multi_agent", "multi_agent", "end"]
+    kinds += ["multi_agent", "multi_agent", *["value"] * transfers.VALUES, "end"]
     assert [record["kind"] for record in records] == kinds
     assert {key: records[0][key] for key in ("format", "version", "session_id", "session_type")} == {
         "format": "strands-psycopg",
@@ -248,6 +249,10 @@ def test_missing_repeated_and_swapped_lines_are_refused(repository: PostgresSess
     for number, refused_line in ((2, 3), (9, 11), (13, 15), (8, 10)):
         swapped = [*lines[:number], lines[number + 1], lines[number], *lines[number + 2 :]]
         reason = f"does not have the next message, variant or checkpoint of its agent in line {refused_line};"
+        assert reason in refused(repository, swapped)
+    if has_storage:
+        swapped = [*lines[:-3], lines[-2], lines[-3], lines[-1]]
+        reason = f"does not have the next value of its storage in line {len(lines) - 1};"
         assert reason in refused(repository, swapped)
 
 

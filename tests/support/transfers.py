@@ -1,6 +1,8 @@
 """Sessions that are hard to transfer, and all that the tables store of a session, including times."""
 
+import asyncio
 import json
+import random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,6 +17,7 @@ from strands_psycopg.repository.agents import AgentChange
 from strands_psycopg.repository.window import Variant, Window
 from strands_psycopg.transfer import TransferResult
 from support.multi_agents import Team
+from support.storage import has_storage
 
 # Values that JSONB alone would change, that JSON cannot express, or that look like encoded bytes.
 ODD: list[Any] = [
@@ -41,6 +44,8 @@ _TABLES = (
     "strands_message_variants",
     "strands_checkpoints",
     "strands_multi_agents",
+    "strands_session_storage",
+    "strands_session_chunks",
 )
 
 
@@ -65,7 +70,8 @@ def fill(
 ) -> None:
     """Store a session with two agents and two multi-agents that contain the documents.
 
-    In PostgreSQL, and unless the documents are those for files, the agents have windows, variants and checkpoints.
+    In PostgreSQL, and unless the documents are those for files, the agents have windows, variants and checkpoints, and
+    the session has a storage.
     """
     repository.create_session(Session(session_id, SessionType.AGENT))
     for agent_id in ("a", "ö"):
@@ -81,6 +87,8 @@ def fill(
     repository.create_multi_agent(session_id, Team("swarm", {}))
     if isinstance(repository, PostgresSessionRepository) and documents is ODD:
         _fill_windows(repository, session_id)
+        if has_storage:
+            asyncio.run(_fill_storage(repository, session_id))
 
 
 def _fill_windows(repository: PostgresSessionRepository, session_id: str) -> None:
@@ -93,6 +101,14 @@ def _fill_windows(repository: PostgresSessionRepository, session_id: str) -> Non
     store_checkpoint(repository, session_id, "a", 7, Window((1, 2, 1), None), {"z": 1, "a": {"b": b"", "a": 1}})
     store_window(repository, session_id, "ö", Window(((0, 2),), None))
     store_checkpoint(repository, session_id, "ö", 6, Window(((0, 2), (1, 2)), None), {})
+
+
+async def _fill_storage(repository: PostgresSessionRepository, session_id: str) -> None:
+    storage = repository.storage(session_id, text_search_config="english")
+    await storage.write("notes", b"running to the houses")
+    await storage.write(f"context/{session_id}/scopes/agent/a/1_0", random.Random(1).randbytes(60_000))
+    await storage.write("empty", b"")
+    await repository.storage(session_id, expires_in=1e9).write("\U0010ffff", random.Random(1).randbytes(50_000))
 
 
 def store_window(
@@ -131,13 +147,21 @@ def store_checkpoint(
 
 
 # The counts of what ``fill`` stores in PostgreSQL, in the last line of JSON lines and as a result.
-COUNTS = {"agents": 2, "messages": 14, "message_variants": 4, "checkpoints": 3, "multi_agents": 2}
-FILLED = TransferResult(sessions=1, agents=2, messages=14, message_variants=4, checkpoints=3, multi_agents=2)
+VALUES = 4 if has_storage else 0
+COUNTS: dict[str, Any] = {
+    "agents": 2,
+    "messages": 14,
+    "message_variants": 4,
+    "checkpoints": 3,
+    "multi_agents": 2,
+    "values": VALUES,
+}
+FILLED = TransferResult(sessions=1, **COUNTS)
 
 
 def age(connection: psycopg.Connection[Any]) -> None:
     """Set the times of every row to different ones in the past."""
-    for number, table in enumerate(_TABLES):
+    for number, table in enumerate(_TABLES[:-2]):
         is_updated = table not in ("strands_message_variants", "strands_checkpoints")
         update = sql.SQL(", updated_at = s.at + interval '1.000001 hours'" if is_updated else "")
         connection.execute(
@@ -148,15 +172,17 @@ def age(connection: psycopg.Connection[Any]) -> None:
             ).format(sql.Identifier(table), update),
             [number],
         )
+    connection.execute("UPDATE strands_session_storage SET updated_at = updated_at - interval '1.000001 hours'")
 
 
 def rows(connection: psycopg.Connection[Any], session_id: str = "s") -> dict[str, list[str]]:
-    """Return all that the tables store of a session, except for write ids and the session's own id."""
+    """Return all that the tables store of a session, except for write ids and the session's own id, also in keys."""
     query = sql.SQL("SELECT (to_jsonb(t) - 'write_id' - 'session_id')::text FROM {} AS t WHERE session_id = %s")
     found = {}
     for table in _TABLES:
         found[table] = sorted(
-            row[0] for row in connection.execute(query.format(sql.Identifier(table)), [session_id]).fetchall()
+            row[0].replace(f'"context/{session_id}/', '"context/s/')
+            for row in connection.execute(query.format(sql.Identifier(table)), [session_id]).fetchall()
         )
     return found
 

@@ -12,7 +12,7 @@ from strands_psycopg.cli.options import CODEC, TABLES, Commands, open_repository
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
-from strands_psycopg.repository.listing import AgentSummary, SessionSummary
+from strands_psycopg.repository.listing import AgentSummary, SessionSummary, ValueSummary
 
 # The number of messages in memory at once.
 _PAGE_SIZE = 100
@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
         allow_abbrev=False,
         help="print a session's conversations",
         description="Print a session's conversations: what was said, or what its agents hold in memory. Redacted "
-        "messages are shown redacted.",
+        "messages are shown redacted. The values of the session's storage follow, without their contents.",
     )
     show.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
     show.add_argument("--agent", metavar="ID", help="only this agent")
@@ -66,10 +66,12 @@ def _show(arguments: argparse.Namespace) -> int:
         def read(agent: AgentSummary) -> Iterator[_Entry]:
             return view.read(repository, session.session_id, agent, arguments.last)
 
+        # None of the values belongs to one agent.
+        values = None if arguments.agent else session_tables(repository).listing.values(session.session_id)
         if arguments.json:
-            _print_json(session, agents, view.key, read)
+            _print_json(session, agents, view.key, read, values)
         else:
-            _print(session, agents, view, read)
+            _print(session, agents, view, read, values)
     return 0
 
 
@@ -166,6 +168,7 @@ def _print(
     agents: list[AgentSummary],
     view: _View,
     read: Callable[[AgentSummary], Iterator[_Entry]],
+    values: list[ValueSummary] | None,
 ) -> None:
     output.print_heading(f"session {printable(session.session_id)}")
     print(
@@ -193,10 +196,28 @@ def _print(
             output.print_heading(printable(", ".join(head)))
             for line in transcript.format_lines(content):
                 print("  " + printable(line, keep="\t"))
+    if values:
+        print()
+        output.print_heading(f"storage, {output.pluralize(len(values), 'value')}")
+        print()
+        rows = [
+            (
+                printable(value.key),
+                output.format_size(value.size),
+                output.format_time(value.updated_at, timespec="seconds"),
+                "" if value.expires_at is None else output.format_time(value.expires_at, timespec="seconds"),
+            )
+            for value in values
+        ]
+        output.print_table(("key", "size", "written", "expires"), rows, right=("size",))
 
 
 def _print_json(
-    session: SessionSummary, agents: list[AgentSummary], key: str, read: Callable[[AgentSummary], Iterator[_Entry]]
+    session: SessionSummary,
+    agents: list[AgentSummary],
+    key: str,
+    read: Callable[[AgentSummary], Iterator[_Entry]],
+    values: list[ValueSummary] | None,
 ) -> None:
     """Print one JSON document without holding all of it in memory."""
     print('{"session": ' + output.dump_json(dataclasses.asdict(session)) + ', "agents": [', end="")
@@ -206,4 +227,5 @@ def _print_json(
         for position, entry in enumerate(read(agent)):
             print(f"{',' if position else ''}\n{output.dump_json(entry.document)}", end="")
         print("]}", end="")
-    print("]}")
+    shown_values = "" if values is None else f', "values": {json.dumps([dataclasses.asdict(each) for each in values])}'
+    print(f"]{shown_values}}}")

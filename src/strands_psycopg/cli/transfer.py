@@ -336,7 +336,8 @@ def _print_result(verb: str, result: transfer.TransferResult, *, as_json: bool, 
         )
     )
     checkpoints = f", {output.pluralize(result.checkpoints, 'checkpoint')}" if result.checkpoints else ""
-    print(f"{verb} {counts}{checkpoints}")
+    values = f", {output.pluralize(result.values, 'stored value')}" if result.values else ""
+    print(f"{verb} {counts}{checkpoints}{values}")
     if result.unchanged:
         print(f"{output.pluralize(result.unchanged, 'session')} unchanged")
     if result.gaps_closed:
@@ -345,6 +346,8 @@ def _print_result(verb: str, result: transfer.TransferResult, *, as_json: bool, 
         print(f"{output.pluralize(result.windows_omitted, 'window')} left out: files hold the log only")
     if result.checkpoints_omitted:
         print(f"{output.pluralize(result.checkpoints_omitted, 'checkpoint')} left out: files have no place for them")
+    if result.values_omitted:
+        print(f"{output.pluralize(result.values_omitted, 'stored value')} left out: files have no place for them")
     for skipped in result.skipped:
         print("skipped:", printable(skipped), file=sys.stderr)
     for failure in failures.values():

@@ -1,4 +1,4 @@
-"""Lists of sessions, agents and checkpoints with counts, without their contents."""
+"""Lists of sessions, agents, checkpoints and values with counts, without their contents."""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -63,6 +63,14 @@ _LIST_CHECKPOINTS = """
     ORDER BY snapshot_id
 """
 
+_LIST_VALUES = """
+    SELECT key, size, pg_catalog.to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+        pg_catalog.to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+    FROM {session_storage}
+    WHERE session_id = %(session_id)s AND (expires_at IS NULL OR expires_at > pg_catalog.now())
+    ORDER BY key
+"""
+
 
 @dataclass(frozen=True)
 class SessionSummary:
@@ -124,6 +132,23 @@ class AgentSummary:
 
 
 @dataclass(frozen=True)
+class ValueSummary:
+    """A value of a session's storage.
+
+    Attributes:
+        key: Its key.
+        size: Its size in bytes, as it is stored.
+        updated_at: When it was written, in UTC as ISO 8601.
+        expires_at: When it expires, in the same form; None if it does not.
+    """
+
+    key: str
+    size: int
+    updated_at: str
+    expires_at: str | None
+
+
+@dataclass(frozen=True)
 class CheckpointSummary:
     """A checkpoint of an agent.
 
@@ -139,7 +164,7 @@ class CheckpointSummary:
 
 
 class Listing:
-    """Lists the sessions, agents and checkpoints of one database, schema and prefix."""
+    """Lists the sessions, agents, checkpoints and values of one database, schema and prefix."""
 
     def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
@@ -151,6 +176,7 @@ class Listing:
         self._list_prefix_of_owner = compose(database, _LIST_PREFIX_OF_OWNER)
         self._list_agents = compose(database, _LIST_AGENTS)
         self._list_checkpoints = compose(database, _LIST_CHECKPOINTS)
+        self._list_values = compose(database, _LIST_VALUES)
 
     def read(self, session_id: str) -> SessionSummary | None:
         """Return the summary of a session, or None if it does not exist."""
@@ -225,6 +251,12 @@ class Listing:
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"listing checkpoints of agent {agent_id!r} in session {session_id!r}"
         return [CheckpointSummary(*row) for row in self._database.fetch(operation, self._list_checkpoints, key).rows]
+
+    def values(self, session_id: str) -> list[ValueSummary]:
+        """Return the values of a session's storage in the order of their keys, without those that have expired."""
+        key = {"session_id": check_id("session_id", session_id)}
+        operation = f"listing values of session {session_id!r}"
+        return [ValueSummary(*row) for row in self._database.fetch(operation, self._list_values, key).rows]
 
     def _summary(self, row: TupleRow) -> SessionSummary:
         session_id, session_type, owner, title, metadata, metadata_exact, created_at, updated_at, *counts = row

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Generator
 from contextlib import closing
+from datetime import datetime
 from typing import NamedTuple, cast
 from uuid import UUID
 
@@ -76,15 +77,15 @@ class SessionValue(NamedTuple):
         key: Its key.
         data: Its bytes.
         search_vector: The words by which a search finds it, as PostgreSQL writes a ``tsvector``; None if it does not.
-        updated_at: When it was written, in UTC as ISO 8601.
-        expires_at: When it expires, in the same form; None if it does not.
+        updated_at: When it was written; in UTC as ISO 8601 if it was read.
+        expires_at: When it expires, likewise; None if it does not.
     """
 
     key: str
     data: bytes
     search_vector: str | None
-    updated_at: str
-    expires_at: str | None
+    updated_at: str | datetime
+    expires_at: str | datetime | None
 
 
 class SessionValues:

@@ -138,8 +138,8 @@ def export_files(
 
     Files hold the agents with their logs, from which Strands restores the messages after those that its conversation
     manager has removed, and a summary of these. They have no place for what else the agents hold in memory (pinned and
-    edited messages, offloaded results, ...) and for checkpoints: the result counts the agents for which that makes a
-    difference, and the checkpoints. Export JSON lines to keep both.
+    edited messages, offloaded results, ...), for checkpoints and for the session's storage: the result counts the
+    agents for which that makes a difference, the checkpoints and the values. Export JSON lines to keep all of it.
 
     Args:
         repository: Where the session is stored.
@@ -212,6 +212,7 @@ def _write_session(stored: StoredSession, folder: Path) -> TransferResult:
         multi_agents=len(stored.multi_agents),
         windows_omitted=sum(not _is_restored_by_strands(each) for each in stored.agents.values()),
         checkpoints_omitted=sum(stored.checkpoint_count(agent_id) for agent_id in stored.agents),
+        values_omitted=len(stored.value_keys),
     )
 
 

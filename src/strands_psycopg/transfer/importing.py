@@ -19,6 +19,7 @@ from strands_psycopg.errors import (
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
+from strands_psycopg.storage.session_values import SessionValue, SessionValues
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.rows import (
     AgentRow,
@@ -28,6 +29,7 @@ from strands_psycopg.transfer.rows import (
     PartRow,
     Row,
     SessionRow,
+    ValueRow,
     VariantRow,
     agent_row,
     encoded_row,
@@ -168,6 +170,7 @@ class _Importer:
         self._progress = progress
         self._insert_session = compose(self._database, _INSERT_SESSION)
         self._select_write_id = compose(self._database, _SELECT_WRITE_ID)
+        self._values = SessionValues(self._database)
         self._copy = {kind: compose(self._database, statement) for kind, statement in _COPY.items()}
 
     def store(self, session: SourceSession) -> TransferResult:
@@ -227,6 +230,9 @@ class _Importer:
                     for kind, statement in self._copy.items():
                         if not _copy(cursor, statement, first.session_id, write_id, batch.get(kind, ())):
                             raise suppressed_error(operation)
+                    for value in batch.get(ValueRow, ()):
+                        if not self._values.insert(cursor, first.session_id, SessionValue(*value), write_id):
+                            raise suppressed_error(operation)
                 if self._progress is not None:
                     self._progress(len(batch.get(MessageRow, ())))
         elif cursor.execute(self._select_write_id, {"session_id": first.session_id}).fetchall() != [(str(write_id),)]:
@@ -242,6 +248,7 @@ class _Importer:
             message_variants=batches.counts[VariantRow],
             checkpoints=batches.counts[CheckpointRow],
             multi_agents=batches.counts[MultiAgentRow],
+            values=batches.counts[ValueRow],
             gaps_closed=issues.gaps_closed,
             skipped=tuple(issues.skipped),
         )
@@ -278,7 +285,7 @@ class _Batches:
             batch.setdefault(type(row), []).append(row)
             self.counts[type(row)] += 1
             count += 1
-            size += sum(len(value) for value in row if isinstance(value, str))
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
             if count >= _MAX_BATCH_ROWS or size >= _MAX_BATCH_CHARACTERS:
                 yield batch
                 batch = {}
@@ -302,6 +309,7 @@ def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
     parts: Iterator[PartRow] = iter(())
     missing = {("agent", agent_id) for agent_id in stored.agents}
     missing |= {("multi-agent", multi_agent_id) for multi_agent_id in stored.multi_agents}
+    missing |= {("value", key) for key in stored.value_keys}
     for row in rows:
         match row:
             case SessionRow():
@@ -318,6 +326,9 @@ def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
                 if same:
                     same = row == multi_agent_row(*stored.multi_agents[row.multi_agent_id], raw=stored.raw)
                     missing.discard(("multi-agent", row.multi_agent_id))
+            case ValueRow():
+                same = row.key in stored.value_keys and row == stored.value(row.key)
+                missing.discard(("value", row.key))
             case _:
                 same = row == next(parts, None)
         if not same:

@@ -1,11 +1,11 @@
 """Sessions as JSON lines: for backups, for other databases and for programs that read JSON.
 
 A session is a line of kind ``session`` with the format's name and version, the lines of each agent, a line for each
-``multi_agent``, and a line of kind ``end`` with their counts. The lines of an agent are one of kind ``agent``, one for
-each message of its log (``message``), one for each message that it or a checkpoint has in another form
-(``message_variant``), and one for each ``checkpoint``. A session without the last line is incomplete. A file may
-contain several sessions. If the first line has ``"raw": true``, documents are those that a payload codec has returned,
-and an import stores them as they are. See ``lines`` for the lines themselves.
+``multi_agent``, one for each ``value`` of its storage, and a line of kind ``end`` with their counts. The lines of an
+agent are one of kind ``agent``, one for each message of its log (``message``), one for each message that it or a
+checkpoint has in another form (``message_variant``), and one for each ``checkpoint``. A session without the last line
+is incomplete. A file may contain several sessions. If the first line has ``"raw": true``, documents are those that a
+payload codec has returned, and an import stores them as they are. See ``lines`` for the lines themselves.
 """
 
 import json
@@ -18,6 +18,7 @@ from uuid import UUID
 from strands_psycopg.errors import BadFileError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.annotations import AnnotatedSession
+from strands_psycopg.storage.session_values import renamed_key
 from strands_psycopg.transfer.importing import import_one
 from strands_psycopg.transfer.lines import KINDS, format_line, kind_of, parse_metadata, parse_row
 from strands_psycopg.transfer.result import TransferResult
@@ -29,6 +30,7 @@ from strands_psycopg.transfer.rows import (
     PartRow,
     Row,
     SessionRow,
+    ValueRow,
     VariantRow,
     agent_row,
     multi_agent_row,
@@ -44,7 +46,7 @@ FORMAT = "strands-psycopg"
 VERSION = 1
 
 # What the last line of a session counts.
-_COUNTS = ("agents", "messages", "message_variants", "checkpoints", "multi_agents")
+_COUNTS = ("agents", "messages", "message_variants", "checkpoints", "multi_agents", "values")
 
 # Before the place of an agent's first message.
 _START = (0, -1)
@@ -53,14 +55,15 @@ _START = (0, -1)
 def export_session(repository: PostgresSessionRepository, session_id: str, *, raw: bool = False) -> Iterator[str]:
     """Return an iterator over a session's JSON lines, each with its line end.
 
-    Agents with their windows, message variants and checkpoints, multi-agents and the number of each agent's messages
-    are those at the time of this call. Messages are read page by page while the iterator is consumed, and variants and
-    checkpoints wait in a temporary file if they are many, so memory use is constant and no transaction is held.
+    Agents with their windows, message variants and checkpoints, multi-agents, the values of the session's storage that
+    have not expired, and the number of each agent's messages are those at the time of this call. Messages are read page
+    by page while the iterator is consumed, and variants, checkpoints and values wait in a temporary file if they are
+    many, so memory use does not grow with the session and no transaction is held.
 
     Agents may go on writing meanwhile. What they add is not exported, and what they delete is. What they redact is
     redacted in the lines that follow, in messages and their variants; except in a variant of no message of the log,
     such as a summary, that is redacted and then deleted. As in the database, the documents of agents and checkpoints
-    are not redacted.
+    and the values of storages are not redacted.
 
     Args:
         repository: Where the session is stored.
@@ -70,7 +73,8 @@ def export_session(repository: PostgresSessionRepository, session_id: str, *, ra
             codec may bind documents to their session.
 
     Raises:
-        PayloadCodecError: The ``payload_codec`` failed; raised by the iterator for messages, variants and checkpoints.
+        PayloadCodecError: The ``payload_codec`` failed; raised by the iterator for messages, variants,
+            checkpoints and values.
         SessionNotFoundError: The session does not exist.
         TransferError: The temporary file cannot be written. Raised by the iterator: it cannot be read, or the session,
             an agent or messages were deleted meanwhile. The last line is missing then, so that an import refuses the
@@ -90,7 +94,7 @@ def import_session(
     Args:
         repository: Where to store the session.
         lines: The lines that ``export_session`` returned.
-        session_id: A new id for the session.
+        session_id: A new id for the session. It replaces the old one in the keys of what Strands stashes and snapshots.
 
     Raises:
         SessionExistsError: A session of this id exists with other content.
@@ -175,6 +179,10 @@ class _LinesSession:
         except (ValueError, AttributeError):
             return False
 
+    @property
+    def _original_id(self) -> str:
+        return str(json.loads(self._header)["session_id"])
+
     def spool(self, lines: Iterator[tuple[int, str]]) -> tuple[int, str] | None:
         """Read lines up to the end of the session, and return the next session's first line if it was read too."""
         for number, line in lines:
@@ -194,6 +202,7 @@ class _LinesSession:
             raise self._inconsistent("is cut off before its last line")
         counts = dict.fromkeys(_COUNTS, 0)
         agent_id, latest = None, _START
+        latest_key = ""
         seen: set[tuple[type[Row], str]] = set()
         parse = partial(parse_row, raw=self.raw)
         for number, data in enumerate(self._lines.lines(), start=self._first_line + 1):
@@ -210,6 +219,12 @@ class _LinesSession:
                     raise self._inconsistent(f"repeats an agent or multi-agent in line {number}")
                 seen.add((type(row), row[0]))
                 agent_id, latest = (row.agent_id if isinstance(row, AgentRow) else None), _START
+            elif isinstance(row, ValueRow):
+                if row.key <= latest_key:
+                    raise self._inconsistent(f"does not have the next value of its storage in line {number}")
+                latest_key = row.key
+                if self._new_id is not None:
+                    row = row._replace(key=renamed_key(row.key, self._original_id, self._new_id))
             else:
                 place = _place(row)
                 has_gap = isinstance(row, MessageRow) and place != (0, latest[1] + 1)
@@ -276,3 +291,4 @@ def _rows(stored: StoredSession) -> Iterator[Row]:
         yield from stored.parts(agent_id)
     for multi_agent in stored.multi_agents.values():
         yield multi_agent_row(*multi_agent, raw=stored.raw)
+    yield from stored.values()

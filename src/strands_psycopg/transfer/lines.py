@@ -2,11 +2,13 @@
 
 ``kind`` is the first key of every line. A line is ASCII and JSON that any program can read. Documents keep the order of
 their keys. If a document contains values that programs read differently (NaN, lone surrogates, -0.0, large floats,
-...), a key ``<name>_exact`` beside it contains its exact text, which an import reads instead; see ``codec``.
+...), a key ``<name>_exact`` beside it contains its exact text, which an import reads instead; see ``codec``. A value of
+a storage is Base64, beside the words by which a search finds it, as PostgreSQL writes a ``tsvector``.
 """
 
 import json
 import re
+from base64 import b64decode, b64encode
 from typing import Any
 
 from strands.types.session import SessionAgent, SessionMessage
@@ -20,12 +22,14 @@ from strands_psycopg.transfer.rows import (
     PartRow,
     Row,
     SessionRow,
+    ValueRow,
     VariantRow,
     agent_row,
     checkpoint_row,
     message_row,
     multi_agent_row,
     parse_window,
+    value_row,
     variant_row,
 )
 
@@ -36,6 +40,7 @@ KINDS: dict[type[Row], str] = {
     VariantRow: "message_variant",
     CheckpointRow: "checkpoint",
     MultiAgentRow: "multi_agent",
+    ValueRow: "value",
 }
 
 # For each kind, the plain fields and the documents of its lines. The times follow.
@@ -46,9 +51,10 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "message_variant": (("agent_id", "variant_id", "message_id"), ("message",)),
     "checkpoint": (("agent_id", "snapshot_id", "message_count"), ("memory_window", "data")),
     "multi_agent": (("multi_agent_id",), ("state",)),
+    "value": (("key", "search_vector"), ()),
 }
 
-_TIMES = ("created_at", "updated_at")
+_TIMES = ("created_at", "updated_at", "expires_at")
 
 _KIND = re.compile(r'\s*\{\s*"kind"\s*:\s*"(\w+)"')
 
@@ -65,7 +71,9 @@ def format_line(row: Row, *more: str) -> str:
         # The JSON text above already has the order of keys.
         if exact is not None and not exact.startswith("order "):
             parts.append(f'"{name}_exact": {json.dumps(exact)}')
-    times = (name for name in _TIMES if hasattr(row, name))
+    if isinstance(row, ValueRow):
+        parts.append(f'"data": "{b64encode(row.data).decode()}"')
+    times = (name for name in _TIMES if getattr(row, name, None) is not None)
     parts += [f'"{name}": "{getattr(row, name).isoformat(timespec="microseconds")}"' for name in times]
     return "{" + ", ".join(parts) + "}\n"
 
@@ -85,7 +93,7 @@ def parse_metadata(record: dict[str, Any]) -> Any:
     return None if record.get("metadata") is None else _decode_document(record, "metadata")
 
 
-def parse_row(record: dict[str, Any], *, raw: bool = False) -> AgentRow | PartRow | MultiAgentRow:
+def parse_row(record: dict[str, Any], *, raw: bool = False) -> AgentRow | PartRow | MultiAgentRow | ValueRow:
     """Read the row of a line that belongs to a session.
 
     Args:
@@ -99,6 +107,9 @@ def parse_row(record: dict[str, Any], *, raw: bool = False) -> AgentRow | PartRo
     kind = record["kind"]
     if kind not in _FIELDS or kind == "session":
         raise ValueError("its kind is unknown")
+    if kind == "value":
+        data = b64decode(record["data"], validate=True)
+        return value_row(record["key"], data, record["search_vector"], record["updated_at"], record.get("expires_at"))
     documents = {name: _decode_document(record, name) for name in _FIELDS[kind][1]}
     created_at = record["created_at"]
     match kind:

@@ -18,10 +18,12 @@ class TransferResult:
             truncated tool results.
         checkpoints: Number of checkpoints of their agents.
         multi_agents: Number of multi-agents in them.
+        values: Number of values in their storages.
         unchanged: Number of sessions that already existed with the same content; ``sessions`` does not include them.
         gaps_closed: Number of gaps in message indexes that were closed.
         windows_omitted: Number of agents whose messages in memory are not those that Strands restores from its files.
         checkpoints_omitted: Number of checkpoints that were not exported, since Strands' files have no place for them.
+        values_omitted: Number of values of storages that were not exported, for the same reason.
         skipped: What was left out because it could not be read: its name and the reason.
     """
 
@@ -31,10 +33,12 @@ class TransferResult:
     message_variants: int = 0
     checkpoints: int = 0
     multi_agents: int = 0
+    values: int = 0
     unchanged: int = 0
     gaps_closed: int = 0
     windows_omitted: int = 0
     checkpoints_omitted: int = 0
+    values_omitted: int = 0
     skipped: tuple[str, ...] = ()
 
     def __add__(self, other: "TransferResult") -> "TransferResult":

@@ -10,6 +10,9 @@ from strands_psycopg.payload import PayloadKind, Payloads
 from strands_psycopg.repository.annotations import Annotations, encode_metadata
 from strands_psycopg.repository.identifiers import check_id, check_index, check_text, parse_snapshot_id
 from strands_psycopg.repository.window import Window, dumps_window, plain_start
+from strands_psycopg.storage.scope import MAX_KEY_SIZE
+from strands_psycopg.storage.source import is_storable
+from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE
 
 _MAX_RAW_TITLE_LENGTH = 2**20
 
@@ -89,10 +92,20 @@ class MultiAgentRow(NamedTuple):
     updated_at: datetime
 
 
+class ValueRow(NamedTuple):
+    """A value of the session's storage."""
+
+    key: str
+    data: bytes
+    search_vector: str | None
+    updated_at: datetime
+    expires_at: datetime | None
+
+
 # The rows that belong to an agent. They follow its own row, in this order.
 PartRow: TypeAlias = MessageRow | VariantRow | CheckpointRow
 
-Row: TypeAlias = SessionRow | AgentRow | PartRow | MultiAgentRow
+Row: TypeAlias = SessionRow | AgentRow | PartRow | MultiAgentRow | ValueRow
 
 
 def session_row(session: Session, *, raw: bool = False) -> SessionRow:
@@ -193,6 +206,23 @@ def multi_agent_row(
     )
 
 
+def value_row(key: Any, data: bytes, search_vector: Any, updated_at: str, expires_at: str | None) -> ValueRow:
+    """Check a value of a storage."""
+    if not isinstance(key, str) or not key or not is_storable(key) or len(key.encode()) > MAX_KEY_SIZE:
+        raise ValueError(f"key must be a string of up to {MAX_KEY_SIZE} bytes of UTF-8, without NUL or lone surrogates")
+    if len(data) > MAX_VALUE_SIZE:
+        raise ValueError(f"data may have {MAX_VALUE_SIZE} bytes, not {len(data)}")
+    if search_vector is not None and (not isinstance(search_vector, str) or not is_storable(search_vector)):
+        raise ValueError("search_vector must be a string without NUL or lone surrogates")
+    return ValueRow(
+        key,
+        data,
+        search_vector,
+        _parse_time("updated_at", updated_at),
+        None if expires_at is None else _parse_time("expires_at", expires_at),
+    )
+
+
 def encoded_row(row: Row, payloads: Payloads, session_id: str) -> Row:
     """Return a row as it is stored, with documents that the payload codec has encoded.
 
@@ -232,6 +262,8 @@ def encoded_row(row: Row, payloads: Payloads, session_id: str) -> Row:
             return row._replace(**encode_as("checkpoint", "data", row.agent_id, row.snapshot_id))
         case MultiAgentRow():
             return row._replace(**encode_as("multi_agent", "state", row.multi_agent_id))
+        case ValueRow():
+            return row._replace(data=payloads.encode_bytes(row.data, session_id, row.key))
         case _:
             return row
 

@@ -1,10 +1,11 @@
-"""The variants and checkpoints of a session, kept from the moment when it was read.
+"""The variants, checkpoints and values of a session, kept from the moment when it was read.
 
 Other than messages of the log, they may be deleted by the agent's next turn.
 """
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any, NamedTuple, cast
@@ -17,7 +18,8 @@ from strands_psycopg.database import Database
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.window import Window
-from strands_psycopg.transfer.rows import CheckpointRow, VariantRow, checkpoint_row, variant_row
+from strands_psycopg.storage.session_values import SessionValues
+from strands_psycopg.transfer.rows import CheckpointRow, ValueRow, VariantRow, checkpoint_row, value_row, variant_row
 from strands_psycopg.transfer.temporary import TemporaryLines
 from strands_psycopg.watchdog import watchdog
 
@@ -81,7 +83,7 @@ class _Variant(NamedTuple):
 
 
 class _Spool:
-    """Rows of values that JSON can hold, by agent; in a temporary file if they are many."""
+    """Rows of values that JSON can hold, by agent or key; in a temporary file if they are many."""
 
     def __init__(self) -> None:
         self._lines = TemporaryLines()
@@ -93,6 +95,11 @@ class _Spool:
         start, count = self._places.get(agent_id, (self._lines.size, 0))
         self._lines.write(json.dumps(row).encode() + b"\n")
         self._places[agent_id] = start, count + 1
+
+    @property
+    def names(self) -> Collection[str]:
+        """The agents, or keys, in the order in which they were added."""
+        return self._places.keys()
 
     def count(self, agent_id: str) -> int:
         """Return the number of an agent's rows."""
@@ -106,17 +113,20 @@ class _Spool:
 
 
 class SpooledParts:
-    """The variants and checkpoints of a session as of one snapshot, even if they are deleted later.
+    """The variants, checkpoints and values of a session as of one snapshot, even if they are deleted later.
 
     Variants that are redacted later are redacted here too. One that is deleted as well is redacted only if it is a form
     of a message of the log.
     """
 
-    def __init__(self, reader: "PartsReader", session_id: str, variants: _Spool, checkpoints: _Spool) -> None:
+    def __init__(
+        self, reader: "PartsReader", session_id: str, variants: _Spool, checkpoints: _Spool, values: _Spool
+    ) -> None:
         self._reader = reader
         self._session_id = session_id
         self._variants = variants
         self._checkpoints = checkpoints
+        self._values = values
 
     def variants(self, agent_id: str) -> Iterator[VariantRow]:
         """Yield an agent's variants in the order of their ids."""
@@ -155,9 +165,20 @@ class SpooledParts:
         """Return the number of an agent's checkpoints."""
         return self._checkpoints.count(agent_id)
 
+    @property
+    def value_keys(self) -> Collection[str]:
+        """The keys of the values of the session's storage, in order."""
+        return self._values.names
+
+    def value(self, key: str) -> ValueRow:
+        """Return a value of the session's storage."""
+        data, search_vector, updated_at, expires_at = next(self._values.rows(key))
+        decoded = self._reader.payloads.decode_bytes(b64decode(data), self._session_id, key)
+        return value_row(key, decoded, search_vector, updated_at, expires_at)
+
 
 class PartsReader:
-    """Reads variants and checkpoints.
+    """Reads variants, checkpoints and values.
 
     Attributes:
         payloads: What decodes them.
@@ -171,11 +192,21 @@ class PartsReader:
         self._variants = compose(database, _VARIANTS)
         self._checkpoints = compose(database, _CHECKPOINTS)
         self._current_variants = compose(database, _CURRENT_VARIANTS)
+        self._values = SessionValues(database)
 
     def read(self, cursor: Cursor[TupleRow], session_id: str) -> SpooledParts:
         """Read those of a session in a transaction."""
-        spools = (self._spool(cursor, statement, session_id) for statement in (self._variants, self._checkpoints))
-        return SpooledParts(self, session_id, *spools)
+        variants = self._spool(cursor, self._variants, session_id)
+        checkpoints = self._spool(cursor, self._checkpoints, session_id)
+        return SpooledParts(self, session_id, variants, checkpoints, self._spool_values(cursor, session_id))
+
+    def _spool_values(self, cursor: Cursor[TupleRow], session_id: str) -> _Spool:
+        spool = _Spool()
+        with closing(self._values.read(cursor, session_id)) as values:
+            for value in values:
+                data = b64encode(value.data).decode()
+                spool.add(value.key, (data, value.search_vector, value.updated_at, value.expires_at))
+        return spool
 
     def _spool(self, cursor: Cursor[TupleRow], statement: bytes, session_id: str) -> _Spool:
         spool = _Spool()

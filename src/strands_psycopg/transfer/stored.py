@@ -1,6 +1,6 @@
 """Complete reads of stored sessions, without holding a transaction or all messages in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages
 from strands_psycopg.repository.window import Window
-from strands_psycopg.transfer.rows import MessageRow, PartRow, message_row
+from strands_psycopg.transfer.rows import MessageRow, PartRow, ValueRow, message_row
 from strands_psycopg.transfer.spooled import PartsReader, SpooledParts
 from strands_psycopg.watchdog import watchdog
 
@@ -90,7 +90,7 @@ class StoredSession:
     """A session as of one snapshot.
 
     Messages are read on demand, up to the last one of the snapshot. Those that have been redacted or replaced since
-    are returned as they are now. Variants and checkpoints are those of the snapshot (see ``SpooledParts``).
+    are returned as they are now. Variants, checkpoints and values are those of the snapshot (see ``SpooledParts``).
 
     Attributes:
         session: The session.
@@ -123,6 +123,19 @@ class StoredSession:
             TransferError: Some messages were deleted after the snapshot.
         """
         return chain(self.messages(agent_id), self._spooled.variants(agent_id), self._spooled.checkpoints(agent_id))
+
+    @property
+    def value_keys(self) -> Collection[str]:
+        """The keys of the values of its storage, in order."""
+        return self._spooled.value_keys
+
+    def value(self, key: str) -> ValueRow:
+        """Return a value of its storage."""
+        return self._spooled.value(key)
+
+    def values(self) -> Iterator[ValueRow]:
+        """Yield the values of its storage in the order of their keys."""
+        return (self.value(key) for key in self.value_keys)
 
     def checkpoint_count(self, agent_id: str) -> int:
         """Return the number of an agent's checkpoints."""
