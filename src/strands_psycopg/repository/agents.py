@@ -20,7 +20,7 @@ from strands_psycopg.repository.messages import Messages, append_conflict, messa
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 
 _CREATE = """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         INSERT INTO {agents} AS a (
             session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
             _internal_state, _internal_state_exact, memory_window, write_id, created_at, updated_at
@@ -47,13 +47,11 @@ _READ = """
 """
 
 _UPDATE_AND_APPEND = """
-    WITH {lease}, {touch_session}, locked_agent AS (
-        SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-        FOR NO KEY UPDATE
-    ), t AS (
-        {insert_message} FROM locked_agent WHERE {fenced} AND {unchanged} AND {is_next} {on_message_conflict}
+    WITH {clock}, {touch_session}, t AS (
+        {insert_message_of_seen} FROM {seen} AND {fenced} AND {unchanged} AND {is_next}
+        FOR NO KEY UPDATE OF seen {on_message_conflict}
     ), u AS (
-        {update_agent} AND EXISTS (SELECT FROM t) RETURNING created_at, updated_at
+        {update_agent} AND EXISTS (SELECT true FROM t) RETURNING created_at, updated_at
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
@@ -65,15 +63,13 @@ _UPDATE_AND_APPEND = """
 
 # The message is optional. Everything but it depends on the update of the agent, and that on the message.
 _STORE = """
-    WITH {lease}, {touch_session}, locked_agent AS (
-        SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-        FOR NO KEY UPDATE
-    ), t AS (
-        {insert_message} FROM locked_agent
-        WHERE %(message_id)s::bigint IS NOT NULL AND {fenced} AND {unchanged} AND {is_next} {on_message_conflict}
+    WITH {clock}, {touch_session}, t AS (
+        {insert_message_of_seen} FROM {seen} AND %(message_id)s::bigint IS NOT NULL AND {fenced} AND {unchanged}
+            AND {is_next}
+        FOR NO KEY UPDATE OF seen {on_message_conflict}
     ), u AS (
         {update_agent_in_part} AND {unchanged} AND {fenced}
-            AND (%(message_id)s::bigint IS NULL OR EXISTS (SELECT FROM t))
+            AND (%(message_id)s::bigint IS NULL OR EXISTS (SELECT true FROM t))
         RETURNING created_at, updated_at
     ), replaced AS (
         UPDATE {messages} AS m SET
@@ -83,7 +79,7 @@ _STORE = """
             write_id = %(write_id)s, updated_at = pg_catalog.now()
         FROM {replaced_rows}
         WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s AND m.message_id = r.message_id
-            AND EXISTS (SELECT FROM u)
+            AND EXISTS (SELECT true FROM u)
     ), added AS (
         INSERT INTO {message_variants} (
             session_id, agent_id, variant_id, message_id, message, message_exact, created_at
@@ -93,10 +89,10 @@ _STORE = """
         FROM unnest(
             %(variant_ids)s::bigint[], %(originals)s::bigint[], %(variants)s::text[], %(variants_exact)s::text[]
         ) AS r (variant_id, message_id, message, message_exact)
-        WHERE EXISTS (SELECT FROM u)
+        WHERE EXISTS (SELECT true FROM u)
         ON CONFLICT DO NOTHING
     ), unused AS (
-        {delete_unused_variants} AND EXISTS (SELECT FROM u)
+        {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
         CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END,
@@ -126,7 +122,7 @@ _OWN_REDACTION = {
 
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced}
         RETURNING agent_id
     ), m AS (

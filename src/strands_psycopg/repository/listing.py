@@ -21,7 +21,7 @@ _MAX_ID = "\U0010ffff" * 256
 
 _SUMMARY = "s.session_id, s.session_type, {times_of_s}, {counts_of_s} FROM {sessions} AS s"
 
-_READ = "SELECT " + _SUMMARY + " WHERE s.session_id = %(session_id)s"
+_READ = "SELECT " + _SUMMARY.replace("{counts_of_s}", "{counts}") + " WHERE s.session_id = %(session_id)s"
 
 _WHERE = """
     WHERE (s.updated_at, s.session_id) < (%(before)s::timestamptz, %(before_id)s)
@@ -40,9 +40,9 @@ _LIST_PREFIX = (
 _LIST_AGENTS = """
     SELECT t.agent_id, {times_of_t}, coalesce(t.messages, 0)
     FROM {sessions} AS s LEFT JOIN (
-        SELECT a.session_id, a.agent_id, a.created_at, a.updated_at, {messages_of_a} AS messages
+        SELECT a.agent_id, a.created_at, a.updated_at, {messages_of_a} AS messages
         FROM {agents} AS a WHERE a.session_id = %(session_id)s
-    ) AS t ON t.session_id = s.session_id
+    ) AS t ON true
     WHERE s.session_id = %(session_id)s
     ORDER BY t.created_at, t.agent_id
 """  # no row: no session; one row whose id is NULL: no agent

@@ -20,7 +20,7 @@ from strands_psycopg.repository.identifiers import check_id, check_index
 from strands_psycopg.repository.redactions import Redactions
 
 _APPEND = """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         {insert_message} WHERE {fenced} AND {is_next} AND {agent_unchanged} {on_message_conflict}
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
@@ -63,7 +63,7 @@ _OF_MESSAGE = """
 
 _UPDATE = (
     """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
             redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
@@ -74,7 +74,7 @@ _UPDATE = (
 # A redaction stays one: what continues a redacted message holds nothing that was redacted.
 _REPLACE = (
     """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s,
             redact_message = CASE WHEN redact_message IS NOT NULL THEN %({redaction})s::jsonb END,

@@ -12,7 +12,7 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
-    WITH {lease}, t AS (
+    WITH {clock}, t AS (
         INSERT INTO {sessions} AS s (session_id, session_type, write_id, created_at, updated_at)
         SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
         WHERE {fenced}
@@ -31,7 +31,7 @@ _READ = "SELECT t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.sessio
 
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
-    WITH {lease}, t AS (
+    WITH {clock}, t AS (
         DELETE FROM {sessions} WHERE session_id = %(session_id)s AND {fenced} RETURNING session_id
     ), a AS (
         DELETE FROM {agents} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
