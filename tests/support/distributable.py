@@ -76,7 +76,7 @@ class _Checker:
         if isinstance(statement, ast.SelectStmt) and statement.lockingClause and _calls(statement.whereClause, _TIMES):
             yield "a SELECT locks rows by a time that may be another node's"
         if isinstance(statement, ast.InsertStmt) and statement.onConflictClause and not _values(statement):
-            if not _returned(statement):
+            if statement.onConflictClause.targetList and not _returned(statement):
                 yield "the row count of INSERT ... SELECT ... ON CONFLICT is that of selected rows"
 
     def _check_select(self, select: ast.SelectStmt) -> Iterator[str]:
@@ -95,7 +95,7 @@ class _Checker:
             index = columns.index(column)
             for value in self._inserted(insert.selectStmt, index):
                 if not self._is_bound(value, insert.selectStmt):
-                    yield f"{column} of {table} is inserted from no parameter"
+                    yield f"{table} by no parameter for {column}"
         if any(isinstance(node, ast.SubLink) for row in _values(insert) for node in _walk(row)):
             yield "a subquery in VALUES"
         conflict = insert.onConflictClause
@@ -125,7 +125,7 @@ class _Checker:
             table = self._table(source)
             column = distribution_columns().get(table)
             if column is not None and not self._is_one_shard(query, source, column):
-                yield f"{column} of {table} is not equal to a parameter"
+                yield f"{table} by no parameter for {column}"
 
     def _is_one_shard(self, query: ast.Node, source: ast.RangeVar, column: str) -> bool:
         alias = source.alias.aliasname if source.alias else source.relname
