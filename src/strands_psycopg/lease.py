@@ -36,18 +36,18 @@ _R = TypeVar("_R")
 
 # make_interval(secs => ...), since an interval of a day has 23 or 25 hours where daylight saving time begins or ends.
 _ACQUIRE = """
-    WITH clock AS (SELECT {in_time} AS in_time), acquired AS (
+    WITH acquired AS (
         INSERT INTO {leases} AS l (session_id, term, acquired_at, expires_at)
         SELECT %(session_id)s::text, %(term)s::uuid, pg_catalog.now(),
             pg_catalog.now() + pg_catalog.make_interval(secs => %(ttl)s)
-        WHERE (SELECT in_time FROM clock)
+        WHERE {in_time}
         ON CONFLICT (session_id) DO UPDATE
         SET term = EXCLUDED.term, acquired_at = EXCLUDED.acquired_at, expires_at = EXCLUDED.expires_at
         WHERE l.term = EXCLUDED.term OR EXCLUDED.expires_at - l.expires_at > pg_catalog.make_interval(secs => %(ttl)s)
         RETURNING l.term
     )
-    SELECT CASE WHEN clock.in_time THEN {server_time} END, acquired.term IS NOT NULL, held.since, held.until, held.seconds
-    FROM clock LEFT JOIN acquired ON true LEFT JOIN (
+    SELECT CASE WHEN {in_time} THEN {server_time} END, acquired.term IS NOT NULL, held.since, held.until, held.seconds
+    FROM (SELECT 1) AS one LEFT JOIN acquired ON true LEFT JOIN (
         SELECT pg_catalog.to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS since,
             pg_catalog.to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS until,
             extract(epoch FROM expires_at - pg_catalog.now()) AS seconds

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from support.payloads import ScramblingCodec
 
 pytest.importorskip("pglast", reason="PostgreSQL's parser has no wheel here")
 
-from support.distributable import violations  # noqa: E402
+from support.distributable import violations
 
 SOURCES = Path(strands_psycopg.__file__).parent
 

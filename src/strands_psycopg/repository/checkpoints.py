@@ -19,7 +19,7 @@ PINNED = "pin_first_applied"
 
 # The agent is locked, so that nobody deletes the variants meanwhile. Of older checkpoints only so many are kept.
 _SAVE = """
-    WITH {clock}, {touch_session}, t AS (
+    WITH {touch_session}, t AS (
         INSERT INTO {checkpoints} AS c (
             session_id, agent_id, snapshot_id, message_count, memory_window, variant_ids, data, data_exact, write_id,
             created_at

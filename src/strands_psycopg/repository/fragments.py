@@ -31,15 +31,6 @@ _MESSAGES_OF_A = """
     )
 """
 
-_INSERT_MESSAGE = """
-    INSERT INTO {messages} AS m (
-        session_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact, write_id,
-        created_at, updated_at
-    )
-    SELECT {agent}, %(message_id)s::bigint, %(message)s::jsonb, %(message_exact)s::text, %(redact_message)s::jsonb,
-        %(redact_message_exact)s::text, %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
-"""
-
 # A fragment may refer to those after it.
 _FRAGMENTS = {
     "agent_columns": """
@@ -47,8 +38,9 @@ _FRAGMENTS = {
         t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0),
         t.memory_window::text, {times_of_t}
     """,
-    # Where the tables are distributed, the rest of a statement may have the time of the node that plans it; this has
-    # that of the node that runs it.
+    # Where the tables are distributed, an UPDATE or DELETE has the time of the node that plans it, so one that would
+    # overwrite what is newer begins with this, which has the time of the node that runs it. A write that inserts does
+    # not need it: its write id tells. With this, such a write would be one of all nodes.
     "clock": "clock AS (SELECT {in_time} AS in_time)",
     # The time of the last activity is accurate to a minute, so most writes do not update the session's row.
     "touch_session": """
@@ -64,7 +56,7 @@ _FRAGMENTS = {
     # the row until the statement commits prevents a takeover between this check and the write; without the lock one
     # could commit in between.
     "fenced": """
-        ((SELECT in_time FROM clock) AND (%(term)s::uuid IS NULL OR EXISTS (
+        ({timely} AND (%(term)s::uuid IS NULL OR EXISTS (
             SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s::uuid FOR SHARE
         )))
     """,
@@ -95,9 +87,16 @@ _FRAGMENTS = {
             WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND write_id = %(expected)s
         ))
     """,
-    "insert_message": _INSERT_MESSAGE.replace("{agent}", "%(session_id)s::text, %(agent_id)s::text"),
-    "insert_message_of_seen": _INSERT_MESSAGE.replace("{agent}", "seen.session_id, seen.agent_id"),
-    # The agent, whose row the statement that selects from it locks with FOR NO KEY UPDATE OF seen.
+    "insert_message": """
+        INSERT INTO {messages} AS m (
+            session_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact, write_id,
+            created_at, updated_at
+        )
+        SELECT seen.session_id, seen.agent_id, %(message_id)s::bigint, %(message)s::jsonb, %(message_exact)s::text,
+            %(redact_message)s::jsonb, %(redact_message_exact)s::text, %(write_id)s::uuid, pg_catalog.now(),
+            pg_catalog.now()
+    """,
+    # The agent. Statements that update it or depend on its variants lock it with FOR NO KEY UPDATE OF seen.
     "seen": "{agents} AS seen WHERE seen.session_id = %(session_id)s AND seen.agent_id = %(agent_id)s",
     "is_next": """
         (%(message_id)s::bigint = 0 OR EXISTS (
@@ -153,9 +152,10 @@ def compose(database: Database, template: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _with_fragments(template: str) -> str:
+    timely = "(SELECT in_time FROM clock)" if "{clock}" in template else "{in_time}"
     for name, text in _FRAGMENTS.items():
         template = template.replace("{" + name + "}", text)
-    return template
+    return template.replace("{timely}", timely)
 
 
 def run_explained(operation: str, run: Callable[[], Result]) -> Result:

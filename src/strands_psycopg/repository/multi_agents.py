@@ -10,7 +10,7 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
-    WITH {clock}, {touch_session}, t AS (
+    WITH {touch_session}, t AS (
         INSERT INTO {multi_agents} AS a (
             session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
         )

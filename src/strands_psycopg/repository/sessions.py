@@ -12,7 +12,7 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
-    WITH {clock}, t AS (
+    WITH t AS (
         INSERT INTO {sessions} AS s (session_id, session_type, write_id, created_at, updated_at)
         SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
         WHERE {fenced}

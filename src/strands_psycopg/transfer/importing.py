@@ -39,7 +39,7 @@ from strands_psycopg.transfer.stored import StoredSession, StoredSessions
 from strands_psycopg.watchdog import watchdog
 
 _INSERT_SESSION = """
-    WITH {clock}, t AS (
+    WITH t AS (
         INSERT INTO {sessions} (session_id, session_type, write_id, created_at, updated_at)
         SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, %(created_at)s::timestamptz,
             %(updated_at)s::timestamptz
