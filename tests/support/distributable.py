@@ -70,14 +70,18 @@ class _Checker:
                 case ast.ColumnRef() if _column(node) == "ctid":
                     yield "ctid"
         if any(isinstance(node, ast.InsertStmt) and not _values(node) for node in nodes):
+            # Its rows are sent to all nodes, so the write becomes one of all nodes.
             for node in nodes:
-                if isinstance(node, ast.CommonTableExpr) and getattr(node.ctequery, "lockingClause", None):
-                    yield f"{node.ctename} locks rows in a CTE beside INSERT ... SELECT"
+                if isinstance(node, ast.CommonTableExpr) and isinstance(node.ctequery, ast.SelectStmt):
+                    yield f"{node.ctename} selects in a CTE beside INSERT ... SELECT"
+        # What an INSERT ... SELECT in the same statement stores has a write id, by which a late one is told.
+        elif any(isinstance(node, ast.UpdateStmt | ast.DeleteStmt) and self._has_deadline(node) for node in nodes):
+            yield "UPDATE or DELETE compares the deadline with the coordinator's time"
         if isinstance(statement, ast.SelectStmt) and statement.lockingClause and _calls(statement.whereClause, _TIMES):
             yield "a SELECT locks rows by a time that may be another node's"
-        if isinstance(statement, ast.InsertStmt) and statement.onConflictClause and not _values(statement):
-            if statement.onConflictClause.targetList and not _returned(statement):
-                yield "the row count of INSERT ... SELECT ... ON CONFLICT is that of selected rows"
+        counts = isinstance(statement, ast.InsertStmt) and not _values(statement) and not _returned(statement)
+        if counts and statement.onConflictClause and statement.onConflictClause.targetList:
+            yield "the row count of INSERT ... SELECT ... ON CONFLICT is that of selected rows"
 
     def _check_select(self, select: ast.SelectStmt) -> Iterator[str]:
         if select.op == enums.SetOperation.SETOP_NONE:
@@ -108,8 +112,6 @@ class _Checker:
         yield from _check_immutable(_returned(change), "RETURNING")
         for part in (targets, change.whereClause):
             for node in _walk(part):
-                if isinstance(node, ast.ParamRef) and self._names[node.number - 1] == "deadline":
-                    yield "UPDATE or DELETE compares the deadline with the coordinator's time"
                 if isinstance(node, ast.FuncCall) and _name(node) == "to_char" and _has_column(node):
                     yield "UPDATE or DELETE calls a stable function of a column"
                 if isinstance(node, ast.A_Expr) and _operator(node) in "+-" and _has_column(node) and _is_time(node):
@@ -118,6 +120,10 @@ class _Checker:
             skipping = enums.LockWaitPolicy.LockWaitSkip
             if any(isinstance(node, ast.LockingClause) and node.waitPolicy == skipping for node in _walk(change)):
                 yield "DELETE of rows that a subquery finds with SKIP LOCKED"
+
+    def _has_deadline(self, change: ast.UpdateStmt | ast.DeleteStmt) -> bool:
+        parameters = [node for node in _walk(change) if isinstance(node, ast.ParamRef)]
+        return any(self._names[each.number - 1] == "deadline" for each in parameters)
 
     def _check_tables(self, query: ast.Node, sources: Sequence[ast.Node]) -> Iterator[str]:
         """Check that each table of a query, without those of its subqueries, has its column equal to a parameter."""
