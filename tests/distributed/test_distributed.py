@@ -53,7 +53,7 @@ METHODS: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "delete_agent": lambda repository: repository.delete_agent("s", "a"),
     "delete_session": lambda repository: repository.delete_session("s"),
     "lease": lambda repository: repository.lease("s").__enter__().__exit__(None, None, None),
-    "restore": lambda repository: agents.build(repository, "s", agent_id="a"),
+    "restore": lambda repository: repository._tables.conversations.read("s", "a"),
 }
 
 
