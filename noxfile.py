@@ -195,6 +195,15 @@ def odd_pool(session: nox.Session) -> None:
 
 
 @nox.session
+def citus(session: nox.Session) -> None:
+    """Run the tests on an empty database of a Citus cluster, with distributed tables: ``-- --dsn=...``."""
+    if not any(argument.startswith("--dsn=") for argument in session.posargs):
+        session.error("pass the coordinator's DSN of an empty database that has the extension citus: -- --dsn=...")
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/distributed", "tests/conformance", "-m", "", *session.posargs)
+
+
+@nox.session
 def torture(session: nox.Session) -> None:
     """Run the tests with full counts: faults, random documents and sequences, long conversations."""
     session.install("-e", ".[dev]")

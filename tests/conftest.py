@@ -1,6 +1,8 @@
 """Databases for the tests: on an embedded server, or one of other programs (``--postgresql-exec``, the path of a
 ``pg_ctl``), or the one named by ``--postgresql-host`` and the options beside it.
 
+With ``--dsn``, tests run on one database of a Citus cluster, with distributed tables, one after the other.
+
 Tests run in several processes, each with a server of its own. A template database is migrated once; each test gets a
 fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. With ``--pgbouncer``,
 tests and their repositories reach it through a PgBouncer in transaction mode.
@@ -28,6 +30,7 @@ from strands_psycopg import PostgresSessionRepository
 from support import processes
 from support.crew import Crew
 from support.databases import Databases
+from support.distribution import distributed, empty
 from support.odd_pool import odd_pool
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
@@ -71,6 +74,7 @@ def pytest_runtestloop() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pgbouncer", action="store_true", help="reach the databases through a PgBouncer")
     parser.addoption("--odd-pool", action="store_true", help="use pools that the caller has set in odd ways")
+    parser.addoption("--dsn", help="an empty database of a Citus cluster: distribute the tables there, and use them")
     parser.addoption("--postgresql-exec", type=Path, help="a pg_ctl: run the server from the programs beside it")
     parser.addoption("--postgresql-host", help="use the server there, as a superuser")
     for name in ("port", "user", "password"):
@@ -81,7 +85,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Three for two processors, since tests wait now and then, and not more than are useful."""
     files_only = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
     # Workers take seconds to start, more than most files, and would share the roles of a given server.
-    return 0 if files_only or config.getoption("--postgresql-host") else min((3 * (os.cpu_count() or 1) + 1) // 2, 8)
+    shared = config.getoption("--postgresql-host") or config.getoption("--dsn")
+    return 0 if files_only or shared else min((3 * (os.cpu_count() or 1) + 1) // 2, 8)
 
 
 # Tests that look at the server's own connections or settings, which PgBouncer hides.
@@ -153,9 +158,26 @@ def crew() -> Crew:
     return processes.crew()
 
 
+@pytest.fixture(scope="session")
+def distributed_dsn(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The database of a Citus cluster, with distributed tables; None without ``--dsn``."""
+    dsn = request.config.getoption("--dsn")
+    if dsn is None:
+        yield None
+        return
+    with distributed(dsn):
+        yield dsn
+
+
 @pytest.fixture
-def direct_dsn(request: pytest.FixtureRequest, databases: Databases, template: str) -> Iterator[str]:
+def direct_dsn(request: pytest.FixtureRequest, distributed_dsn: str | None) -> Iterator[str]:
     """A fresh, migrated database, without PgBouncer between."""
+    if distributed_dsn is not None:
+        empty(distributed_dsn)
+        yield distributed_dsn
+        return
+    databases: Databases = request.getfixturevalue("databases")
+    template: str = request.getfixturevalue("template")
     # A PgBouncer stays connected.
     reusable = not request.node.get_closest_marker("new_pages") and not request.config.getoption("--pgbouncer")
     with (databases.reuse if reusable else databases.create)("sessions_under_test", template) as dsn:
@@ -178,8 +200,11 @@ def dsn(direct_dsn: str, reached: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
-def empty_dsn(databases: Databases, reached: Callable[[str], str]) -> Iterator[str]:
+def empty_dsn(request: pytest.FixtureRequest, reached: Callable[[str], str]) -> Iterator[str]:
     """A fresh database without any table."""
+    if request.config.getoption("--dsn"):
+        pytest.skip("creates a database")
+    databases: Databases = request.getfixturevalue("databases")
     with databases.create("empty_under_test") as dsn:
         yield reached(dsn)
 

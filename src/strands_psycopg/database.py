@@ -49,6 +49,11 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # failure, deadlock, lock not available.
 _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
 
+# Internal and I/O errors. A distributed database reports a lost node so, until it has noticed that its connections to
+# that node are lost. But it may also be a damaged page, which no retry mends. So they are retried for some seconds.
+_PERHAPS_RETRYABLE = {"XX000", "58030"}
+_PERHAPS_RETRYABLE_TIMEOUT = 5.0
+
 # Classes of SQLSTATEs whose texts may contain a row's values: data exceptions, constraint violations, errors that
 # functions raise.
 _TEXT_WITH_VALUES = ("22", "23", "38", "P0")
@@ -182,6 +187,7 @@ class Database:
         *,
         binary: bool = False,
         prepare: bool | None = None,
+        retry_timeout: float = float("inf"),
     ) -> Result:
         """Run one statement, in one round trip and one commit.
 
@@ -191,6 +197,7 @@ class Database:
             parameters: Its named parameters.
             binary: Whether to send values in PostgreSQL's binary format, which halves the size of a ``bytea``.
             prepare: False if the best plan depends on the parameters, so that the server plans each execution.
+            retry_timeout: For how many seconds it is retried, if they are fewer than those of the constructor.
 
         Raises:
             DatabaseUnavailableError: The database could not be reached within ``retry_timeout``.
@@ -204,7 +211,7 @@ class Database:
                 cursor.execute(statement, parameters, binary=binary, prepare=prepare)
                 return Result(cursor.fetchall() if cursor.description else [], attempt.repeated)
 
-        return self._run(operation, work, self.response_timeout)
+        return self._run(operation, work, self.response_timeout, retry_timeout)
 
     def write(self, operation: str, statement: bytes, parameters: Mapping[str, object]) -> Result:
         """Run one statement that stores something, before a deadline or not at all.
@@ -295,15 +302,28 @@ class Database:
         self._clock.observe(server_time, sent_at=sent_at)
         return server_time
 
-    def _run(self, operation: str, work: Callable[[Connection[Any], _Attempt], _T], response_timeout: float) -> _T:
+    def _run(
+        self,
+        operation: str,
+        work: Callable[[Connection[Any], _Attempt], _T],
+        response_timeout: float,
+        retry_timeout: float = float("inf"),
+    ) -> _T:
+        retry_timeout = min(retry_timeout, self._retry_timeout)
         try:
-            return self.workers.run(partial(self._retry, operation, work, response_timeout))
+            return self.workers.run(partial(self._retry, operation, work, response_timeout, retry_timeout))
         except CallInterruptedError:
             raise DatabaseUnavailableError(
                 f"{operation}: the call was interrupted, so its outcome is unknown"
             ) from None
 
-    def _retry(self, operation: str, work: Callable[[Connection[Any], _Attempt], _T], response_timeout: float) -> _T:
+    def _retry(
+        self,
+        operation: str,
+        work: Callable[[Connection[Any], _Attempt], _T],
+        response_timeout: float,
+        retry_timeout: float,
+    ) -> _T:
         began = time.monotonic()
         sent = False
         outdated_since = float("inf")
@@ -311,7 +331,7 @@ class Database:
             failure: Exception
             started = time.monotonic()
             if number > 1 and response_timeout < float("inf"):
-                remaining = began + self._retry_timeout - started
+                remaining = began + retry_timeout - started
                 response_timeout = min(response_timeout, max(remaining, _SHORTEST_RESPONSE_TIMEOUT))
             try:
                 with self._connections.checkout() as connection:
@@ -322,7 +342,7 @@ class Database:
                             result = work(connection, attempt)
                     except psycopg.Error as error:
                         failure, reason = error, _reason(error)
-                        retryable = _is_retryable(error, connection)
+                        retryable = _is_retryable(error, connection, since=began)
                         if isinstance(error, errors.ReadOnlySqlTransaction | errors.FeatureNotSupported):
                             # After a failover the pool may still be connected to the old primary, and after a column
                             # has got another type, connections have plans that do not fit any more.
@@ -346,9 +366,9 @@ class Database:
             failure.args = (reason,)
             if not retryable:
                 raise _translate(operation, reason, failure) from failure
-            timeout = self._retry_timeout
+            timeout = retry_timeout
             if isinstance(failure, UnreachableError) and failure.never_answered:
-                timeout = self._first_retry_timeout
+                timeout = min(timeout, self._first_retry_timeout)
             if time.monotonic() + seconds >= began + timeout:
                 raise DatabaseUnavailableError(f"{operation}: {_exhausted(failure, timeout)}: {reason}") from failure
             logger.debug(
@@ -437,10 +457,12 @@ def _pauses() -> Iterator[float]:
         seconds = min(seconds * 2, _LONGEST_PAUSE)
 
 
-def _is_retryable(error: psycopg.Error, connection: Connection[Any]) -> bool:
+def _is_retryable(error: psycopg.Error, connection: Connection[Any], *, since: float) -> bool:
     if error.sqlstate == "08P01":
         # Errors of the protocol leave the connection open. PgBouncer also reports its own with this code.
         return connection.closed and "statement pooling mode" not in str(error)
+    if error.sqlstate in _PERHAPS_RETRYABLE:
+        return not _is_of_function(error) and time.monotonic() < since + _PERHAPS_RETRYABLE_TIMEOUT
     if error.sqlstate is not None:
         return error.sqlstate in _RETRYABLE or error.sqlstate.startswith("08")
     return connection.closed or type(error) is psycopg.OperationalError

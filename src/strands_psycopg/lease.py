@@ -141,6 +141,8 @@ class Lease(Uncopyable):
         self._deadline = 0.0
         self._pause = _FIRST_PAUSE
         self._renew_at = _NO_RENEWAL
+        # Whether it is renewed by a statement of its own, since that of all failed.
+        self._is_apart = False
         # Whether an attempt to acquire it may have succeeded unnoticed.
         self._in_doubt = False
         self._block_end: _BlockEnd | None = None
@@ -367,34 +369,53 @@ class Leases:
                 return  # another keeper has been started for it
 
     def _renew_all(self) -> None:
-        by_ttl: dict[float, list[Lease]] = {}
+        groups: dict[float | Lease, list[Lease]] = {}
         for lease in self._held.copy():
             if lease._renew_at < _NO_RENEWAL:
-                by_ttl.setdefault(lease.ttl, []).append(lease)
-        for ttl, leases in by_ttl.items():
-            self._renew_leases(ttl, leases)
+                groups.setdefault(lease if lease._is_apart else lease.ttl, []).append(lease)
+        failed = 0
+        last_error: Exception | None = None
+        for leases in sorted(groups.values(), key=lambda leases: leases[0]._is_apart):
+            if min(lease._renew_at for lease in leases) <= time.monotonic():
+                try:
+                    self._renew_leases(leases)
+                except Exception as error:
+                    # The thread survives any error; without it every lease would be lost.
+                    last_error = error
+                    failed += len(leases)
+                    _retry_renewal(leases)
+        if failed:
+            logger.warning("leases=<%d>, error=<%s> | leases not renewed, retrying", failed, last_error)
 
-    def _renew_leases(self, ttl: float, leases: Sequence[Lease]) -> None:
+    def _renew_leases(self, leases: Sequence[Lease]) -> None:
+        ttl = leases[0].ttl
         renew_at = time.monotonic() + ttl / 3
         parameters = {
             "ttl": ttl,
             "session_ids": [lease.session_id for lease in leases],
             "terms": [lease.term for lease in leases],
         }
-        try:
-            rows = self._database.fetch(f"renewing {len(leases)} leases", self._renew, parameters).rows
-        except Exception as error:
-            # The thread survives any error; without it every lease would be lost.
-            logger.warning("leases=<%d>, error=<%s> | leases not renewed, retrying", len(leases), error)
-            renew_at = time.monotonic() + min(ttl / 3, 1.0)
-            lost = []
-        else:
-            renewed = {term for (term,) in rows}
-            lost = [lease for lease in leases if str(lease.term) not in renewed]
+        # Of leases that are renewed one by one, none must wait for another.
+        retry_timeout = 0.0 if leases[0]._is_apart else ttl / 6
+        operation = f"renewing {len(leases)} leases"
+        rows = self._database.fetch(operation, self._renew, parameters, retry_timeout=retry_timeout).rows
+        renewed = {term for (term,) in rows}
         for lease in leases:
-            lease._renew_at = _NO_RENEWAL if lease in lost else renew_at
-            if lease in lost and lease in self._held:
+            lease._is_apart = False
+            is_lost = str(lease.term) not in renewed
+            lease._renew_at = _NO_RENEWAL if is_lost else renew_at
+            if is_lost and lease in self._held:
                 logger.warning(
                     "session_id=<%s> | lease lost: another holder has taken over, or the session was deleted",
                     lease.session_id,
                 )
+
+
+def _retry_renewal(leases: Sequence[Lease]) -> None:
+    """Plan the next attempt to renew leases that were not renewed by one statement: each by its own, at once.
+
+    In a distributed database, the node that has some of them may be lost, and the others must not be lost with it.
+    """
+    for lease in leases:
+        lease._renew_at = time.monotonic() + (min(lease.ttl / 3, 1.0) if len(leases) == 1 else 0.0)
+        lease._is_apart = len(leases) > 1 or lease._is_apart

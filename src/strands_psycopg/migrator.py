@@ -43,6 +43,10 @@ CREATE TABLE {migrations} (
 )
 """
 
+# Two statements, since the table is Citus' own.
+_HAS_CITUS = "SELECT pg_catalog.to_regclass('pg_catalog.pg_dist_local_group') IS NOT NULL"
+_IS_WORKER = "SELECT groupid <> 0 FROM pg_catalog.pg_dist_local_group"
+
 _READ_LEDGER = "SELECT version, name, checksum FROM {migrations} ORDER BY version"
 
 _RECORD = "INSERT INTO {migrations} (version, name, checksum, applied_at) VALUES (%s, %s, %s, pg_catalog.now())"
@@ -140,7 +144,8 @@ class Migrator:
         pending. If none is pending, no lock is taken and no CREATE privilege is needed.
 
         Raises:
-            SchemaError: As for ``pending``; or the database's encoding is not UTF-8.
+            SchemaError: As for ``pending``; or the database's encoding is not UTF-8, or this is a worker of a Citus
+                cluster.
         """
         if not self.pending():
             return []
@@ -222,6 +227,11 @@ class Migrator:
         if encoding != "UTF8":
             raise SchemaError(
                 f"the database's encoding is {encoding}, which cannot store all text; create the database with UTF8"
+            )
+        if cursor.execute(_HAS_CITUS).fetchall()[0][0] and cursor.execute(_IS_WORKER).fetchall()[0][0]:
+            raise SchemaError(
+                "this is a worker of a Citus cluster; call ensure_schema() or run 'strands-psycopg migrate' on the "
+                "coordinator, and distribute the tables that it creates"
             )
         # "IF NOT EXISTS" would need the CREATE privilege even if the schema exists.
         if not self._inspect(cursor)[0]:

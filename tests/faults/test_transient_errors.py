@@ -1,5 +1,6 @@
 """Refusals of a server that lives: those that pass are waited for, the others are errors with a name."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -10,7 +11,7 @@ from psycopg import IsolationLevel, sql
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
-from strands_psycopg import DatabaseError, DatabaseUnavailableError, PostgresSessionRepository
+from strands_psycopg import DatabaseError, DatabaseUnavailableError, PostgresSessionRepository, database
 from strands_psycopg.embedded import Server
 from support.agents import build, dump
 from support.replicas import execute
@@ -64,6 +65,40 @@ def test_server_that_is_starting_is_waited_for(own_server: Server, own_dsn: str,
 def promote(server: Server) -> None:
     status, output = server._run_tool(None, "pg_ctl", "promote", "-D", "data")
     assert status == 0, output
+
+
+# A file that cannot be read is an I/O error, and so is the lost node of a distributed database.
+FILE = "SELECT pg_catalog.pg_read_file(name) FROM files"
+LOST = "UPDATE files SET name = '/proc/self/mem'"
+
+
+@pytest.fixture
+def lost(look: Connection) -> Iterator[Connection]:
+    look.execute("CREATE TABLE files AS SELECT 'PG_VERSION'::text AS name")
+    look.execute(LOST.encode())
+    yield look
+    look.execute("DROP TABLE files")
+
+
+def test_io_error_is_repeated(own_dsn: str, lost: Connection, retries: Retries) -> None:
+    with PostgresSessionRepository(own_dsn) as repository, ThreadPoolExecutor() as executor:
+        fetching = executor.submit(repository._tables.database.fetch, "reading", FILE.encode(), {})
+        wait_until(lambda: len(retries()) >= 2)
+        lost.execute("UPDATE files SET name = 'PG_VERSION'")
+        assert fetching.result().repeated
+    assert "58030" in retries()[-1].error
+
+
+def test_io_error_that_stays_is_an_error_before_the_timeout(
+    own_dsn: str, lost: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_PERHAPS_RETRYABLE_TIMEOUT", 0.2)
+    with (
+        PostgresSessionRepository(own_dsn, retry_timeout=600) as repository,
+        pytest.raises(DatabaseError, match="could not read file") as raised,
+    ):
+        repository._tables.database.fetch("reading", FILE.encode(), {})
+    assert raised.value.sqlstate == "58030"
 
 
 def test_victim_of_a_deadlock_is_repeated(own_dsn: str, look: Connection, retries: Retries) -> None:

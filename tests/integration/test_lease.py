@@ -421,6 +421,28 @@ def test_all_leases_are_renewed_in_one_statement(repository: PostgresSessionRepo
         lease.__exit__(None, None, None)
 
 
+def test_lease_whose_renewal_fails_takes_no_other_with_it(
+    repository: PostgresSessionRepository, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a distributed database, of which the node that has one of the leases is lost."""
+    connection.execute("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'lost'; END $$")
+    connection.execute(
+        "CREATE TRIGGER t BEFORE UPDATE ON strands_leases FOR EACH ROW WHEN (OLD.session_id = 'lost') "
+        "EXECUTE FUNCTION fail()"
+    )
+    with repository.lease("lost", ttl=0.6), repository.lease("kept", ttl=0.6):
+        late = expiry_of(connection, "kept") + timedelta(seconds=1.2)
+        wait_until(lambda: expiry_of(connection, "kept") > late)
+        assert expiry_of(connection, "lost") < late
+        assert "leases=<2>" in caplog.text
+        assert "leases=<1>" in caplog.text
+
+        connection.execute("DROP FUNCTION fail CASCADE")
+        wait_until(lambda: expiry_of(connection, "lost") > late)
+        # Both in one statement again.
+        wait_until(lambda: one(connection, "SELECT count(DISTINCT xmin::text) FROM strands_leases") == 1)
+
+
 def test_lease_with_a_short_ttl_beside_one_with_a_long_one_is_renewed(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:

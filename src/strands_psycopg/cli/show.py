@@ -227,5 +227,7 @@ def _print_json(
         for position, entry in enumerate(read(agent)):
             print(f"{',' if position else ''}\n{output.dump_json(entry.document)}", end="")
         print("]}", end="")
-    shown_values = "" if values is None else f', "values": {json.dumps([dataclasses.asdict(each) for each in values])}'
+    shown_values = (
+        "" if values is None else f', "values": {output.dump_json([dataclasses.asdict(each) for each in values])}'
+    )
     print(f"]{shown_values}}}")

@@ -21,7 +21,7 @@ from strands_psycopg.repository.messages import Messages, append_conflict, messa
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 
 _CREATE = """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {touch_session}, t AS (
         INSERT INTO {agents} AS a (
             session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
             _internal_state, _internal_state_exact, memory_window, write_id, created_at, updated_at
@@ -48,13 +48,11 @@ _READ = """
 """
 
 _UPDATE_AND_APPEND = """
-    WITH {lease}, {touch_session}, locked_agent AS (
-        SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-        FOR NO KEY UPDATE
-    ), t AS (
-        {insert_message} FROM locked_agent WHERE {fenced} AND {unchanged} AND {is_next} {on_message_conflict}
+    WITH {touch_session}, t AS (
+        {insert_message} FROM {seen} AND {fenced} AND {unchanged} AND {is_next}
+        FOR NO KEY UPDATE OF seen {on_message_conflict}
     ), u AS (
-        {update_agent} AND EXISTS (SELECT FROM t) RETURNING created_at, updated_at
+        {update_agent} AND EXISTS (SELECT true FROM t) RETURNING created_at, updated_at
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
@@ -64,28 +62,32 @@ _UPDATE_AND_APPEND = """
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # both are stored or neither; times are NULL: another writer has updated the agent or stored a message
 
+# Of an agent without a message, and without new variants.
+_UPDATE = """
+    WITH {clock}, {touch_session}, u AS (
+        {update_agent_in_part} AND {unchanged} AND {fenced} RETURNING created_at, updated_at
+    ), {replace_messages},
+    unused AS (
+        {delete_unused_variants} AND EXISTS (SELECT true FROM u)
+    )
+    SELECT {allowed_at}, a.agent_id IS NOT NULL, NULL, NULL, {times_of_u}, NULL,
+        u.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged} AS suppressed
+    FROM (SELECT 1) AS one LEFT JOIN u ON true
+    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+"""  # as _UPDATE_AND_APPEND
+
 # The message is optional. Everything but it depends on the update of the agent, and that on the message.
 _STORE = """
-    WITH {lease}, {touch_session}, locked_agent AS (
-        SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-        FOR NO KEY UPDATE
-    ), t AS (
-        {insert_message} FROM locked_agent
-        WHERE %(message_id)s::bigint IS NOT NULL AND {fenced} AND {unchanged} AND {is_next} {on_message_conflict}
+    WITH {touch_session}, t AS (
+        {insert_message} FROM {seen} AND %(message_id)s::bigint IS NOT NULL AND {fenced} AND {unchanged}
+            AND {is_next}
+        FOR NO KEY UPDATE OF seen {on_message_conflict}
     ), u AS (
         {update_agent_in_part} AND {unchanged} AND {fenced}
-            AND (%(message_id)s::bigint IS NULL OR EXISTS (SELECT FROM t))
+            AND (%(message_id)s::bigint IS NULL OR EXISTS (SELECT true FROM t))
         RETURNING created_at, updated_at
-    ), replaced AS (
-        UPDATE {messages} AS m SET
-            message = r.message::jsonb, message_exact = r.message_exact,
-            redact_message = CASE WHEN m.redact_message IS NOT NULL THEN {redaction}::jsonb END,
-            redact_message_exact = CASE WHEN m.redact_message IS NOT NULL THEN {redaction}_exact END,
-            write_id = %(write_id)s, updated_at = pg_catalog.now()
-        FROM {replaced_rows}
-        WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s AND m.message_id = r.message_id
-            AND EXISTS (SELECT FROM u)
-    ), added AS (
+    ), {replace_messages},
+    added AS (
         INSERT INTO {message_variants} (
             session_id, agent_id, variant_id, message_id, message, message_exact, created_at
         )
@@ -94,10 +96,10 @@ _STORE = """
         FROM unnest(
             %(variant_ids)s::bigint[], %(originals)s::bigint[], %(variants)s::text[], %(variants_exact)s::text[]
         ) AS r (variant_id, message_id, message, message_exact)
-        WHERE EXISTS (SELECT FROM u)
+        WHERE EXISTS (SELECT true FROM u)
         ON CONFLICT DO NOTHING
     ), unused AS (
-        {delete_unused_variants} AND EXISTS (SELECT FROM u)
+        {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
         CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END,
@@ -108,6 +110,19 @@ _STORE = """
     FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # as _UPDATE_AND_APPEND
+
+_REPLACE_MESSAGES = """
+    replaced AS (
+        UPDATE {messages} AS m SET
+            message = r.message::jsonb, message_exact = r.message_exact,
+            redact_message = CASE WHEN m.redact_message IS NOT NULL THEN {redaction}::jsonb END,
+            redact_message_exact = CASE WHEN m.redact_message IS NOT NULL THEN {redaction}_exact END,
+            write_id = %(write_id)s, updated_at = pg_catalog.now()
+        FROM {replaced_rows}
+        WHERE m.session_id = %(session_id)s AND m.agent_id = %(agent_id)s AND m.message_id = r.message_id
+            AND EXISTS (SELECT true FROM u)
+    )
+"""
 
 # A message that is replaced and redacted has the same document in both columns.
 _SAME_REDACTION = {
@@ -127,7 +142,7 @@ _OWN_REDACTION = {
 
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced} AND {owned}
         RETURNING agent_id
     ), m AS (
@@ -242,10 +257,11 @@ class Agents:
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
         self._update_and_append = compose(database, _UPDATE_AND_APPEND)
-        store = _STORE
+        replace_messages = _REPLACE_MESSAGES
         for name, text in (_OWN_REDACTION if payloads.has_codec else _SAME_REDACTION).items():
-            store = store.replace(name, text)
-        self._store = compose(database, store)
+            replace_messages = replace_messages.replace(name, text)
+        self._update = compose(database, _UPDATE.replace("{replace_messages}", replace_messages))
+        self._store = compose(database, _STORE.replace("{replace_messages}", replace_messages))
         self._delete = compose(database, _DELETE)
 
     def create(
@@ -362,7 +378,7 @@ class Agents:
             row |= message_row(self._payloads, session_id, agent_id, message, write_id, term)
         statement = self._update_and_append
         if not change.is_plain or message is None:
-            statement = self._store
+            statement = self._update if message is None and not change.variants else self._store
             row |= self._variant_rows(session_id, change)
         result = run_explained(operation, lambda: self._database.write(operation, statement, row))
         allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index, _ = result.rows[0]

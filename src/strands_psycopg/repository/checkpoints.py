@@ -19,23 +19,21 @@ PINNED = "pin_first_applied"
 
 # The agent is locked, so that nobody deletes the variants meanwhile. Of older checkpoints only so many are kept.
 _SAVE = """
-    WITH {lease}, {touch_session}, locked_agent AS (
-        SELECT write_id FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
-        FOR NO KEY UPDATE
-    ), t AS (
+    WITH {touch_session}, t AS (
         INSERT INTO {checkpoints} AS c (
             session_id, agent_id, snapshot_id, message_count, memory_window, variant_ids, data, data_exact, write_id,
             created_at
         )
-        SELECT %(session_id)s::text, %(agent_id)s::text, %(snapshot_id)s::uuid, %(message_count)s::bigint,
+        SELECT seen.session_id, seen.agent_id, %(snapshot_id)s::uuid, %(message_count)s::bigint,
             %(memory_window)s::jsonb, %(variant_ids)s::bigint[], %(data)s::jsonb, %(data_exact)s::text,
             %(snapshot_id)s::uuid, pg_catalog.now()
-        FROM locked_agent WHERE {fenced} AND {unchanged}
+        FROM {seen} AND {fenced} AND {unchanged}
+        FOR NO KEY UPDATE OF seen
         ON CONFLICT (session_id, agent_id, snapshot_id) DO UPDATE SET write_id = EXCLUDED.write_id
         RETURNING c.snapshot_id
     ), surplus AS (
         DELETE FROM {checkpoints} AS c
-        WHERE c.session_id = %(session_id)s AND c.agent_id = %(agent_id)s AND EXISTS (SELECT FROM t)
+        WHERE c.session_id = %(session_id)s AND c.agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
             AND %(keep)s::bigint IS NOT NULL
             AND c.snapshot_id <= (
                 SELECT o.snapshot_id FROM {checkpoints} AS o
@@ -46,7 +44,7 @@ _SAVE = """
         RETURNING c.snapshot_id
     ), unused AS (
         DELETE FROM {message_variants} AS v
-        WHERE v.session_id = %(session_id)s AND v.agent_id = %(agent_id)s AND EXISTS (SELECT FROM surplus)
+        WHERE v.session_id = %(session_id)s AND v.agent_id = %(agent_id)s AND EXISTS (SELECT true FROM surplus)
             AND v.variant_id <> ALL(%(window_variant_ids)s::bigint[])
             AND v.variant_id <> ALL(%(variant_ids)s::bigint[])
             AND NOT EXISTS (
@@ -74,7 +72,7 @@ _READ = """
     WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s AND t.snapshot_id = %(snapshot_id)s
     UNION ALL
     """ + MESSAGES_OF_WINDOW.replace(
-    "{source}", "(SELECT * FROM {checkpoints} WHERE snapshot_id = %(snapshot_id)s)"
+    "{source}", "(SELECT * FROM {checkpoints} WHERE session_id = %(session_id)s AND snapshot_id = %(snapshot_id)s)"
 ).replace("{next}", "NULL::bigint")
 
 

@@ -16,6 +16,23 @@ _TIMES = """
 
 _ANNOTATIONS = "{row}.owner, {row}.title, {row}.metadata::text, {row}.metadata_exact"
 
+# The numbers of agents, messages and multi-agents of a session. Indexes of messages have no gaps, so the number of an
+# agent's messages follows from the last index.
+_COUNTS = """
+    (SELECT pg_catalog.count(*) FROM {agents} AS a WHERE a.session_id = {session_id}),
+    (
+        SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a
+        WHERE a.session_id = {session_id}
+    ),
+    (SELECT pg_catalog.count(*) FROM {multi_agents} AS a WHERE a.session_id = {session_id})
+"""
+_MESSAGES_OF_A = """
+    (
+        SELECT pg_catalog.max(m.message_id) + 1 FROM {messages} AS m
+        WHERE m.session_id = {session_id} AND m.agent_id = a.agent_id
+    )
+"""
+
 # A fragment may refer to those after it.
 _FRAGMENTS = {
     "agent_columns": """
@@ -23,13 +40,10 @@ _FRAGMENTS = {
         t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0),
         t.memory_window::text, {times_of_t}
     """,
-    # Locking the row until the statement commits prevents a takeover between this check and the write; without the lock
-    # one could commit in between. If the writer holds no lease, its term is NULL and no row is found.
-    "lease": """
-        lease AS (
-            SELECT FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s::uuid FOR SHARE
-        )
-    """,
+    # Where the tables are distributed, an UPDATE or DELETE has the time of the node that plans it, so one that would
+    # overwrite what is newer begins with this, which has the time of the node that runs it. A write that inserts does
+    # not need it: its write id tells. With this, such a write would be one of all nodes.
+    "clock": "clock AS (SELECT {in_time} AS in_time)",
     # The time of the last activity is accurate to a minute, so most writes do not update the session's row.
     "touch_session": """
         touched_session AS (
@@ -40,8 +54,14 @@ _FRAGMENTS = {
     # The server's time if the statement may write, otherwise NULL (see Database.write).
     "allowed_at": "CASE WHEN {fenced} THEN {server_time} END",
     # Whether the statement may write: it has not arrived late, and the writer's lease, if it has one, is still held.
-    # The term is a fencing token: a writer that was suspended while another holder took over writes nothing.
-    "fenced": "({in_time} AND (%(term)s::uuid IS NULL OR EXISTS (SELECT FROM lease)))",
+    # The term is a fencing token: a writer that was suspended while another holder took over writes nothing. Locking
+    # the row until the statement commits prevents a takeover between this check and the write; without the lock one
+    # could commit in between.
+    "fenced": """
+        ({timely} AND (%(term)s::uuid IS NULL OR EXISTS (
+            SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s::uuid FOR SHARE
+        )))
+    """,
     # created_at and updated_at of a row in Strands' format; the latter is NULL if both are equal.
     "times_of_s": _TIMES.replace("{row}", "s"),
     "times_of_t": _TIMES.replace("{row}", "t"),
@@ -60,22 +80,10 @@ _FRAGMENTS = {
             SELECT true FROM {sessions} WHERE session_id = %(session_id)s AND owner IS DISTINCT FROM %(owner)s::text
         ))
     """,
-    # The numbers of agents, messages and multi-agents of the session s. Indexes of messages have no gaps, so the number
-    # of an agent's messages follows from the last index.
-    "counts_of_s": """
-        (SELECT pg_catalog.count(*) FROM {agents} AS a WHERE a.session_id = s.session_id),
-        (
-            SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a
-            WHERE a.session_id = s.session_id
-        ),
-        (SELECT pg_catalog.count(*) FROM {multi_agents} AS a WHERE a.session_id = s.session_id)
-    """,
-    "messages_of_a": """
-        (
-            SELECT pg_catalog.max(m.message_id) + 1 FROM {messages} AS m
-            WHERE m.session_id = a.session_id AND m.agent_id = a.agent_id
-        )
-    """,
+    # The counts of one session, which is a parameter, and of each session s of a list.
+    "counts": _COUNTS.replace("{session_id}", "%(session_id)s"),
+    "counts_of_s": _COUNTS.replace("{messages_of_a}", _MESSAGES_OF_A).replace("{session_id}", "s.session_id"),
+    "messages_of_a": _MESSAGES_OF_A.replace("{session_id}", "%(session_id)s"),
     # Whether the row still has the write id that the writer expects, or already this write's own if it is a retry.
     "unchanged": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
     # Variants that neither the agent's window nor a checkpoint refers to.
@@ -100,13 +108,15 @@ _FRAGMENTS = {
             session_id, agent_id, message_id, message, message_exact, redact_message, redact_message_exact, write_id,
             created_at, updated_at
         )
-        SELECT %(session_id)s::text, %(agent_id)s::text, %(message_id)s::bigint, %(message)s::jsonb,
-            %(message_exact)s::text, %(redact_message)s::jsonb, %(redact_message_exact)s::text, %(write_id)s::uuid,
-            pg_catalog.now(), pg_catalog.now()
+        SELECT seen.session_id, seen.agent_id, %(message_id)s::bigint, %(message)s::jsonb, %(message_exact)s::text,
+            %(redact_message)s::jsonb, %(redact_message_exact)s::text, %(write_id)s::uuid, pg_catalog.now(),
+            pg_catalog.now()
     """,
+    # The agent. Statements that update it or depend on its variants lock it with FOR NO KEY UPDATE OF seen.
+    "seen": "{agents} AS seen WHERE seen.session_id = %(session_id)s AND seen.agent_id = %(agent_id)s",
     "is_next": """
         (%(message_id)s::bigint = 0 OR EXISTS (
-            SELECT FROM {messages}
+            SELECT true FROM {messages}
             WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s::bigint - 1
         ))
     """,
@@ -161,9 +171,10 @@ def compose(database: Database, template: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _with_fragments(template: str) -> str:
+    timely = "(SELECT in_time FROM clock)" if "{clock}" in template else "{in_time}"
     for name, text in _FRAGMENTS.items():
         template = template.replace("{" + name + "}", text)
-    return template
+    return template.replace("{timely}", timely)
 
 
 def run_explained(operation: str, run: Callable[[], Result]) -> Result:

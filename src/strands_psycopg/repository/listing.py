@@ -23,7 +23,7 @@ _MAX_ID = "\U0010ffff" * 256
 
 _SUMMARY = "s.session_id, s.session_type, {annotations_of_s}, {times_of_s}, {counts_of_s} FROM {sessions} AS s"
 
-_READ = "SELECT " + _SUMMARY + " WHERE s.session_id = %(session_id)s"
+_READ = "SELECT " + _SUMMARY.replace("{counts_of_s}", "{counts}") + " WHERE s.session_id = %(session_id)s"
 
 _WHERE = """
     WHERE (s.updated_at, s.session_id) < (%(before)s::timestamptz, %(before_id)s)
@@ -49,9 +49,9 @@ _LIST_PREFIX_OF_OWNER = "SELECT " + _SUMMARY + _WHERE + _WITH_PREFIX + _OF_OWNER
 _LIST_AGENTS = """
     SELECT t.agent_id, {times_of_t}, coalesce(t.messages, 0)
     FROM {sessions} AS s LEFT JOIN (
-        SELECT a.session_id, a.agent_id, a.created_at, a.updated_at, {messages_of_a} AS messages
+        SELECT a.agent_id, a.created_at, a.updated_at, {messages_of_a} AS messages
         FROM {agents} AS a WHERE a.session_id = %(session_id)s
-    ) AS t ON t.session_id = s.session_id
+    ) AS t ON true
     WHERE s.session_id = %(session_id)s
     ORDER BY t.created_at, t.agent_id
 """  # no row: no session; one row whose id is NULL: no agent

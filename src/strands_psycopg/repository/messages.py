@@ -20,12 +20,12 @@ from strands_psycopg.repository.identifiers import check_id, check_index
 from strands_psycopg.repository.redactions import Redactions
 
 _APPEND = """
-    WITH {lease}, {touch_session}, t AS (
-        {insert_message} WHERE {fenced} AND {is_next} AND {agent_unchanged} {on_message_conflict}
+    WITH {touch_session}, t AS (
+        {insert_message} FROM {seen} AND {fenced} AND {is_next} AND {unchanged} {on_message_conflict}
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
-        t.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {agent_unchanged}
+        t.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged}
             AND coalesce({next_message_id}, 0) = %(message_id)s AS suppressed
     FROM (SELECT 1) AS one LEFT JOIN t ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
@@ -63,7 +63,7 @@ _OF_MESSAGE = """
 
 _UPDATE = (
     """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
             redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
@@ -74,7 +74,7 @@ _UPDATE = (
 # A redaction stays one: what continues a redacted message holds nothing that was redacted.
 _REPLACE = (
     """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s,
             redact_message = CASE WHEN redact_message IS NOT NULL THEN %({redaction})s::jsonb END,

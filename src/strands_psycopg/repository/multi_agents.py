@@ -10,7 +10,7 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {touch_session}, t AS (
         INSERT INTO {multi_agents} AS a (
             session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
         )
@@ -34,7 +34,7 @@ _READ = """
 """
 
 _UPDATE = """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         UPDATE {multi_agents}
         SET state = %(state)s, state_exact = %(state_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
         WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {unchanged} AND {fenced}

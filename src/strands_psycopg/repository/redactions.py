@@ -26,7 +26,7 @@ _REDACTED = """
 # Also the same message where other agents of the session hold it, or where a retried turn has stored it again.
 _REDACT = (
     """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(message)s,
             redact_message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
@@ -72,7 +72,7 @@ _CREATED_AT = """pg_catalog.to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T
 
 _REDACT_EACH = (
     """
-    WITH {lease}, {touch_session}, t AS (
+    WITH {clock}, {touch_session}, t AS (
         UPDATE {messages} AS m SET
             message = r.message::jsonb, message_exact = r.message_exact, redact_message = r.redaction::jsonb,
             redact_message_exact = r.redaction_exact, write_id = %(write_id)s, updated_at = pg_catalog.now()

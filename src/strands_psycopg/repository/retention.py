@@ -53,7 +53,7 @@ _LIST_IDLE = f"""
     FROM {{sessions}} AS s
     WHERE (s.updated_at, s.session_id) > (%(after)s::timestamptz, %(after_id)s) AND s.{_IDLE}
         AND NOT EXISTS (
-            SELECT FROM {{leases}} AS l WHERE l.session_id = s.session_id AND l.expires_at > pg_catalog.now()
+            SELECT true FROM {{leases}} AS l WHERE l.session_id = s.session_id AND l.expires_at > pg_catalog.now()
         )
     ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
 """
@@ -77,7 +77,8 @@ _ACQUIRE_LEASES = """
     ON CONFLICT (session_id) DO UPDATE
     SET term = EXCLUDED.term, acquired_at = EXCLUDED.acquired_at, expires_at = EXCLUDED.expires_at
     WHERE EXCLUDED.acquired_at > l.expires_at
-"""
+    RETURNING l.session_id
+"""  # a distributed database counts the rows that were selected, so those that are returned are counted
 
 _DELETE_SESSIONS = f"DELETE FROM {{sessions}} WHERE session_id = ANY(%(session_ids)s) AND {_IDLE}"
 
@@ -211,8 +212,8 @@ class Retention:
             messages = cursor.execute(self._delete_messages, batch).rowcount
             agents = cursor.execute(self._lock_agents, batch).rowcount
             multi_agents = cursor.execute(self._lock_multi_agents, batch).rowcount
-            leases = cursor.execute(self._acquire_leases, batch).rowcount
-            if leases < len(still_idle):
+            leases = cursor.execute(self._acquire_leases, batch).fetchall()
+            if len(leases) < len(still_idle):
                 raise _SessionInUseError
             sessions = cursor.execute(self._delete_sessions, batch).rowcount
         except errors.LockNotAvailable:

@@ -14,7 +14,7 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
-    WITH {lease}, t AS (
+    WITH t AS (
         INSERT INTO {sessions} AS s (
             session_id, session_type, owner, title, metadata, metadata_exact, write_id, created_at, updated_at
         )
@@ -37,7 +37,7 @@ _READ = """
 """
 
 _ANNOTATE = """
-    WITH {lease}, t AS (
+    WITH {clock}, t AS (
         UPDATE {sessions} SET
             owner = CASE WHEN %(sets_owner)s THEN %(owner)s::text ELSE owner END,
             title = CASE WHEN %(sets_title)s THEN %(title)s::text ELSE title END,
@@ -56,7 +56,7 @@ _ANNOTATE = """
 # Foreign keys cascade, but not with session_replication_role = replica. The lease is locked first, as writers do.
 # The caller's own lease is kept, since its block has not ended.
 _DELETE = """
-    WITH {lease}, t AS (
+    WITH {clock}, t AS (
         DELETE FROM {sessions}
         WHERE session_id = %(session_id)s AND {fenced} AND (%(owner)s::text IS NULL OR owner = %(owner)s::text)
             AND coalesce((SELECT true FROM {leases} WHERE session_id = %(session_id)s FOR UPDATE), true)

@@ -16,7 +16,8 @@ _MAX_COUNTED_BYTES = 64 * 2**20
 _SERVER = """
     SELECT pg_catalog.current_setting('server_version'), pg_catalog.current_database(), current_user,
         (SELECT pg_catalog.sum(numbackends) FROM pg_catalog.pg_stat_database)::integer,
-        pg_catalog.current_setting('max_connections')::integer
+        pg_catalog.current_setting('max_connections')::integer,
+        pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
 """
 
 # The planner's estimate: the rows per page at the last ANALYZE, times the current number of pages.
@@ -30,6 +31,20 @@ _SIZE = """
         )::bigint
         END
     FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass(%(table)s)::oid
+"""
+
+# The same of a table that is distributed by Citus; the estimate is that of the last ANALYZE.
+_SIZE_OF_SHARDS = """
+    SELECT t.size, CASE WHEN t.size > %(counted)s THEN (
+        SELECT NULLIF(pg_catalog.sum(s.result::float8), 0::float8)::bigint FROM pg_catalog.run_command_on_shards(
+            t.shards, 'SELECT greatest(reltuples, 0) FROM pg_catalog.pg_class WHERE oid = ''%%s''::pg_catalog.regclass'
+        ) AS s
+        WHERE s.success
+    ) END
+    FROM (
+        SELECT p.logicalrelid AS shards, pg_catalog.citus_total_relation_size(p.logicalrelid) AS size
+        FROM pg_catalog.pg_dist_partition AS p WHERE p.logicalrelid::oid = pg_catalog.to_regclass(%(table)s)::oid
+    ) AS t
 """
 
 _COUNT = {
@@ -144,12 +159,13 @@ def read_status(database: Database) -> Status:
 
     def read(cursor: Cursor[TupleRow]) -> Status:
         cursor.execute(_SERVER)
-        server_version, name, user, connections, max_connections = cursor.fetchall()[0]
+        server_version, name, user, connections, max_connections, has_citus = cursor.fetchall()[0]
         tables = []
         for table, count in counts.items():
             full_name = f"{database.schema}.{names[table]}"
-            cursor.execute(_SIZE, {"table": full_name, "counted": _MAX_COUNTED_BYTES})
-            for size, estimate in cursor.fetchall():
+            parameters = {"table": full_name, "counted": _MAX_COUNTED_BYTES}
+            sizes = cursor.execute(_SIZE_OF_SHARDS, parameters).fetchall() if has_citus else []
+            for size, estimate in sizes or cursor.execute(_SIZE, parameters).fetchall():
                 rows = estimate if estimate is not None else cursor.execute(count).fetchall()[0][0]
                 tables.append(TableStatus(names[table], rows, estimate is None, size))
         existing = {table.name for table in tables}

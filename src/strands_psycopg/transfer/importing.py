@@ -41,7 +41,7 @@ from strands_psycopg.transfer.stored import StoredSession, StoredSessions
 from strands_psycopg.watchdog import watchdog
 
 _INSERT_SESSION = """
-    WITH {lease}, t AS (
+    WITH t AS (
         INSERT INTO {sessions} (
             session_id, session_type, owner, title, metadata, metadata_exact, write_id, created_at, updated_at
         )

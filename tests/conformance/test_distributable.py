@@ -1,0 +1,132 @@
+"""Every statement runs unchanged where the tables are distributed, as on Citus (see ``support.distributable``)."""
+
+import inspect
+import re
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import pytest
+
+import strands_psycopg
+from strands_psycopg import PostgresSessionRepository, PostgresStorage
+from strands_psycopg.database import Database
+from strands_psycopg.report import read_statistics
+from strands_psycopg.transfer import export_session, import_session
+from support import transfers
+from support.payloads import ScramblingCodec
+
+pytest.importorskip("pglast", reason="PostgreSQL's parser has no wheel here")
+
+from support.distributable import violations
+
+SOURCES = Path(strands_psycopg.__file__).parent
+
+# Statements that look at all shards, and why they may.
+MAINTENANCE = {
+    "Leases._renew": "renews all leases of a process; one by one where that fails",
+    "Listing._list": "lists all sessions",
+    "Listing._list_prefix": "lists all sessions",
+    "Retention._list_idle": "lists idle sessions",
+    "Retention._still_idle": "purges a batch of sessions",
+    "Retention._delete_messages": "purges a batch of sessions",
+    "Retention._lock_agents": "purges a batch of sessions",
+    "Retention._lock_multi_agents": "purges a batch of sessions",
+    "Retention._acquire_leases": "purges a batch of sessions",
+    "Retention._delete_sessions": "purges a batch of sessions",
+    "Retention._delete_children": "purges a batch of sessions",
+    "Retention._delete_leases": "purges a batch of sessions",
+    "StoredSessions._ids": "lists all sessions, to export them",
+    "status.read_status": "counts all rows",
+    "statistics.read_statistics": "reads all messages",
+}
+
+
+# Not distributable yet.
+NOT_YET = "strands_psycopg.storage"
+
+
+class Composed(NamedTuple):
+    """A statement, and where it was composed."""
+
+    text: str
+    owner: object
+    module: str
+    function: str
+
+    @property
+    def name(self) -> str:
+        for attribute, value in vars(self.owner).items() if hasattr(self.owner, "__dict__") else ():
+            found = value.values() if isinstance(value, dict) else [value]
+            if self.text.encode() in found:
+                return f"{type(self.owner).__name__}.{attribute}"
+        return f"{self.module.rpartition('.')[2]}.{self.function}"
+
+
+def composer(frame: FrameType | None) -> FrameType:
+    """Return the frame of whoever composes a statement for itself."""
+    while frame is not None and frame.f_code.co_name in {"compose", "<genexpr>", "<dictcomp>", "<listcomp>"}:
+        frame = frame.f_back
+    assert frame is not None
+    return frame
+
+
+@pytest.fixture(scope="module")
+def composed() -> list[Composed]:
+    return []
+
+
+@pytest.fixture
+def statements(
+    monkeypatch: pytest.MonkeyPatch, composed: list[Composed], repository: PostgresSessionRepository, dsn: str
+) -> list[Composed]:
+    """All statements of the package."""
+    original = Database.statement
+
+    def statement(self: Database, template: Any) -> bytes:
+        text = original(self, template)
+        frame = composer(inspect.currentframe().f_back)  # type: ignore[union-attr]
+        owner = frame.f_locals.get("self")
+        composed.append(Composed(text.decode(), owner, frame.f_globals["__name__"], frame.f_code.co_name))
+        return text
+
+    monkeypatch.setattr(Database, "statement", statement)
+    with (
+        PostgresSessionRepository(dsn) as plain,
+        PostgresSessionRepository(dsn, payload_codec=ScramblingCodec()),
+        PostgresStorage(plain),
+    ):
+        plain.ensure_schema()
+        plain.status()
+        transfers.fill(plain, "s")
+        import_session(plain, list(export_session(plain, "s")), session_id="t")
+        read_statistics(plain)
+    return composed
+
+
+def is_statement(text: str) -> bool:
+    return not re.match(r"\s*(COPY|CREATE) |\s*\S+$", text)
+
+
+def test_every_statement_is_distributable(statements: list[Composed]) -> None:
+    broken: dict[str, set[str]] = {}
+    looking_at_all = set()
+    for each in statements:
+        if is_statement(each.text) and not each.module.startswith(NOT_YET):
+            for rule in violations(each.text):
+                if "by no parameter" in rule and each.name in MAINTENANCE:
+                    looking_at_all.add(each.name)
+                else:
+                    broken.setdefault(each.name, set()).add(rule)
+    assert broken == {}
+    assert looking_at_all == set(MAINTENANCE)
+
+
+def test_no_statement_is_left_out(statements: list[Composed]) -> None:
+    composing = {
+        path.stem if path.stem != "__init__" else path.parent.name
+        for path in SOURCES.rglob("*.py")
+        if re.search(r"(?<!def )(?:\bcompose\(|\.statement\()", path.read_text())
+    } - {"fragments"}  # which has the function
+    composed = {each.module.rpartition(".")[2] for each in statements}
+    assert composing - composed == set()
