@@ -322,7 +322,13 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         )
 
     def purge_sessions(
-        self, *, idle_for: timedelta | float, batch_size: int = 1000, dry_run: bool = False
+        self,
+        *,
+        idle_for: timedelta | float,
+        owner: str | None = None,
+        metadata: Metadata | None = None,
+        batch_size: int = 1000,
+        dry_run: bool = False,
     ) -> PurgeResult:
         """Delete the sessions that have been idle for some time, in batches, and return how much was deleted.
 
@@ -330,18 +336,23 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         purge at once; each counts what it has deleted itself. Since the time of the last activity is accurate to a
         minute, a session may be kept for one minute more. A batch whose acknowledgement was lost is not counted.
 
+        Leases that expired more than a day ago, whose holders must have died, are deleted too, of any session.
+
         Args:
             idle_for: The time since the last activity, as a timedelta or in seconds; up to 36,500 days.
+            owner: Only sessions of this owner.
+            metadata: Only sessions whose metadata contain these, as ``list_sessions`` compares them.
             batch_size: The maximum number of sessions per transaction, from 1 to 10,000. If they have many messages,
                 a transaction deletes fewer.
             dry_run: Only count the sessions that would be deleted.
 
         Raises:
-            ValueError: ``idle_for`` or ``batch_size`` is out of range.
+            ValueError: An argument is out of range.
         """
-        return sum(
-            self._tables.retention.purge(idle_for=idle_for, batch_size=batch_size, dry_run=dry_run), PurgeResult()
+        batches = self._tables.retention.purge(
+            idle_for=idle_for, owner=owner, metadata=metadata, batch_size=batch_size, dry_run=dry_run
         )
+        return sum(batches, PurgeResult())
 
     def list_agents(self, session_id: str) -> list[AgentSummary]:
         """Return a session's agents with the number of their messages, oldest first.
