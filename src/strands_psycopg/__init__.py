@@ -25,6 +25,7 @@ from strands_psycopg.manager import PostgresSessionManager
 from strands_psycopg.payload import PayloadCodec, PayloadContext
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.annotations import AnnotatedSession
+from strands_psycopg.repository.erasure import ErasureResult
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.storage import PostgresStorage
@@ -35,6 +36,7 @@ __all__ = [
     "BadFileError",
     "DatabaseError",
     "DatabaseUnavailableError",
+    "ErasureResult",
     "Lease",
     "LeaseLostError",
     "MissingExtraError",

@@ -22,6 +22,7 @@ from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import PayloadCodec, Payloads
 from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
+from strands_psycopg.repository.erasure import ErasureResult
 from strands_psycopg.repository.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
@@ -353,6 +354,23 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
             idle_for=idle_for, owner=owner, metadata=metadata, batch_size=batch_size, dry_run=dry_run
         )
         return sum(batches, PurgeResult())
+
+    def erase(self, *, owner: str, dry_run: bool = False) -> ErasureResult:
+        """Delete everything that an owner has left, and return how much was deleted from each table.
+
+        That is the sessions of this owner with everything in them, and the values of storages with this owner. Running
+        agents and their leases do not stop it: an agent's next write raises ``SessionNotFoundError``. It deletes in
+        small transactions until nothing is left, including what is stored meanwhile. If it fails, call it again. A
+        batch whose acknowledgement was lost is not counted.
+
+        Args:
+            owner: The owner, as it was given to managers and storages.
+            dry_run: Only count what would be deleted.
+
+        Raises:
+            ValueError: ``owner`` cannot be one.
+        """
+        return sum(self._tables.erasure.erase(owner, dry_run=dry_run), ErasureResult())
 
     def list_agents(self, session_id: str) -> list[AgentSummary]:
         """Return a session's agents with the number of their messages, oldest first.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 from psycopg import Cursor, errors
@@ -151,6 +151,15 @@ class _IdleSession(NamedTuple):
     multi_agents: int
 
 
+class _Counted(Protocol):
+    @property
+    def messages(self) -> int:
+        """The number of messages of a session."""
+
+
+_S = TypeVar("_S", bound=_Counted)
+
+
 class _SessionInUseError(Exception):
     """A session of the batch is locked, leased or no longer idle."""
 
@@ -214,7 +223,7 @@ class Retention:
             parameters = {**position, **selection, "limit": Int8(batch_size)}
             rows = self._database.fetch("listing idle sessions", self._list_idle, parameters).rows
             idle_sessions = [_IdleSession(*row) for row in rows]
-            for batch in _batches(idle_sessions):
+            for batch in batches(idle_sessions):
                 if dry_run:
                     yield sum(
                         (PurgeResult(1, each.agents, each.messages, each.multi_agents) for each in batch), PurgeResult()
@@ -245,13 +254,17 @@ class Retention:
             half = len(session_ids) // 2
             return self._delete(session_ids[:half], selection) + self._delete(session_ids[half:], selection)
 
-    def _delete_within(
-        self, cursor: Cursor[TupleRow], session_ids: Sequence[str], selection: dict[str, object]
-    ) -> PurgeResult:
+    def begin(self, cursor: Cursor[TupleRow]) -> None:
+        """Begin a transaction that deletes sessions: one at a time, and waiting for no other lock for long."""
         cursor.execute(_READ_COMMITTED)
         cursor.execute(_IDLE_TIMEOUT)
         cursor.execute(_LOCK_PURGES, {"lock_key": self._lock_key})
         cursor.execute(_LOCK_TIMEOUT)
+
+    def _delete_within(
+        self, cursor: Cursor[TupleRow], session_ids: Sequence[str], selection: dict[str, object]
+    ) -> PurgeResult:
+        self.begin(cursor)
         batch = {**selection, "session_ids": list(session_ids), "term": uuid4()}
         batch["session_ids"] = still_idle = [each for (each,) in cursor.execute(self._still_idle, batch)]
         if not still_idle:
@@ -283,9 +296,9 @@ def _seconds(idle_for: timedelta | float) -> float:
     return seconds + _ACTIVITY_RESOLUTION
 
 
-def _batches(sessions: Sequence[_IdleSession]) -> Iterator[list[_IdleSession]]:
+def batches(sessions: Sequence[_S]) -> Iterator[list[_S]]:
     """Split sessions into batches with a limited number of messages."""
-    batch: list[_IdleSession] = []
+    batch: list[_S] = []
     messages = 0
     for session in sessions:
         if batch and messages + session.messages > _MAX_BATCH_MESSAGES:
