@@ -16,22 +16,9 @@ from support.agents import GuardedModel, build
 from support.multi_agents import Team
 from support.pausing import pause_before
 from support.retries import Retries
-from support.tables import Connection, contents, one, store_values
+from support.tables import Connection, contents, one, store_scoped_values, store_values
 from support.waiting import wait_until
 from support.writes import message
-
-STORE_VALUES = """
-    WITH c AS (
-        INSERT INTO strands_chunks (scope, chunk_id, data)
-        VALUES (%(scope)s, md5(%(text)s)::uuid, convert_to(%(text)s, 'UTF8'))
-    )
-    INSERT INTO strands_storage (scope, key, owner, data, chunk_ids, size, search_vector, write_id, updated_at)
-    VALUES
-        (%(scope)s, 'small/' || %(text)s, %(owner)s, convert_to(%(text)s, 'UTF8'), NULL, 1,
-            to_tsvector('simple', %(text)s), gen_random_uuid(), now()),
-        (%(scope)s, 'large/' || %(text)s, %(owner)s, NULL, ARRAY[md5(%(text)s)::uuid], 1, NULL, gen_random_uuid(),
-            now())
-"""
 
 
 def leave(repository: PostgresSessionRepository, connection: Connection, owner: str, text: str) -> None:
@@ -48,7 +35,7 @@ def leave(repository: PostgresSessionRepository, connection: Connection, owner: 
     repository.create_multi_agent(session_id, Team(f"team {text}", {"task": f"{text} \0"}))
     repository.lease(session_id, ttl=3600).__enter__()
     store_values(connection, session_id, text)
-    connection.execute(STORE_VALUES, {"scope": f"{owner}//{text}", "owner": owner, "text": text})
+    store_scoped_values(connection, f"{owner}//{text}", owner, text)
 
 
 # Every column in which its text can be.
@@ -138,7 +125,7 @@ def test_all_of_other_owners_is_left(
     for stranger in ("Bob", "Alicex", "Alice//b", "Alice/", "Alic", "alice"):
         leave(repository, connection, stranger, stranger.replace("/", "_"))
     repository.create_session(Session("nobody's", SessionType.AGENT))
-    connection.execute(STORE_VALUES, {"scope": "Alice", "owner": None, "text": "shared"})
+    store_scoped_values(connection, "Alice", None, "shared")
     before = everything(connection)
     leave(repository, connection, "Alice", "Alice")
 
