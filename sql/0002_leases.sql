@@ -2,7 +2,7 @@
 -- release the new one, and a write under an old lease must store nothing.
 --
 -- A session may be leased before it is stored, so there is no foreign key to strands_sessions. If a holder dies, its
--- row remains, expired, until the session is leased again.
+-- row remains, expired, until the session is leased again, deleted or purged, or until any purge a day later.
 
 CREATE TABLE strands_leases (
     session_id  text COLLATE "C" PRIMARY KEY,

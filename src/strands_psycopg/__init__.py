@@ -26,6 +26,7 @@ from strands_psycopg.payload import PayloadCodec, PayloadContext
 from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.annotations import AnnotatedSession
+from strands_psycopg.repository.erasure import ErasureResult
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, TableStatus
@@ -38,6 +39,7 @@ __all__ = [
     "BadFileError",
     "DatabaseError",
     "DatabaseUnavailableError",
+    "ErasureResult",
     "Lease",
     "LeaseLostError",
     "MissingExtraError",

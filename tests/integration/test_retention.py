@@ -21,7 +21,7 @@ from support.agents import build
 from support.multi_agents import Team
 from support.pausing import pause_before
 from support.retries import Retries
-from support.tables import blocked, contents, one, texts
+from support.tables import blocked, contents, one, store_values, texts
 from support.waiting import wait_until
 from support.writes import message, store_with_message
 
@@ -52,6 +52,15 @@ def age(connection: Connection, session_id: str, seconds: float) -> None:
     connection.execute(
         "UPDATE strands_sessions SET updated_at = now() - make_interval(secs => %s) WHERE session_id = %s",
         [float(seconds), session_id],
+    )
+
+
+def add_lease(connection: Connection, session_id: str, seconds: float) -> None:
+    """Add the lease of a holder that died; it expired so many seconds ago."""
+    connection.execute(
+        "INSERT INTO strands_leases (session_id, term, acquired_at, expires_at) "
+        "VALUES (%s, gen_random_uuid(), now() - interval '2 days', now() - make_interval(secs => %s))",
+        [session_id, float(seconds)],
     )
 
 
@@ -94,6 +103,8 @@ def test_other_forms_of_messages_and_checkpoints_go_with_their_agent(
     agents.save_checkpoint(agent)
     agent.messages[0]["content"] = [{"text": "edited"}]
     agents.save_checkpoint(agent)
+    store_values(connection, "s", "value")
+    add_lease(connection, "s", 0)
     assert [len(contents(connection)[table]) for table in ("strands_message_variants", "strands_checkpoints")] == [1, 2]
 
     if delete == "purge":
@@ -104,7 +115,67 @@ def test_other_forms_of_messages_and_checkpoints_go_with_their_agent(
     else:
         repository.delete_agent("s", "default")
     left_over = {table for table, rows in contents(connection).items() if rows}
-    assert left_over == ({"strands_sessions"} if delete == "agent" else set())
+    of_session = {"strands_sessions", "strands_leases", "strands_session_storage", "strands_session_chunks"}
+    assert left_over == (of_session if delete == "agent" else set())
+
+
+def test_deletion_does_not_rely_on_foreign_keys(
+    repository: PostgresSessionRepository, connection: Connection, direct_dsn: str
+) -> None:
+    """Nor does a purge, for example where a logical replica of the database is purged."""
+    options: dict[str, Any] = {"kwargs": {"options": "-c session_replication_role=replica"}}
+    with PostgresSessionRepository(direct_dsn, **options) as without_keys:
+        for session_id in ("s", "t"):
+            agent = build(repository, session_id)
+            agent("hello")
+            agents.save_checkpoint(agent)
+            store_values(connection, session_id, "value")
+            add_lease(connection, session_id, 0)
+        age(connection, "t", 7200)
+        without_keys.delete_session("s")
+        without_keys.purge_sessions(idle_for=3600)
+    assert [table for table, rows in contents(connection).items() if rows] == []
+
+
+def test_leases_that_expired_a_day_ago_go_with_any_purge(
+    repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_MAX_BATCH_SIZE", 2)
+    for number in range(5):
+        add_lease(connection, f"dead {number}", 90_000)
+    add_lease(connection, "expired", 80_000)
+    add_lease(connection, "held", -60)
+
+    assert repository.purge_sessions(idle_for=MONTH, batch_size=1, dry_run=True) == PurgeResult()
+    assert one(connection, "SELECT count(*) FROM strands_leases") == 7
+    assert repository.purge_sessions(idle_for=MONTH, batch_size=1) == PurgeResult()
+    assert connection.execute("SELECT session_id FROM strands_leases ORDER BY 1").fetchall() == [
+        ("expired",),
+        ("held",),
+    ]
+
+
+def test_purge_is_of_the_sessions_of_an_owner_or_with_some_metadata(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    for session_id, owner, tier in [
+        ("a", "Alice", "gold"),
+        ("b", "Alice", "tin"),
+        ("c", "Bob", "gold"),
+        ("d", None, ""),
+    ]:
+        repository.create_session(Session(session_id, SessionType.AGENT), owner=owner, metadata={"tier": tier, "n": 1})
+        age(connection, session_id, 7200)
+
+    def purge(**options: Any) -> list[str]:
+        found = repository.purge_sessions(idle_for=3600, dry_run=True, **options).sessions
+        assert repository.purge_sessions(idle_for=3600, **options).sessions == found
+        return left(connection)
+
+    assert purge(owner="Carol") == ["a", "b", "c", "d"]
+    assert purge(owner="Alice", metadata={"tier": "gold"}) == ["b", "c", "d"]
+    assert purge(metadata={"tier": "gold"}) == ["b", "d"]
+    assert purge(owner="Alice") == ["d"]
 
 
 @pytest.mark.parametrize(("seconds", "gone"), [(3600 + 50, False), (3600 + 61, True)])

@@ -13,7 +13,7 @@ SOURCES = Path(__file__).parents[2] / "sql"
 # Of the packaged files, in the order of their versions.
 CHECKSUMS = [
     ("0001_sessions.sql", "1bad047a2d82974f4986d480bc210c281c857823da4f63d7a5862c1ccdb6694c"),
-    ("0002_leases.sql", "3bc83ebbeedf2fce376e223168fdb37db09b99efeef44dcf0c63f167cf66d9ad"),
+    ("0002_leases.sql", "c474f568a52cca1186880de5ecfc5e96c1713f248020be2299008c761ca38ac8"),
     ("0003_storage.sql", "761d36ed43da145baa16b58f91ec32fad9d00dc426d4cef2643f4bce6c624ea7"),
     ("0004_analytics.sql", "b0762d3b68b666796d95ebbc41c41b67549f376ab89a2aaeb88997b469585ac7"),
 ]

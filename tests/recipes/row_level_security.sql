@@ -1,21 +1,20 @@
 -- Each tenant reads and writes only its own sessions and values, whatever SQL its connections run. This uses
 -- PostgreSQL's row-level security, on tables in the schema strands (see roles.sql).
 --
--- A tenant is a role with LOGIN. A session id belongs to the tenant whose name and a slash it begins with, and so does the
--- prefix of a storage, which may be the name alone:
+-- A tenant is a role with LOGIN, whose name contains no slash. What belongs to it has its name as owner, so it must be
+-- passed to managers and storages:
 --
 --     repository = PostgresSessionRepository("postgresql://acme@localhost/agents", schema="strands", min_size=0)
---     agent = Agent(session_manager=PostgresSessionManager("acme/user-42", repository))
---     storage = PostgresStorage(repository, prefix="acme")
+--     agent = Agent(session_manager=PostgresSessionManager("user-42", repository, owner="acme"))
+--     storage = PostgresStorage(repository, owner="acme")
 --
 -- Run this as a superuser, or as the owner of the tables with CREATEROLE, after each migration: a new table has no
--- policies and no grants yet. Then create a role for each tenant, with a name that contains no slash:
+-- policies and no grants yet. Then create a role for each tenant:
 --
 --     CREATE ROLE acme LOGIN IN ROLE strands_tenants;
 --
--- Since the tenant is in every key, the policies need no joins, one tenant cannot take an id that another one wants,
--- and the rows of a tenant are a range of each index. The library sends no SET, so this works behind a pooler that logs
--- in as the role of each client, as PgBouncer does.
+-- What is in a session is open to whoever may read the session itself. The library sends no SET, so this works behind a
+-- pooler that logs in as the role of each client, as PgBouncer does.
 --
 -- Limits:
 --   * Each tenant needs a repository, and so a pool, of its own: use min_size=0, a small max_size, and max_idle for
@@ -24,8 +23,9 @@
 --     dump, report, and import: COPY FROM is not possible where policies apply.
 --   * No view is granted here. On PostgreSQL 14, views show the rows that their owner sees. Views created on 15 or
 --     newer show the rows that the querying role sees, and may be granted.
---   * Policies do not apply to the checks of foreign keys and unique indexes. They reveal nothing, since the policies
---     refuse another tenant's keys before.
+--   * All tenants share the ids of sessions, since policies do not apply to the checks of unique indexes. A tenant that
+--     tries an id is refused if it is another's, and so finds out that the session exists. Use ids that cannot be
+--     guessed. Storages reveal nothing: their keys begin with the owner, and policies refuse another's before.
 --   * Error messages of the server name tables, never another tenant's rows.
 
 DO $$ BEGIN
@@ -39,14 +39,19 @@ END $$;
 -- connect with PostgresSessionRepository(..., kwargs={"options": "-c app.tenant=acme"}). Poolers do not pass that on,
 -- and any SQL on the connection can SET another tenant: this protects against mistakes of the application, not against
 -- attackers.
-CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql AS $$ SELECT current_user::text $$;
+CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql AS $$ SELECT session_user::text $$;
+
+-- A session may be leased before it exists, so a lease has no owner. This looks at the sessions of all tenants.
+CREATE OR REPLACE FUNCTION strands.is_leasable(id text) RETURNS boolean STABLE SECURITY DEFINER
+SET search_path = pg_catalog LANGUAGE sql AS $$
+    SELECT NOT EXISTS (
+        SELECT FROM strands.strands_sessions WHERE session_id = id AND owner IS DISTINCT FROM strands.tenant()
+    )
+$$;
 
 -- A range, so that indexes can be used: in the order of bytes, 0 follows the slash.
-CREATE OR REPLACE FUNCTION strands.is_tenants(key text) RETURNS boolean STABLE LANGUAGE sql
-AS $$ SELECT key >= strands.tenant() || '/' AND key < strands.tenant() || '0' $$;
-
 CREATE OR REPLACE FUNCTION strands.is_scope_of_tenant(scope text) RETURNS boolean STABLE LANGUAGE sql
-AS $$ SELECT scope = strands.tenant() OR strands.is_tenants(scope) $$;
+AS $$ SELECT scope >= strands.tenant() || '//' AND scope < strands.tenant() || '/0' $$;
 
 ALTER TABLE strands.strands_sessions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_agents ENABLE ROW LEVEL SECURITY;
@@ -54,11 +59,11 @@ ALTER TABLE strands.strands_messages ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_message_variants ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_checkpoints ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_multi_agents ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_session_storage ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_session_chunks ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_storage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_chunks ENABLE ROW LEVEL SECURITY;
-ALTER TABLE strands.strands_session_storage ENABLE ROW LEVEL SECURITY;
-ALTER TABLE strands.strands_session_chunks ENABLE ROW LEVEL SECURITY;
 
 DROP POLICY IF EXISTS of_tenant ON strands.strands_sessions;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_agents;
@@ -66,28 +71,36 @@ DROP POLICY IF EXISTS of_tenant ON strands.strands_messages;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_message_variants;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_checkpoints;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_multi_agents;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_session_storage;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_session_chunks;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_leases;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_storage;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_chunks;
-DROP POLICY IF EXISTS of_tenant ON strands.strands_session_storage;
-DROP POLICY IF EXISTS of_tenant ON strands.strands_session_chunks;
 
-CREATE POLICY of_tenant ON strands.strands_sessions USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_agents USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_messages USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_message_variants USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_checkpoints USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_multi_agents USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_leases USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_storage USING (strands.is_scope_of_tenant(scope));
+CREATE POLICY of_tenant ON strands.strands_sessions USING (owner = strands.tenant());
+CREATE POLICY of_tenant ON strands.strands_agents
+USING (EXISTS (SELECT FROM strands.strands_sessions AS s WHERE s.session_id = strands_agents.session_id));
+CREATE POLICY of_tenant ON strands.strands_messages
+USING (EXISTS (SELECT FROM strands.strands_sessions AS s WHERE s.session_id = strands_messages.session_id));
+CREATE POLICY of_tenant ON strands.strands_message_variants
+USING (EXISTS (SELECT FROM strands.strands_sessions AS s WHERE s.session_id = strands_message_variants.session_id));
+CREATE POLICY of_tenant ON strands.strands_checkpoints
+USING (EXISTS (SELECT FROM strands.strands_sessions AS s WHERE s.session_id = strands_checkpoints.session_id));
+CREATE POLICY of_tenant ON strands.strands_multi_agents
+USING (EXISTS (SELECT FROM strands.strands_sessions AS s WHERE s.session_id = strands_multi_agents.session_id));
+CREATE POLICY of_tenant ON strands.strands_session_storage
+USING (EXISTS (SELECT FROM strands.strands_sessions AS s WHERE s.session_id = strands_session_storage.session_id));
+CREATE POLICY of_tenant ON strands.strands_session_chunks
+USING (EXISTS (SELECT FROM strands.strands_sessions AS s WHERE s.session_id = strands_session_chunks.session_id));
+CREATE POLICY of_tenant ON strands.strands_leases USING (strands.is_leasable(session_id));
+CREATE POLICY of_tenant ON strands.strands_storage
+USING (owner = strands.tenant() AND strands.is_scope_of_tenant(scope));
 CREATE POLICY of_tenant ON strands.strands_chunks USING (strands.is_scope_of_tenant(scope));
-CREATE POLICY of_tenant ON strands.strands_session_storage USING (strands.is_tenants(session_id));
-CREATE POLICY of_tenant ON strands.strands_session_chunks USING (strands.is_tenants(session_id));
 
 GRANT USAGE ON SCHEMA strands TO strands_tenants;
 GRANT SELECT ON strands.strands_migrations TO strands_tenants;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     strands.strands_sessions, strands.strands_agents, strands.strands_messages, strands.strands_message_variants,
-    strands.strands_checkpoints, strands.strands_multi_agents, strands.strands_leases, strands.strands_storage,
-    strands.strands_chunks, strands.strands_session_storage, strands.strands_session_chunks
+    strands.strands_checkpoints, strands.strands_multi_agents, strands.strands_session_storage,
+    strands.strands_session_chunks, strands.strands_leases, strands.strands_storage, strands.strands_chunks
 TO strands_tenants;

@@ -1,6 +1,5 @@
 """Tenants of one database, kept apart by ``row_level_security.sql``."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,31 +7,32 @@ from typing import NamedTuple
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from strands.types.session import Session, SessionType
+from strands import Agent
+from strands.types.session import Session, SessionAgent, SessionType
 
 from strands_psycopg import (
     DatabaseError,
+    ErasureResult,
+    PostgresSessionManager,
     PostgresSessionRepository,
-    PostgresStorage,
     PostgresStorageError,
     SessionNotFoundError,
 )
 from strands_psycopg.transfer import export_session, import_session
-from support import programs
-from support.agents import build, dump, save_checkpoint
+from support import agents, programs
+from support.agents import dump, save_checkpoint
 from support.errands import run_all
 from support.multi_agents import Team
-from support.storage import has_storage, needs_storage
-from support.tables import Connection, one
+from support.tables import Connection, one, store_scoped_values, store_values
 from support.writes import message
 
 RECIPE = Path(__file__).with_name("row_level_security.sql")
 
 TABLES = (
     *("sessions", "agents", "messages", "message_variants", "checkpoints", "multi_agents", "leases"),
-    *("storage", "chunks", "session_storage", "session_chunks"),
+    *("session_storage", "session_chunks", "storage", "chunks"),
 )
-KEYS = {"storage": "scope", "chunks": "scope", "session_storage": "session_id", "session_chunks": "session_id"}
+KEYS = {"sessions": "owner", "storage": "owner", "chunks": "split_part(scope, '/', 1)"}
 BY_SETTING = """
     CREATE OR REPLACE FUNCTION strands.tenant() RETURNS text STABLE LANGUAGE sql
     AS $$ SELECT current_setting('app.tenant') $$
@@ -45,6 +45,7 @@ class Tenants(NamedTuple):
     acme: PostgresSessionRepository
     globex: PostgresSessionRepository
     acme_dsn: str
+    globex_dsn: str
     owner: Connection
 
 
@@ -83,29 +84,38 @@ def tenants(request: pytest.FixtureRequest, database: Connection, empty_dsn: str
         PostgresSessionRepository(acme_dsn, schema="strands", min_size=0) as acme,
         PostgresSessionRepository(globex_dsn, schema="strands", min_size=0) as globex,
     ):
-        yield Tenants(acme, globex, acme_dsn, database)
+        yield Tenants(acme, globex, acme_dsn, globex_dsn, database)
 
 
 def visible_tenants(connection: Connection) -> dict[str, set[str]]:
     """Return, for each table, the tenants whose rows are visible."""
     seen = {}
     for table in TABLES:
-        query = f"SELECT DISTINCT split_part({KEYS.get(table, 'session_id')}, '/', 1) FROM strands.strands_{table}"
+        column = KEYS.get(table, "split_part(session_id, ' ', 1)")
+        query = f"SELECT DISTINCT {column} FROM strands.strands_{table}"
         seen[table] = {tenant for (tenant,) in connection.execute(query.encode())}
     return seen
 
 
-def fill(repository: PostgresSessionRepository, name: str) -> None:
+def build(repository: PostgresSessionRepository, tenant: str) -> Agent:
+    """Build an agent on a tenant's session."""
+    session_id = f"{tenant} s"
+    PostgresSessionManager(session_id, repository, owner=tenant)
+    return agents.build(repository, session_id)
+
+
+def fill(repository: PostgresSessionRepository, dsn: str, name: str) -> None:
     """Store a row in every table, including a lease that is not released."""
-    agent = build(repository, f"{name}/s")
+    agent = build(repository, name)
     agent("hello")
     agent.messages[0]["content"] = [{"text": "edited"}]
     save_checkpoint(agent)
-    repository.create_multi_agent(f"{name}/s", Team("m", {}))
-    repository.lease(f"{name}/s", ttl=600).__enter__()
-    if has_storage:
-        for storage in (PostgresStorage(repository, prefix=name), repository.storage(f"{name}/s")):
-            asyncio.run(storage.write("large", name.encode() * 10_000))
+    repository.create_multi_agent(f"{name} s", Team("m", {}))
+    repository.lease(f"{name} s", ttl=600).__enter__()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("SET search_path = strands")
+        store_values(connection, f"{name} s", "value")
+        store_scoped_values(connection, f"{name}//p", name, "value")
 
 
 def refused(work: Callable[[], object]) -> str:
@@ -116,74 +126,67 @@ def refused(work: Callable[[], object]) -> str:
 
 
 def test_each_tenant_can_do_all_that_an_application_does(tenants: Tenants) -> None:
-    run_all(tenants.acme, "acme/s", "acme")
-    run_all(tenants.globex, "globex/s", "globex")
+    run_all(tenants.acme, "acme s", owner="acme")
+    run_all(tenants.globex, "globex s", owner="globex")
 
 
 def test_each_tenant_sees_only_its_own_rows(tenants: Tenants) -> None:
-    fill(tenants.acme, "acme")
-    fill(tenants.globex, "globex")
+    fill(tenants.acme, tenants.acme_dsn, "acme")
+    fill(tenants.globex, tenants.globex_dsn, "globex")
 
-    tables = [table for table in TABLES if has_storage or table not in KEYS]
-    everyone = visible_tenants(tenants.owner)
+    assert visible_tenants(tenants.owner) == {table: {"acme", "globex"} for table in TABLES}
     with psycopg.connect(tenants.acme_dsn) as connection:
-        seen = visible_tenants(connection)
-    assert {table: everyone[table] for table in tables} == {table: {"acme", "globex"} for table in tables}
-    assert {table: seen[table] for table in tables} == {table: {"acme"} for table in tables}
+        # Of a session that others have leased, and that is not stored, nobody knows whose it is.
+        assert visible_tenants(connection) == {table: {"acme"} for table in TABLES}
 
 
 def test_no_tenant_reads_or_changes_the_rows_of_another(tenants: Tenants) -> None:
-    agent = build(tenants.globex, "globex/s")
+    agent = build(tenants.globex, "globex")
     agent("hello")
     acme = tenants.acme
 
-    assert acme.read_session("globex/s") is None
-    assert acme.read_message("globex/s", "default", 0) is None
+    assert acme.read_session("globex s") is None
+    assert acme.read_message("globex s", "default", 0) is None
     with pytest.raises(SessionNotFoundError):
-        acme.list_messages("globex/s", "default")
+        acme.list_messages("globex s", "default")
     with pytest.raises(SessionNotFoundError):
-        acme.create_message("globex/s", "default", message(2, "of acme"))
+        acme.create_message("globex s", "default", message(2, "of acme"))
     with pytest.raises(SessionNotFoundError):
-        acme.delete_session("globex/s")
+        acme.delete_session("globex s")
+    assert acme.list_sessions(owner="globex").sessions == []
+    assert acme.erase(owner="globex") == ErasureResult()
     with psycopg.connect(tenants.acme_dsn) as connection:
         for statement in ("UPDATE strands.strands_messages SET message = '{}'", "DELETE FROM strands.strands_sessions"):
             assert connection.execute(statement.encode()).rowcount == 0
 
-    assert dump(build(tenants.globex, "globex/s")) == dump(agent)
+    assert dump(build(tenants.globex, "globex")) == dump(agent)
 
 
-def test_no_tenant_takes_a_key_of_another_whether_it_exists_or_not(tenants: Tenants) -> None:
-    build(tenants.globex, "globex/s")("hello")
+def test_no_tenant_stores_anything_as_another_or_in_its_sessions(tenants: Tenants) -> None:
+    build(tenants.globex, "globex")("hello")
     acme = tenants.acme
 
-    def create(session_id: str) -> object:
-        return acme.create_session(Session(session_id, SessionType.AGENT))
-
-    assert refused(lambda: create("globex/s")).replace("/s'", "/new'") == refused(lambda: create("globex/new"))
-    refused(lambda: create("acme"))
-    refused(lambda: create("acme0"))
-    refused(lambda: build(acme, "globex/new"))
-    refused(lambda: acme.lease("globex/s").__enter__())
-    if has_storage:
-        refused(lambda: asyncio.run(PostgresStorage(acme, prefix="globex").write("small", b"")))
-
-
-@needs_storage
-def test_no_tenant_finds_out_whether_another_stores_a_chunk_that_it_has_too(tenants: Tenants) -> None:
-    fill(tenants.globex, "globex")
-
-    def refusal(prying: PostgresStorage, data: bytes) -> str:
-        return refused(lambda: asyncio.run(prying.write("pry", data * 10_000)))
-
-    for prying in (PostgresStorage(tenants.acme, prefix="globex"), tenants.acme.storage("globex/s")):
-        assert refusal(prying, b"globex") == refusal(prying, b"acme")
+    for owner in ("globex", None):
+        refused(lambda: acme.create_session(Session("new", SessionType.AGENT), owner=owner))  # noqa: B023
+    with pytest.raises(DatabaseError, match="a policy that hides them"):
+        PostgresSessionManager("globex s", acme, owner="acme")
+    refused(lambda: acme.create_agent("globex s", SessionAgent("new", {}, {})))
+    refused(lambda: acme.lease("globex s").__enter__())
+    with acme.lease("not stored yet"):
+        build(acme, "acme")
+    refused(lambda: acme.annotate_session("acme s", owner="globex"))
+    for scope, owner in (("globex//p", "globex"), ("globex//p", "acme"), ("acme//p", "globex"), ("p", None)):
+        with psycopg.connect(tenants.acme_dsn) as connection:
+            connection.execute("SET search_path = strands")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security policy"):
+                store_scoped_values(connection, scope, owner, "value")
 
 
 def test_a_tenant_exports_its_sessions_but_cannot_import(tenants: Tenants) -> None:
-    build(tenants.acme, "acme/s")("hello")
-    lines = list(export_session(tenants.acme, "acme/s"))
+    build(tenants.acme, "acme")("hello")
+    lines = list(export_session(tenants.acme, "acme s"))
     with pytest.raises(DatabaseError, match="COPY FROM not supported with row-level security"):
-        import_session(tenants.acme, lines, session_id="acme/t")
+        import_session(tenants.acme, lines, session_id="copy")
 
 
 def test_a_connection_without_a_tenant_is_refused(database: Connection, empty_dsn: str) -> None:
@@ -192,7 +195,7 @@ def test_a_connection_without_a_tenant_is_refused(database: Connection, empty_ds
         PostgresSessionRepository(make_conninfo(empty_dsn, user="acme", password="acme"), schema="strands") as acme,
         pytest.raises(DatabaseError, match=r"app\.tenant"),
     ):
-        acme.read_session("acme/s")
+        acme.read_session("acme s")
 
 
 def test_every_table_has_policies(database: Connection) -> None:
@@ -212,10 +215,10 @@ def test_policies_use_the_indexes(tenants: Tenants) -> None:
         restoring = plan(
             connection,
             "SELECT message FROM strands.strands_messages "
-            "WHERE session_id = 'acme/s' AND agent_id = 'a' AND message_id >= 5 ORDER BY message_id",
+            "WHERE session_id = 'acme s' AND agent_id = 'a' AND message_id >= 5 ORDER BY message_id",
         )
-    assert "Index Cond: ((session_id >= " in listing
-    assert "(session_id = 'acme/s'::text) AND (agent_id = 'a'::text) AND (message_id >= 5))" in restoring
+    assert "Index Cond: (owner = " in listing
+    assert "(session_id = 'acme s'::text) AND (agent_id = 'a'::text) AND (message_id >= 5))" in restoring
     assert "Sort" not in restoring
 
 

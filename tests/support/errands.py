@@ -2,18 +2,22 @@
 
 import asyncio
 import random
+from typing import Any
 
-from strands_psycopg import PostgresSessionRepository, PostgresStorage, SessionBusyError
+from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, PostgresStorage, SessionBusyError
 from support.agents import LOOK_UP, GuardedModel, build, dump, look_up, restore_checkpoint, save_checkpoint
 from support.multi_agents import Team
 from support.storage import has_storage
 
 
-def run_all(repository: PostgresSessionRepository, session_id: str, prefix: str = "") -> None:
+def run_all(
+    repository: PostgresSessionRepository, session_id: str, prefix: str = "", *, owner: str | None = None
+) -> None:
     """Run agents and a multi-agent under a lease, and store, find, replace and delete values; leaves the session."""
     repository.ensure_schema()
     assert repository.status().ready
     with repository.lease(session_id):
+        PostgresSessionManager(session_id, repository, owner=owner)
         try:
             repository.lease(session_id, wait=0).__enter__()
             raise AssertionError("two hold the session")
@@ -41,9 +45,11 @@ def run_all(repository: PostgresSessionRepository, session_id: str, prefix: str 
         assert repository.read_multi_agent(session_id, "m") == {"step": 2}
     repository.delete_session(session_id)
     assert repository.read_session(session_id) is None
+    PostgresSessionManager(session_id, repository, owner=owner)
     build(repository, session_id)("of a new session")
     if has_storage:
-        asyncio.run(_keep_values(PostgresStorage(repository, prefix=prefix)))
+        options: dict[str, Any] = {} if owner is None else {"owner": owner}
+        asyncio.run(_keep_values(PostgresStorage(repository, prefix=prefix, **options)))
 
 
 async def _keep_values(storage: PostgresStorage) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 
-from strands_psycopg.cli import analytics, demo, schema, sessions, show, transfer
+from strands_psycopg.cli import analytics, deletion, demo, schema, sessions, show, transfer
 from strands_psycopg.cli.options import CODEC, DEFAULTS, TABLES, Parser, connection_hint
 from strands_psycopg.errors import StrandsPsycopgError
 from strands_psycopg.system_errors import explain
@@ -98,6 +98,7 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     schema.add_to(commands)
     sessions.add_to(commands)
+    deletion.add_to(commands)
     show.add_to(commands)
     transfer.add_to(commands)
     analytics.add_to(commands)

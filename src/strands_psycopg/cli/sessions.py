@@ -87,6 +87,8 @@ def add_to(commands: Commands) -> None:
         metavar="DURATION",
         help="minimum idle time: 30d, 12h, 90m, 45s",
     )
+    purge.add_argument("--owner", metavar="NAME", help="only sessions of this owner")
+    _add_metadata(purge)
     purge.add_argument("--dry-run", action="store_true", help="only count the sessions")
     purge.add_argument(
         "--batch-size", type=int, default=1000, metavar="N", help="sessions per batch, up to 10000 (default: 1000)"
@@ -159,7 +161,8 @@ def _fork(arguments: argparse.Namespace) -> int:
 
 
 def _purge(arguments: argparse.Namespace) -> int:
-    options = {"idle_for": arguments.idle_for, "batch_size": arguments.batch_size}
+    names = ("idle_for", "owner", "metadata", "batch_size")
+    options = {name: getattr(arguments, name) for name in names}
     purged = PurgeResult()
     with open_repository(arguments) as repository:
         total = None

@@ -23,6 +23,7 @@ from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import PayloadCodec, Payloads
 from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
+from strands_psycopg.repository.erasure import ErasureResult
 from strands_psycopg.repository.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
@@ -373,7 +374,13 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         )
 
     def purge_sessions(
-        self, *, idle_for: timedelta | float, batch_size: int = 1000, dry_run: bool = False
+        self,
+        *,
+        idle_for: timedelta | float,
+        owner: str | None = None,
+        metadata: Metadata | None = None,
+        batch_size: int = 1000,
+        dry_run: bool = False,
     ) -> PurgeResult:
         """Delete the sessions that have been idle for some time, in batches, and return how much was deleted.
 
@@ -381,18 +388,40 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         purge at once; each counts what it has deleted itself. Since the time of the last activity is accurate to a
         minute, a session may be kept for one minute more. A batch whose acknowledgement was lost is not counted.
 
+        Leases that expired more than a day ago, whose holders must have died, are deleted too, of any session.
+
         Args:
             idle_for: The time since the last activity, as a timedelta or in seconds; up to 36,500 days.
+            owner: Only sessions of this owner.
+            metadata: Only sessions whose metadata contain these, as ``list_sessions`` compares them.
             batch_size: The maximum number of sessions per transaction, from 1 to 10,000. If they have many messages,
                 a transaction deletes fewer.
             dry_run: Only count the sessions that would be deleted.
 
         Raises:
-            ValueError: ``idle_for`` or ``batch_size`` is out of range.
+            ValueError: An argument is out of range.
         """
-        return sum(
-            self._tables.retention.purge(idle_for=idle_for, batch_size=batch_size, dry_run=dry_run), PurgeResult()
+        batches = self._tables.retention.purge(
+            idle_for=idle_for, owner=owner, metadata=metadata, batch_size=batch_size, dry_run=dry_run
         )
+        return sum(batches, PurgeResult())
+
+    def erase(self, *, owner: str, dry_run: bool = False) -> ErasureResult:
+        """Delete everything that an owner has left, and return how much was deleted from each table.
+
+        That is the sessions of this owner with everything in them, and the values of storages with this owner. Running
+        agents and their leases do not stop it: an agent's next write raises ``SessionNotFoundError``. It deletes in
+        small transactions until nothing is left, including what is stored meanwhile. If it fails, call it again. A
+        batch whose acknowledgement was lost is not counted.
+
+        Args:
+            owner: The owner, as it was given to managers and storages.
+            dry_run: Only count what would be deleted.
+
+        Raises:
+            ValueError: ``owner`` cannot be one.
+        """
+        return sum(self._tables.erasure.erase(owner, dry_run=dry_run), ErasureResult())
 
     def list_agents(self, session_id: str) -> list[AgentSummary]:
         """Return a session's agents with the number of their messages, oldest first.

@@ -196,7 +196,7 @@ def suppressed_error(operation: str) -> DatabaseError:
     """Return the error that says that a write has stored nothing for no reason that is known here."""
     return DatabaseError(
         f"{operation}: the database reported success, but stored or deleted nothing; look for a trigger or rule on its "
-        "tables that suppresses rows"
+        "tables that suppresses rows, or a policy that hides them"
     )
 
 

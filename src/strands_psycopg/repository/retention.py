@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 from psycopg import Cursor, errors
@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
 from strands_psycopg.database import Database
+from strands_psycopg.repository.annotations import Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
 
 _MAX_BATCH_SIZE = 10_000
@@ -47,11 +48,17 @@ _LOCK_TIMEOUT = "SET LOCAL lock_timeout = '100ms'"
 
 _IDLE = "updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => %(idle)s)"
 
+# The sessions to delete.
+_SELECTED = f"""
+    {_IDLE} AND (%(owner)s::text IS NULL OR owner = %(owner)s::text)
+        AND (%(metadata)s::jsonb IS NULL OR metadata @> %(metadata)s::jsonb)
+"""
+
 _LIST_IDLE = f"""
     SELECT s.session_id,
         pg_catalog.to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'), {{counts_of_s}}
     FROM {{sessions}} AS s
-    WHERE (s.updated_at, s.session_id) > (%(after)s::timestamptz, %(after_id)s) AND s.{_IDLE}
+    WHERE (s.updated_at, s.session_id) > (%(after)s::timestamptz, %(after_id)s) AND {_SELECTED}
         AND NOT EXISTS (
             SELECT true FROM {{leases}} AS l WHERE l.session_id = s.session_id AND l.expires_at > pg_catalog.now()
         )
@@ -59,9 +66,13 @@ _LIST_IDLE = f"""
 """
 
 # Another purge may have deleted some of them while this one waited for its lock.
-_STILL_IDLE = f"SELECT session_id FROM {{sessions}} WHERE session_id = ANY(%(session_ids)s) AND {_IDLE}"
+_STILL_IDLE = f"SELECT session_id FROM {{sessions}} WHERE session_id = ANY(%(session_ids)s) AND {_SELECTED}"
 
 _DELETE_MESSAGES = "DELETE FROM {messages} WHERE session_id = ANY(%(session_ids)s)"
+
+# Who writes a value meanwhile, as who writes a message, makes the session active, so that the purge is rolled back.
+_DELETE_VALUES = "DELETE FROM {session_storage} WHERE session_id = ANY(%(session_ids)s)"
+_DELETE_CHUNKS = "DELETE FROM {session_chunks} WHERE session_id = ANY(%(session_ids)s)"
 
 # Agents are locked before sessions, the order in which writers lock both. A writer that appends a message locks the
 # session first, but then only the agent's key, for the foreign key, which an UPDATE of other columns does not block.
@@ -80,18 +91,30 @@ _ACQUIRE_LEASES = """
     RETURNING l.session_id
 """  # a distributed database counts the rows that were selected, so those that are returned are counted
 
-_DELETE_SESSIONS = f"DELETE FROM {{sessions}} WHERE session_id = ANY(%(session_ids)s) AND {_IDLE}"
+_DELETE_SESSIONS = f"DELETE FROM {{sessions}} WHERE session_id = ANY(%(session_ids)s) AND {_SELECTED}"
 
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE_CHILDREN = """
     WITH m AS (DELETE FROM {messages} WHERE session_id = ANY(%(session_ids)s)),
         v AS (DELETE FROM {message_variants} WHERE session_id = ANY(%(session_ids)s)),
         c AS (DELETE FROM {checkpoints} WHERE session_id = ANY(%(session_ids)s)),
+        s AS (DELETE FROM {session_storage} WHERE session_id = ANY(%(session_ids)s)),
+        k AS (DELETE FROM {session_chunks} WHERE session_id = ANY(%(session_ids)s)),
         a AS (DELETE FROM {agents} WHERE session_id = ANY(%(session_ids)s))
     DELETE FROM {multi_agents} WHERE session_id = ANY(%(session_ids)s)
 """
 
 _DELETE_LEASES = "DELETE FROM {leases} WHERE session_id = ANY(%(session_ids)s) AND term = %(term)s"
+
+# Those of holders that died. One that expired recently may still be renewed, if its holder was away.
+_EXPIRED = "expires_at < pg_catalog.now() - interval '1 day'"
+
+_DELETE_EXPIRED_LEASES = f"""
+    DELETE FROM {{leases}} WHERE {_EXPIRED} AND session_id IN (
+        SELECT session_id FROM {{leases}} WHERE {_EXPIRED} LIMIT %(limit)s
+    )
+    RETURNING true
+"""
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,15 @@ class _IdleSession(NamedTuple):
     multi_agents: int
 
 
+class _Counted(Protocol):
+    @property
+    def messages(self) -> int:
+        """The number of messages of a session."""
+
+
+_S = TypeVar("_S", bound=_Counted)
+
+
 class _SessionInUseError(Exception):
     """A session of the batch is locked, leased or no longer idle."""
 
@@ -142,6 +174,9 @@ class Retention:
         self._lock_key = Int8(int.from_bytes(sha256(name.encode()).digest()[:8], "big", signed=True))
         self._list_idle = compose(database, _LIST_IDLE)
         self._still_idle = compose(database, _STILL_IDLE)
+        self._delete_values = compose(database, _DELETE_VALUES)
+        self._delete_chunks = compose(database, _DELETE_CHUNKS)
+        self._delete_expired_leases = compose(database, _DELETE_EXPIRED_LEASES)
         self._delete_messages = compose(database, _DELETE_MESSAGES)
         self._lock_agents = compose(database, _LOCK_AGENTS)
         self._lock_multi_agents = compose(database, _LOCK_MULTI_AGENTS)
@@ -150,45 +185,66 @@ class Retention:
         self._delete_children = compose(database, _DELETE_CHILDREN)
         self._delete_leases = compose(database, _DELETE_LEASES)
 
-    def purge(self, *, idle_for: timedelta | float, batch_size: int, dry_run: bool) -> Iterator[PurgeResult]:
+    def purge(
+        self,
+        *,
+        idle_for: timedelta | float,
+        owner: str | None = None,
+        metadata: Metadata | None = None,
+        batch_size: int,
+        dry_run: bool,
+    ) -> Iterator[PurgeResult]:
         """Delete idle sessions in batches, the longest idle first, and yield the counts of each batch.
+
+        After them it deletes the leases that expired more than a day ago.
 
         Args:
             idle_for: The time since the last activity, as a timedelta or in seconds.
+            owner: Only sessions of this owner.
+            metadata: Only sessions whose metadata contain these.
             batch_size: The maximum number of sessions per transaction.
             dry_run: Only count the sessions that would be deleted.
 
         Raises:
-            ValueError: ``idle_for`` or ``batch_size`` is out of range.
+            ValueError: An argument is out of range.
         """
-        idle = _seconds(idle_for)
+        selection: dict[str, object] = {
+            "idle": _seconds(idle_for),
+            "owner": check_owner(owner),
+            "metadata": encode_metadata(metadata)[0],
+        }
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MAX_BATCH_SIZE:
             raise ValueError(f"batch_size must be an integer from 1 to {_MAX_BATCH_SIZE}, not {batch_size!r}")
-        return self._purge(idle, batch_size, dry_run)
+        return self._purge(selection, batch_size, dry_run)
 
-    def _purge(self, idle: float, batch_size: int, dry_run: bool) -> Iterator[PurgeResult]:
+    def _purge(self, selection: dict[str, object], batch_size: int, dry_run: bool) -> Iterator[PurgeResult]:
         # Each list starts after the previous one, which skips sessions in use and dead index entries of deleted ones.
         position = {"after": "-infinity", "after_id": ""}
         while True:
-            parameters = {**position, "idle": idle, "limit": Int8(batch_size)}
+            parameters = {**position, **selection, "limit": Int8(batch_size)}
             rows = self._database.fetch("listing idle sessions", self._list_idle, parameters).rows
             idle_sessions = [_IdleSession(*row) for row in rows]
-            for batch in _batches(idle_sessions):
+            for batch in batches(idle_sessions):
                 if dry_run:
                     yield sum(
                         (PurgeResult(1, each.agents, each.messages, each.multi_agents) for each in batch), PurgeResult()
                     )
                 else:
-                    yield self._delete([each.session_id for each in batch], idle)
+                    yield self._delete([each.session_id for each in batch], selection)
             if len(idle_sessions) < batch_size:
-                return
+                break
             position = {"after": idle_sessions[-1].updated_at, "after_id": idle_sessions[-1].session_id}
+        while not dry_run:
+            parameters = {"limit": Int8(_MAX_BATCH_SIZE)}
+            deleted = self._database.fetch("purging expired leases", self._delete_expired_leases, parameters).rows
+            if len(deleted) < _MAX_BATCH_SIZE:
+                break
 
-    def _delete(self, session_ids: Sequence[str], idle: float) -> PurgeResult:
+    def _delete(self, session_ids: Sequence[str], selection: dict[str, object]) -> PurgeResult:
         """Delete those of the sessions that are not in use."""
 
         def work(cursor: Cursor[TupleRow]) -> PurgeResult:
-            return self._delete_within(cursor, session_ids, idle)
+            return self._delete_within(cursor, session_ids, selection)
 
         operation = f"purging {len(session_ids)} sessions"
         try:
@@ -197,19 +253,27 @@ class Retention:
             if len(session_ids) == 1:
                 return PurgeResult()
             half = len(session_ids) // 2
-            return self._delete(session_ids[:half], idle) + self._delete(session_ids[half:], idle)
+            return self._delete(session_ids[:half], selection) + self._delete(session_ids[half:], selection)
 
-    def _delete_within(self, cursor: Cursor[TupleRow], session_ids: Sequence[str], idle: float) -> PurgeResult:
+    def begin(self, cursor: Cursor[TupleRow]) -> None:
+        """Begin a transaction that deletes sessions: one at a time, and waiting for no other lock for long."""
         cursor.execute(_READ_COMMITTED)
         cursor.execute(_IDLE_TIMEOUT)
         cursor.execute(_LOCK_PURGES, {"lock_key": self._lock_key})
         cursor.execute(_LOCK_TIMEOUT)
-        batch = {"session_ids": list(session_ids), "idle": idle, "term": uuid4()}
+
+    def _delete_within(
+        self, cursor: Cursor[TupleRow], session_ids: Sequence[str], selection: dict[str, object]
+    ) -> PurgeResult:
+        self.begin(cursor)
+        batch = {**selection, "session_ids": list(session_ids), "term": uuid4()}
         batch["session_ids"] = still_idle = [each for (each,) in cursor.execute(self._still_idle, batch)]
         if not still_idle:
             return PurgeResult()
         try:
             messages = cursor.execute(self._delete_messages, batch).rowcount
+            cursor.execute(self._delete_values, batch)
+            cursor.execute(self._delete_chunks, batch)
             agents = cursor.execute(self._lock_agents, batch).rowcount
             multi_agents = cursor.execute(self._lock_multi_agents, batch).rowcount
             leases = cursor.execute(self._acquire_leases, batch).fetchall()
@@ -233,9 +297,9 @@ def _seconds(idle_for: timedelta | float) -> float:
     return seconds + _ACTIVITY_RESOLUTION
 
 
-def _batches(sessions: Sequence[_IdleSession]) -> Iterator[list[_IdleSession]]:
+def batches(sessions: Sequence[_S]) -> Iterator[list[_S]]:
     """Split sessions into batches with a limited number of messages."""
-    batch: list[_IdleSession] = []
+    batch: list[_S] = []
     messages = 0
     for session in sessions:
         if batch and messages + session.messages > _MAX_BATCH_MESSAGES:

@@ -6,6 +6,7 @@ from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import Agents
 from strands_psycopg.repository.checkpoints import Checkpoints
 from strands_psycopg.repository.conversations import Conversations
+from strands_psycopg.repository.erasure import Erasure
 from strands_psycopg.repository.forking import SessionForker
 from strands_psycopg.repository.listing import Listing
 from strands_psycopg.repository.messages import Messages
@@ -30,6 +31,7 @@ class SessionTables:
         listing: Lists of sessions and agents with counts.
         forker: Forking of sessions.
         retention: Deletion of idle sessions, in batches.
+        erasure: Deletion of everything that an owner has left.
     """
 
     def __init__(self, database: Database, payloads: Payloads) -> None:
@@ -45,3 +47,4 @@ class SessionTables:
         self.listing = Listing(database, payloads)
         self.forker = SessionForker(database, payloads, self.sessions, self.listing)
         self.retention = Retention(database)
+        self.erasure = Erasure(database, self.retention)

@@ -1,0 +1,324 @@
+"""Deletion of everything that an owner has left, concurrently with running agents.
+
+It goes part by part and batch by batch, each in a transaction of its own, until nothing is found. So it can be
+interrupted at any time and started again. A batch waits for no lock for long: if a statement of a running agent holds
+one, the transaction is retried. Leases do not stop it; their holders' next write finds that the session is gone.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+from psycopg.types.numeric import Int8
+
+from strands_psycopg.database import Database
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.identifiers import check_id
+from strands_psycopg.repository.retention import Retention, batches
+
+_T = TypeVar("_T")
+
+_SESSIONS_PER_BATCH = 20
+_ROWS_PER_BATCH = 1_000
+
+# In seconds, for one transaction. One session may have a million messages.
+_RESPONSE_TIMEOUT = 600.0
+
+_LIST_SESSIONS = """
+    SELECT s.session_id, (
+        SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a WHERE a.session_id = s.session_id
+    )
+    FROM {sessions} AS s WHERE s.owner = %(owner)s ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
+"""
+
+_STILL_OWNED = "SELECT session_id FROM {sessions} WHERE session_id = ANY(%(session_ids)s) AND owner = %(owner)s"
+
+# In the order in which their rows are deleted: texts first, which takes most of the time and blocks few writers.
+_OF_SESSIONS = (
+    *("messages", "message_variants", "checkpoints", "session_storage", "session_chunks"),
+    *("leases", "multi_agents"),
+)
+
+_DELETE_OF_SESSIONS = "DELETE FROM {table} WHERE session_id = ANY(%(session_ids)s)"
+
+# See ``retention``.
+_LOCK_AGENTS = "UPDATE {agents} SET updated_at = updated_at WHERE session_id = ANY(%(session_ids)s)"
+
+_DELETE_SESSIONS = "DELETE FROM {sessions} WHERE session_id = ANY(%(session_ids)s) AND owner = %(owner)s"
+
+_COUNT_OF_SESSIONS = """
+    SELECT pg_catalog.count(*) FROM {table}
+    WHERE session_id IN (SELECT session_id FROM {sessions} WHERE owner = %(owner)s)
+"""
+
+# The scopes of an owner: a range in the order of bytes, in which 0 follows the slash, without those of owners whose
+# names begin in the same way and contain //.
+_IN_SCOPES = "scope >= %(owner)s::text || '//' AND scope < %(owner)s::text || '/0'"
+
+_OF_OWNERS_SCOPE = f"""
+    {_IN_SCOPES}
+    AND pg_catalog.strpos(pg_catalog.substr(scope, pg_catalog.length(%(owner)s::text) + 3), '//') = 0
+    AND pg_catalog.substr(scope, pg_catalog.length(%(owner)s::text) + 3, 1) <> '/'
+"""
+
+_LIST_SCOPES = f"SELECT DISTINCT scope FROM {{chunks}} WHERE {_OF_OWNERS_SCOPE}"
+
+_COUNT_CHUNKS = f"SELECT pg_catalog.count(*) FROM {{chunks}} WHERE {_OF_OWNERS_SCOPE}"
+
+# A chunk that a value uses is not deleted: who writes a value has locked its chunks until it is stored. The operator is
+# qualified, since one for uuid[] in another schema would win over PostgreSQL's own for any array.
+_UNUSED = """
+    NOT EXISTS (
+        SELECT true FROM {storage} AS v
+        WHERE v.scope = %(scope)s AND v.chunk_ids OPERATOR(pg_catalog.@>) ARRAY[c.chunk_id]
+    )
+"""
+
+_LOCK_CHUNKS = f"""
+    SELECT c.chunk_id FROM {{chunks}} AS c WHERE c.scope = %(scope)s AND {_UNUSED}
+    ORDER BY c.chunk_id LIMIT %(limit)s FOR UPDATE
+"""
+
+# A statement of its own, since it must see what was committed while the other one waited.
+_DELETE_CHUNKS = f"""
+    DELETE FROM {{chunks}} AS c WHERE c.scope = %(scope)s AND c.chunk_id = ANY(%(chunk_ids)s) AND {_UNUSED}
+"""
+
+
+class _Table(NamedTuple):
+    """A table whose rows have an owner.
+
+    Attributes:
+        name: Its name, which is also that of its count in ``ErasureResult``.
+        key: Its primary key.
+        condition: Which rows are the owner's, by its index.
+    """
+
+    name: str
+    key: str
+    condition: str
+
+
+# What an owner has beside sessions and chunks.
+_TABLES = (_Table("storage", "scope, key", f"owner = %(owner)s AND {_IN_SCOPES}"),)
+
+_DELETE_ROWS = """
+    DELETE FROM {table} WHERE {condition} AND ({key}) IN (
+        SELECT {key} FROM {table} WHERE {condition} LIMIT %(limit)s
+    )
+"""
+
+_COUNT_ROWS = "SELECT pg_catalog.count(*) FROM {table} WHERE {condition}"
+
+
+@dataclass(frozen=True)
+class ErasureResult:
+    """The numbers of rows that an erasure deleted, or would delete, by table.
+
+    Attributes:
+        sessions: Sessions.
+        agents: Their agents.
+        messages: Their messages.
+        message_variants: Other forms of their messages, such as summaries.
+        checkpoints: Their checkpoints.
+        multi_agents: Their graphs and swarms.
+        session_storage: Values of their storages.
+        session_chunks: Chunks of those values.
+        leases: Leases on them.
+        storage: Values of storages with the owner.
+        chunks: Chunks of those values.
+    """
+
+    sessions: int = 0
+    agents: int = 0
+    messages: int = 0
+    message_variants: int = 0
+    checkpoints: int = 0
+    multi_agents: int = 0
+    session_storage: int = 0
+    session_chunks: int = 0
+    leases: int = 0
+    storage: int = 0
+    chunks: int = 0
+
+    def __add__(self, other: "ErasureResult") -> "ErasureResult":
+        return ErasureResult(**(Counter(asdict(self)) + Counter(asdict(other))))
+
+
+class _Part(Protocol):
+    """A part of what an owner has left."""
+
+    def count(self, owner: str) -> Counter[str]:
+        """Return the numbers of its rows, by table."""
+
+    def delete(self, owner: str) -> Counter[str] | None:
+        """Delete a batch and return how many rows of each table were deleted, or None if no row is left."""
+
+
+class Erasure:
+    """Deletes what owners have left in one database, schema and prefix."""
+
+    def __init__(self, database: Database, retention: Retention) -> None:
+        transactions = _Transactions(database, retention)
+        self._parts: Sequence[_Part] = (
+            _Sessions(database, transactions),
+            *(_Rows(database, transactions, table) for table in _TABLES),
+            _Chunks(database, transactions),
+        )
+
+    def erase(self, owner: str, *, dry_run: bool) -> Iterator[ErasureResult]:
+        """Delete everything of an owner, and yield the counts of each batch.
+
+        Args:
+            owner: The owner.
+            dry_run: Only count what would be deleted.
+
+        Raises:
+            ValueError: ``owner`` cannot be one.
+        """
+        check_id("owner", owner)
+        return (ErasureResult(**part.count(owner)) for part in self._parts) if dry_run else self._erase(owner)
+
+    def _erase(self, owner: str) -> Iterator[ErasureResult]:
+        found = True
+        # Until a pass finds nothing, since more may be stored meanwhile.
+        while found:
+            found = False
+            for part in self._parts:
+                while (deleted := part.delete(owner)) is not None:
+                    found = True
+                    yield ErasureResult(**deleted)
+
+
+class _Transactions:
+    """Runs transactions that delete rows."""
+
+    def __init__(self, database: Database, retention: Retention) -> None:
+        self._database = database
+        self._retention = retention
+
+    def run(self, work: Callable[[Cursor[TupleRow]], _T]) -> _T:
+        def begin_and_work(cursor: Cursor[TupleRow]) -> _T:
+            self._retention.begin(cursor)
+            return work(cursor)
+
+        return self._database.transact("erasing an owner's data", begin_and_work, response_timeout=_RESPONSE_TIMEOUT)
+
+
+class _OwnedSession(NamedTuple):
+    """A session of the owner, with the number of its messages."""
+
+    session_id: str
+    messages: int
+
+
+class _SessionLostError(Exception):
+    """A session has got another owner, or was deleted, while its rows were being deleted."""
+
+
+class _Sessions:
+    """Sessions with everything that hangs on them."""
+
+    def __init__(self, database: Database, transactions: _Transactions) -> None:
+        self._database = database
+        self._transactions = transactions
+        self._list = compose(database, _LIST_SESSIONS)
+        self._still_owned = compose(database, _STILL_OWNED)
+        self._lock_agents = compose(database, _LOCK_AGENTS)
+        self._delete_sessions = compose(database, _DELETE_SESSIONS)
+        self._delete_agents = compose(database, _for_table(_DELETE_OF_SESSIONS, "agents"))
+        self._delete = {name: compose(database, _for_table(_DELETE_OF_SESSIONS, name)) for name in _OF_SESSIONS}
+        self._count = {
+            name: compose(database, _for_table(_COUNT_OF_SESSIONS, name))
+            for name in ("sessions", "agents", *_OF_SESSIONS)
+        }
+
+    def count(self, owner: str) -> Counter[str]:
+        return Counter({name: _fetch_count(self._database, count, owner) for name, count in self._count.items()})
+
+    def delete(self, owner: str) -> Counter[str] | None:
+        parameters = {"owner": owner, "limit": Int8(_SESSIONS_PER_BATCH)}
+        rows = self._database.fetch("listing an owner's sessions", self._list, parameters).rows
+        if not rows:
+            return None
+        session_ids = [each.session_id for each in next(batches([_OwnedSession(*row) for row in rows]))]
+        try:
+            return self._transactions.run(partial(self._delete_within, owner, session_ids))
+        except _SessionLostError:
+            return Counter()
+
+    def _delete_within(self, owner: str, session_ids: Sequence[str], cursor: Cursor[TupleRow]) -> Counter[str]:
+        parameters = {"owner": owner, "session_ids": list(session_ids)}
+        owned = [session_id for (session_id,) in cursor.execute(self._still_owned, parameters)]
+        parameters["session_ids"] = owned
+        deleted = Counter({name: cursor.execute(each, parameters).rowcount for name, each in self._delete.items()})
+        deleted["agents"] = cursor.execute(self._lock_agents, parameters).rowcount
+        deleted["sessions"] = cursor.execute(self._delete_sessions, parameters).rowcount
+        if deleted["sessions"] < len(owned):
+            raise _SessionLostError
+        # Foreign keys cascade, but not with session_replication_role = replica.
+        cursor.execute(self._delete_agents, parameters)
+        return deleted
+
+
+class _Rows:
+    """The owner's rows of one table."""
+
+    def __init__(self, database: Database, transactions: _Transactions, table: _Table) -> None:
+        self._database = database
+        self._transactions = transactions
+        self._name = table.name
+
+        def compose_for(template: str) -> bytes:
+            text = template.replace("{condition}", table.condition).replace("{key}", table.key)
+            return compose(database, _for_table(text, table.name))
+
+        self._delete = compose_for(_DELETE_ROWS)
+        self._count = compose_for(_COUNT_ROWS)
+
+    def count(self, owner: str) -> Counter[str]:
+        return Counter({self._name: _fetch_count(self._database, self._count, owner)})
+
+    def delete(self, owner: str) -> Counter[str] | None:
+        parameters = {"owner": owner, "limit": Int8(_ROWS_PER_BATCH)}
+        count = self._transactions.run(lambda cursor: cursor.execute(self._delete, parameters).rowcount)
+        return Counter({self._name: count}) if count else None
+
+
+class _Chunks:
+    """The chunks of the owner's storages that no value uses any more."""
+
+    def __init__(self, database: Database, transactions: _Transactions) -> None:
+        self._database = database
+        self._transactions = transactions
+        self._list_scopes = compose(database, _LIST_SCOPES)
+        self._lock = compose(database, _LOCK_CHUNKS)
+        self._delete = compose(database, _DELETE_CHUNKS)
+        self._count = compose(database, _COUNT_CHUNKS)
+
+    def count(self, owner: str) -> Counter[str]:
+        return Counter(chunks=_fetch_count(self._database, self._count, owner))
+
+    def delete(self, owner: str) -> Counter[str] | None:
+        for (scope,) in self._database.fetch("listing an owner's storages", self._list_scopes, {"owner": owner}).rows:
+            count = self._transactions.run(partial(self._delete_within, scope))
+            if count is not None:
+                return Counter(chunks=count)
+        return None
+
+    def _delete_within(self, scope: str, cursor: Cursor[TupleRow]) -> int | None:
+        parameters = {"scope": scope, "limit": Int8(_ROWS_PER_BATCH)}
+        chunk_ids = [chunk_id for (chunk_id,) in cursor.execute(self._lock, parameters)]
+        return cursor.execute(self._delete, parameters | {"chunk_ids": chunk_ids}).rowcount if chunk_ids else None
+
+
+def _for_table(template: str, name: str) -> str:
+    return template.replace("{table}", "{" + name + "}")
+
+
+def _fetch_count(database: Database, statement: bytes, owner: str) -> int:
+    return int(database.fetch("counting an owner's data", statement, {"owner": owner}).rows[0][0])
