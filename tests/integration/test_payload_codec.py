@@ -183,7 +183,7 @@ def test_nothing_of_a_storage_is_stored_in_plain(
 
     values = {"deep/small": MARKER.encode(), "large": f"{MARKER} ".encode() * 10_000}
     scrambled.create_session(Session("s", SessionType.AGENT))
-    keys = {}
+    keys: dict[PayloadContext, int] = {}
     for storage, session_id, scope in (
         (scrambled.storage("s"), "s", ""),
         (PostgresStorage(scrambled), None, ""),

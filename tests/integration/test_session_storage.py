@@ -228,12 +228,13 @@ def test_a_fork_finds_what_its_agents_had_stashed(
     run(repository.storage("s").write("context/s", SMALL))
     run(repository.storage("s").write("contexts/s/scopes/k", LARGE))
 
-    for name, options in {
+    forks: dict[str, dict[str, Any]] = {
         "whole": {},
         "until": {"until": 2},
         "then": {"snapshot_id": snapshot_id},
         "one": {"agent_id": "default"},
-    }.items():
+    }
+    for name, options in forks.items():
         repository.fork_session("s", name, **options)
         fork = managed(repository, name)
         assert stashed(fork) == stashed(agent)

@@ -138,7 +138,7 @@ def test_schemas_table_prefixes_and_prefixes_keep_storages_apart(
         PostgresStorage(dsn, schema="elsewhere", **options) as in_schema,
         PostgresStorage(dsn, table_prefix="zz_", **options) as in_tables,
     ):
-        scoped = [PostgresStorage(repository, prefix="tenant", **options) for options in ({}, {"owner": "a"})]
+        scoped = [PostgresStorage(repository, prefix="tenant", owner=owner) for owner in (None, "a")]
         storages = [PostgresStorage(repository), *scoped, in_schema, in_tables]
         for number, storage in enumerate(storages):
             storage.ensure_schema()
@@ -159,7 +159,7 @@ def test_storages_whose_prefixes_differ_only_in_slashes_have_the_same_values(
 def test_storages_of_prefixes_and_owners_that_look_alike_do_not_see_each_other(
     repository: PostgresSessionRepository,
 ) -> None:
-    names: list[dict[str, str]] = [
+    names: list[dict[str, Any]] = [
         {},
         {"prefix": "a"},
         {"prefix": "a/b"},
