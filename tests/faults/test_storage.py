@@ -27,6 +27,7 @@ from strands_psycopg import (
     PostgresSessionRepository,
     PostgresStorage,
     PostgresStorageError,
+    SessionNotFoundError,
     StorageConflictError,
 )
 from strands_psycopg.embedded import Server
@@ -77,6 +78,23 @@ def assert_clean(look: Connection, tables: Tables = SCOPED) -> None:
     assert (counts.unused, counts.released) == (0, 0)
 
 
+def assert_clean_in_the_end(look: Connection, dsn: str) -> None:
+    """Check the same, where the backend of a lost connection may have kept released chunks from being deleted.
+
+    It may still have held their locks when the retry looked for them. The next change of a large value deletes them.
+    """
+    with PostgresStorage(dsn) as storage:
+
+        def clean_up() -> bool:
+            if chunks(look).released:
+                put(storage, "cleaner", LARGE[:10_000])
+                put(storage, "cleaner", None)
+            return not chunks(look).released
+
+        wait_until(clean_up)
+    assert_clean(look)
+
+
 def backends(look: Connection) -> list[int]:
     query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name <> 'look'"
     return [pid for (pid,) in look.execute(query).fetchall()]
@@ -104,7 +122,7 @@ def test_change_is_made_if_any_round_trip_is_lost(
             (proxy.lose_requests if lost == "request" else proxy.lose_answers)(after=position)
             put(storage, "k", after)
             assert values(look).get("k") == after
-            assert_clean(look)
+            assert_clean_in_the_end(look, own_dsn)
             if len(retries()) == position:
                 break
         # A small value takes at least one round trip, a large one four: BEGIN, lock, upsert and COMMIT.
@@ -264,7 +282,7 @@ def test_retry_that_finds_another_writers_value_leaves_it_alone(
         assert values(look) == {"k": b"other"}
         # The next change of a large value deletes the chunks that the first attempt released.
         put(other, "large", LARGE)
-        assert_clean(look)
+        assert_clean_in_the_end(look, own_dsn)
 
 
 @changes
@@ -287,6 +305,57 @@ def test_statement_that_arrives_after_a_takeover_changes_nothing(
         wait_for_end(look, first)
         assert values(look, OF_SESSIONS) == ({"k": before} if before else {})
         assert_clean(look, OF_SESSIONS)
+
+
+@pytest.mark.parametrize("change", ["new small", "small to small", "new large", "large to large", "delete large"])
+def test_first_attempt_that_arrives_after_its_session_was_deleted_and_created_anew_stores_nothing(
+    change: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    with (
+        PostgresSessionRepository(own_dsn, response_timeout=0.5, max_size=2) as repository,
+        PostgresSessionRepository(own_dsn, max_size=1) as elsewhere,
+    ):
+        repository.create_session(Session("s", SessionType.AGENT))
+        storage = repository.storage("s")
+        put(storage, "k", before)
+        first = backends(look)
+        with stopped(*first):
+            put(storage, "k", after)
+            assert len(retries()) == 1
+            elsewhere.delete_session("s")
+            elsewhere.create_session(Session("s", SessionType.AGENT))
+        wait_for_end(look, first)
+        assert (values(look, OF_SESSIONS), chunks(look, OF_SESSIONS)) == ({}, NO_CHUNKS)
+
+
+@pytest.mark.parametrize("change", [change for change in CHANGES if not change.startswith("delete")])
+def test_retry_of_a_write_whose_session_was_deleted_meanwhile_is_refused(
+    change: str, own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    before, after = CHANGES[change]
+    with (
+        PostgresSessionRepository(own_dsn, max_size=2) as elsewhere,
+        Proxy(own_dsn) as proxy,
+        PostgresSessionRepository(proxy.dsn, kwargs={"prepare_threshold": None}, max_size=2) as repository,
+        ThreadPoolExecutor() as executor,
+    ):
+        elsewhere.create_session(Session("s", SessionType.AGENT))
+        storage = repository.storage("s")
+        put(storage, "k", None)
+        put(storage, "k", before)
+        proxy.hold(after=round_trips(change) - 1)
+        write = executor.submit(put, storage, "k", after)
+        wait_until(lambda: proxy.waiting == 1)
+        assert values(look, OF_SESSIONS) == {"k": after}
+        elsewhere.delete_session("s")
+        proxy.cut()
+        proxy.release()
+        with pytest.raises(PostgresStorageError) as raised:
+            write.result()
+        assert isinstance(raised.value.__cause__, SessionNotFoundError)
+        assert len(retries()) == 1
+        assert (values(look, OF_SESSIONS), chunks(look, OF_SESSIONS)) == ({}, NO_CHUNKS)
 
 
 STOP_IN_TRANSACTION = """

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import re
 import sys
 import threading
 from collections import Counter
@@ -107,6 +108,7 @@ def stored_documents(connection: Connection, session_id: str) -> Counter[Payload
             WHERE session_id = %(session_id)s
         UNION ALL SELECT multi_agent_id, 'multi_agent', NULL FROM strands_multi_agents
             WHERE session_id = %(session_id)s
+        UNION ALL SELECT NULL, 'storage', key FROM strands_session_storage WHERE session_id = %(session_id)s
         """,
         {"session_id": session_id},
     ).fetchall()
@@ -408,6 +410,11 @@ def test_checkpoint_comes_back(scrambled: PostgresSessionRepository) -> None:
     assert dump(agent) == then
 
 
+def plain_line(line: str, session_id: str) -> str:
+    """Return a line of an export as if it were of the session ``x``, and without a value's search vector."""
+    return re.sub('"search_vector": (null|"[^"]*"), ', "", line).replace(f'"context/{session_id}/', '"context/x/')
+
+
 def test_transfers_between_codecs_and_none(
     scrambled: PostgresSessionRepository, repository: PostgresSessionRepository, connection: Connection
 ) -> None:
@@ -417,7 +424,8 @@ def test_transfers_between_codecs_and_none(
     lines = list(export_session(repository, "s"))
     import_session(scrambled, lines, session_id="scrambled")
     again = list(export_session(scrambled, "scrambled"))
-    assert again[1:] == lines[1:]
+    # The words of a value are those that the codec leaves, and keys have the id of their session.
+    assert [plain_line(line, "scrambled") for line in again[1:]] == [plain_line(line, "s") for line in lines[1:]]
     # It is unchanged, though what is stored differs at each import.
     assert import_session(scrambled, lines, session_id="scrambled").unchanged == 1
     import_session(repository, again, session_id="plain again")

@@ -362,6 +362,7 @@ def test_values_are_exported_as_a_payload_codec_decodes_them_or_as_they_are_stor
         plain, raw = (list(export_session(scrambled, "s", raw=raw)) for raw in (False, True))
         before = stored(connection, "s")
         assert import_session(repository, plain, session_id="plain").values == 2
+        assert [hit.key for hit in run(repository.storage("plain").search("apple"))] == ["a"]
         assert run(repository.storage("plain").read("context/plain/scopes/k")) == LARGE
         codec.clear()
         assert import_session(scrambled, plain, session_id="copy").values == 2
@@ -369,6 +370,11 @@ def test_values_are_exported_as_a_payload_codec_decodes_them_or_as_they_are_stor
         assert codec.encoded == {PayloadContext("copy", None, "storage", key): 1 for key in keys.values()}
         copy = scrambled.storage("copy")
         assert {key: run(copy.read(keys[key])) for key in contents} == contents
+
+        run(repository.storage("t").write("a", SMALL))
+        import_session(scrambled, export_session(repository, "t"), session_id="encrypted")
+        assert "apple" not in str(fingerprint(connection, "encrypted"))
+        assert "apple" in str(fingerprint(connection, "t"))
 
         scrambled.delete_session("s")
         codec.clear()

@@ -104,7 +104,7 @@ def _fill_windows(repository: PostgresSessionRepository, session_id: str) -> Non
 
 
 async def _fill_storage(repository: PostgresSessionRepository, session_id: str) -> None:
-    storage = repository.storage(session_id, text_search_config="english")
+    storage = repository.storage(session_id)
     await storage.write("notes", b"running to the houses")
     await storage.write(f"context/{session_id}/scopes/agent/a/1_0", random.Random(1).randbytes(60_000))
     await storage.write("empty", b"")

@@ -15,6 +15,7 @@ from strands_psycopg.payload import Payloads
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
+from strands_psycopg.storage.text_search import searchable_text
 from strands_psycopg.storage.value_reader import CURRENT, WHOLE_VALUE, complete
 from strands_psycopg.storage.value_writer import MAX_INLINE_SIZE
 from strands_psycopg.watchdog import watchdog
@@ -42,7 +43,9 @@ _INSERT = (
     + """)
     VALUES (
         %(scope)s::text, %(key)s::text, %(data)s::bytea, %(chunk_ids)s::uuid[], %(size)s::bigint,
-        %(search_vector)s::tsvector, %(write_id)s::uuid, %(updated_at)s::timestamptz, %(expires_at)s::timestamptz
+        coalesce(
+            %(search_vector)s::tsvector, pg_catalog.to_tsvector('pg_catalog.simple'::regconfig, %(text)s::text)
+        ), %(write_id)s::uuid, %(updated_at)s::timestamptz, %(expires_at)s::timestamptz
     )
     RETURNING true
 """
@@ -121,9 +124,14 @@ class SessionValues:
                 yield _value(scope, row)
 
     def insert(self, cursor: Cursor[TupleRow], session_id: str, value: SessionValue, write_id: UUID) -> bool:
-        """Store a new value; return whether the database did."""
+        """Store a new value; return whether the database did.
+
+        If it has no search vector, it gets the one that a storage with the configuration ``simple`` would store.
+        """
         scope = Scope(session_id, is_session=True)
-        row = scope.parameters | value._asdict() | {"size": len(value.data), "write_id": write_id, "chunk_ids": None}
+        text = searchable_text(value.key, value.data) if value.search_vector is None else None
+        row = scope.parameters | value._asdict() | {"text": text, "size": len(value.data), "chunk_ids": None}
+        row["write_id"] = write_id
         if len(value.data) <= MAX_INLINE_SIZE:
             return bool(cursor.execute(self._insert, row).fetchall())
         chunks = split(value.data)

@@ -3,7 +3,8 @@
 ``kind`` is the first key of every line. A line is ASCII and JSON that any program can read. Documents keep the order of
 their keys. If a document contains values that programs read differently (NaN, lone surrogates, -0.0, large floats,
 ...), a key ``<name>_exact`` beside it contains its exact text, which an import reads instead; see ``codec``. A value of
-a storage is Base64, beside the words by which a search finds it, as PostgreSQL writes a ``tsvector``.
+a storage is Base64, beside the words by which a search finds it, as PostgreSQL writes a ``tsvector``; they are null if
+there are none, or a payload codec has decoded the value.
 """
 
 import json

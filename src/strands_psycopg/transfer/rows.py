@@ -93,7 +93,7 @@ class MultiAgentRow(NamedTuple):
 
 
 class ValueRow(NamedTuple):
-    """A value of the session's storage."""
+    """A value of the session's storage. It has no search vector if that is not known."""
 
     key: str
     data: bytes
@@ -263,7 +263,9 @@ def encoded_row(row: Row, payloads: Payloads, session_id: str) -> Row:
         case MultiAgentRow():
             return row._replace(**encode_as("multi_agent", "state", row.multi_agent_id))
         case ValueRow():
-            return row._replace(data=payloads.encode_bytes(row.data, session_id, row.key))
+            data = payloads.encode_bytes(row.data, session_id, row.key)
+            # The words of a value that is encrypted must not be stored beside it.
+            return row._replace(data=data, search_vector=row.search_vector if data == row.data else None)
         case _:
             return row
 

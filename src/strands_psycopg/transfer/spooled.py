@@ -172,9 +172,11 @@ class SpooledParts:
 
     def value(self, key: str) -> ValueRow:
         """Return a value of the session's storage."""
-        data, search_vector, updated_at, expires_at = next(self._values.rows(key))
-        decoded = self._reader.payloads.decode_bytes(b64decode(data), self._session_id, key)
-        return value_row(key, decoded, search_vector, updated_at, expires_at)
+        encoded, search_vector, updated_at, expires_at = next(self._values.rows(key))
+        stored = b64decode(encoded)
+        data = self._reader.payloads.decode_bytes(stored, self._session_id, key)
+        # The words are those of what is stored.
+        return value_row(key, data, search_vector if data == stored else None, updated_at, expires_at)
 
 
 class PartsReader:
