@@ -63,7 +63,8 @@ class Composed(NamedTuple):
 
 def composer(frame: FrameType | None) -> FrameType:
     """Return the frame of whoever composes a statement for itself."""
-    while frame is not None and frame.f_code.co_name in {"compose", "_compose", "<genexpr>", "<dictcomp>", "<listcomp>"}:
+    composing = {"compose", "_compose", "<genexpr>", "<dictcomp>", "<listcomp>"}
+    while frame is not None and frame.f_code.co_name in composing:
         frame = frame.f_back
     assert frame is not None
     return frame
