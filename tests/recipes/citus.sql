@@ -1,12 +1,19 @@
--- Distributes the tables over the workers of a Citus cluster. Run it on the coordinator, once, in the database and with the
--- role that migrated the tables:
+-- Distributes the tables over the nodes of a Citus cluster. Run it on the coordinator, once, with the role that migrated
+-- the tables, in one transaction:
 --
---     strands-psycopg migrate && psql --single-transaction --file citus.sql
+--     strands-psycopg migrate
+--     psql --single-transaction --set ON_ERROR_STOP=1 --file citus.sql
 --
--- Tables that have rows may be distributed, too. Writers wait until it has ended.
+-- Tables to which others refer come first. All rows of a session are on one node then, and so are all values and chunks
+-- of a storage's scope.
 --
--- Everything that belongs to a session is in shards of one node, and so is everything that belongs to a storage. Tables
--- to which others refer come first.
+-- Tables that have rows can be distributed too; writers wait meanwhile. The rows are copied, and what they leave on the
+-- coordinator is deleted with
+--
+--     SELECT truncate_local_data_after_distributing_table('strands_sessions');  -- with all that belongs to sessions
+--
+-- and the same for strands_leases, strands_storage and strands_chunks.
+
 SELECT create_distributed_table('strands_sessions', 'session_id', colocate_with => 'none');
 SELECT create_distributed_table('strands_agents', 'session_id', colocate_with => 'strands_sessions');
 SELECT create_distributed_table('strands_messages', 'session_id', colocate_with => 'strands_sessions');
@@ -20,7 +27,7 @@ SELECT create_distributed_table('strands_storage', 'scope', colocate_with => 'no
 SELECT create_distributed_table('strands_chunks', 'scope', colocate_with => 'strands_storage');
 SELECT create_reference_table('strands_migrations');
 
--- A purge limits how long it waits for a row's lock, with SET LOCAL, which must reach the workers.
+-- A purge limits with SET LOCAL for how long it waits for locks. That must reach the nodes.
 DO $$
 BEGIN
     EXECUTE format('ALTER DATABASE %I SET citus.propagate_set_commands = ''local''', current_database());

@@ -7,35 +7,54 @@ from pathlib import Path
 import psycopg
 
 from strands_psycopg import PostgresSessionRepository
+from support.catalog import TABLES, VIEWS
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "citus.sql"
 
 # Those to which others refer, and those to which none does.
 _EMPTIED = ("strands_sessions", "strands_leases", "strands_storage", "strands_chunks")
 
-_OURS = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND starts_with(tablename, 'strands_')"
+_OURS = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')"
 
 
 @contextmanager
 def distributed(dsn: str) -> Iterator[None]:
     """Create and distribute the tables, in a database that has none of them, and drop them at the end."""
-    with psycopg.connect(dsn) as connection:
-        if connection.execute(_OURS).fetchone():
-            raise RuntimeError("the database has tables of this package; pass one that has none, as all are dropped")
+    if names(dsn):
+        raise RuntimeError("the database has tables of this package; pass one that has none, since all are dropped")
     try:
-        with PostgresSessionRepository(dsn) as repository:
-            repository.ensure_schema()
-        with psycopg.connect(dsn) as connection:
-            connection.execute(RECIPE.read_bytes())
+        create(dsn)
         yield
     finally:
-        with psycopg.connect(dsn) as connection:
-            for (table,) in connection.execute(_OURS).fetchall():
-                connection.execute(f"DROP TABLE IF EXISTS {table} CASCADE".encode())
+        drop(dsn)
+
+
+def names(dsn: str) -> set[str]:
+    """Return the names of our tables and views, without their prefix."""
+    with psycopg.connect(dsn) as connection:
+        found = [name for (name,) in connection.execute(_OURS).fetchall()]
+    return {name.removeprefix("strands_") for name in found if name.startswith("strands_")}
+
+
+def create(dsn: str) -> None:
+    with PostgresSessionRepository(dsn) as repository:
+        repository.ensure_schema()
+    with psycopg.connect(dsn) as connection:
+        connection.execute(RECIPE.read_bytes())
+
+
+def drop(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        for table in sorted(names(dsn) & set(TABLES)):
+            connection.execute(f"DROP TABLE strands_{table} CASCADE".encode())
 
 
 def empty(dsn: str) -> None:
-    """Delete all rows."""
+    """Delete all rows, and create what a test has dropped."""
+    if names(dsn) != {*TABLES, *VIEWS}:
+        drop(dsn)
+        create(dsn)
+        return
     with psycopg.connect(dsn, autocommit=True) as connection:
         for table in _EMPTIED:
             connection.execute(f"DELETE FROM {table}".encode())
