@@ -144,7 +144,7 @@ def test_purge_deletes_idle_sessions_but_not_a_leased_one(
     with repository.lease("s0"):
         assert repository.purge_sessions(idle_for=timedelta(days=1)) == PurgeResult(4, 4, 4, 0)
         # As a purge does that has listed the session before it was leased.
-        selection = {"idle": 60.0, "owner": None, "metadata": None}
+        selection: dict[str, object] = {"idle": 60.0, "owner": None, "metadata": None}
         assert repository._tables.retention._delete(["s0"], selection) == PurgeResult()
         assert repository.read_session("s0") is not None
     assert repository.purge_sessions(idle_for=timedelta(days=1)) == PurgeResult(1, 1, 1, 0)
