@@ -21,6 +21,7 @@ from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
 from strands_psycopg.system_errors import ResourceLimitError, explain, file_limit_error, translate_limits
+from strands_psycopg.telemetry import PoolUsage
 
 # With libpq's defaults, a dead link would be noticed after two hours.
 _DEFAULTS: dict[str, str | int] = {
@@ -151,6 +152,8 @@ class ExternalPool:
         """Return the pool."""
         return self._pool
 
+    current_pool = pool
+
     @property
     def failures(self) -> int:
         """The number of failed connects so far."""
@@ -230,6 +233,10 @@ class ManagedPool:
             with self._opening:
                 if not self._closed:
                     self._open()
+        return self._pool
+
+    def current_pool(self) -> ConnectionPool[Any]:
+        """Return the pool, which may not have been opened."""
         return self._pool
 
     def _open(self) -> None:
@@ -380,6 +387,13 @@ class Connections:
     def stats(self) -> dict[str, int]:
         """Return the pool's statistics, under its own names."""
         return self._source.pool().get_stats()
+
+    def usage(self) -> PoolUsage:
+        """Return how much the pool is in use; it need not be open."""
+        pool = self._source.current_pool()
+        stats = pool.get_stats()
+        in_use = 0 if pool.closed else stats.get("pool_size", 0) - stats.get("pool_available", 0)
+        return PoolUsage(pool.name, in_use, stats.get("requests_waiting", 0))
 
     def close_idle(self) -> None:
         """Close idle connections, which may be as dead as the one just lost, before other calls use them."""

@@ -36,6 +36,7 @@ from strands_psycopg.errors import (
 from strands_psycopg.outage import OutageLog
 from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.system_errors import ResourceLimitError
+from strands_psycopg.telemetry import current_work, observe_pool, retries
 from strands_psycopg.watchdog import watchdog
 from strands_psycopg.workers import Workers
 
@@ -157,6 +158,7 @@ class Database:
         self._first_retry_timeout = _FIRST_RETRY_TIMEOUT if retry_timeout is None else retry_timeout
         self.response_timeout = response_timeout
         self._connections = Connections(source, pool_options)
+        observe_pool(self._connections)
         self.workers = Workers(max_wait=max(self._retry_timeout, _SHORTEST_MAX_WAIT))
         self._outage = OutageLog()
         self._clock = ServerClock()
@@ -236,6 +238,8 @@ class Database:
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Result:
             with new_cursor(connection) as cursor:
+                if (recorded := current_work()) is not None and not attempt.repeated:
+                    recorded.bytes += sum(len(each) for each in parameters.values() if isinstance(each, str | bytes))
                 while True:
                     sent_at = time.monotonic()
                     deadline = self._clock.earliest_at(attempt.deadline)
@@ -353,7 +357,7 @@ class Database:
                         # A server that ends a connection says why. Without a reason, the idle ones may be lost, too.
                         idle_suspect = connection.closed and error.sqlstate in (None, "25006", "0A000")
                     else:
-                        self._log_success(operation, connection, number, time.monotonic() - began)
+                        self._record_success(operation, connection, number, time.monotonic() - began)
                         return result
             except UnsuitableConnectionError as error:
                 raise DatabaseError(f"{operation}: {error}") from None
@@ -375,13 +379,16 @@ class Database:
                 "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", number, seconds, reason, operation
             )
             self._outage.failed(operation, reason)
+            retries.add(1)
             if idle_suspect:
                 self._connections.close_idle()
             pause(seconds)
             check_interrupted()
         raise AssertionError("the pauses never end")
 
-    def _log_success(self, operation: str, connection: Connection[Any], attempts: int, seconds: float) -> None:
+    def _record_success(self, operation: str, connection: Connection[Any], attempts: int, seconds: float) -> None:
+        if (recorded := current_work()) is not None:
+            recorded.attempts += attempts
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("attempts=<%d>, milliseconds=<%.2f> | %s succeeded", attempts, seconds * 1000, operation)
         if self._outage.is_open:

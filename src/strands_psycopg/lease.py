@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 from typing_extensions import Self
 
+from strands_psycopg import telemetry
 from strands_psycopg.calls import is_interrupted
 from strands_psycopg.database import Database
 from strands_psycopg.errors import DatabaseUnavailableError, SessionBusyError, SessionOwnerError, StrandsPsycopgError
@@ -161,8 +162,9 @@ class Lease(Uncopyable):
         """
         self._start_waiting()
         try:
-            while (pause := self._leases.workers.run(self._try_to_acquire)) is not None:
-                time.sleep(pause)
+            with telemetry.span("lease.wait", self.session_id):
+                while (pause := self._leases.workers.run(self._try_to_acquire)) is not None:
+                    time.sleep(pause)
         except BaseException:
             self._leave()
             raise
@@ -172,8 +174,9 @@ class Lease(Uncopyable):
         """Wait for the session and hold it, as ``__enter__`` does; after a cancelled wait it is not held."""
         self._start_waiting()
         try:
-            while (pause := await self._leases.workers.run_async(self._try_to_acquire)) is not None:  # noqa: ASYNC110
-                await asyncio.sleep(pause)
+            with telemetry.span("lease.wait", self.session_id):
+                while (pause := await self._leases.workers.run_async(self._try_to_acquire)) is not None:  # noqa: ASYNC110
+                    await asyncio.sleep(pause)
         except BaseException:
             await self._leave_async()
             raise
@@ -248,6 +251,7 @@ class Leases:
         self._release = database.statement(_RELEASE)
         self._reset()
         after_fork_in_child(self._reset)
+        telemetry.observe_leases(self)
 
     def _reset(self) -> None:
         self._held: dict[Lease, None] = {}
@@ -255,6 +259,10 @@ class Leases:
         self.tell_keeper = self._messages.put
         # The thread that removes the only item starts the keeper, which puts it back when it ends.
         self._keeper_absent = deque([True])
+
+    def count(self) -> int:
+        """Return how many leases this process holds."""
+        return len(self._held)
 
     def term(self, session_id: str) -> UUID | None:
         """Return the term that writes to a session must carry, or None if this process has no lease on it."""
@@ -405,6 +413,7 @@ class Leases:
             is_lost = str(lease.term) not in renewed
             lease._renew_at = _NO_RENEWAL if is_lost else renew_at
             if is_lost and lease in self._held:
+                telemetry.leases_lost.add(1)
                 logger.warning(
                     "session_id=<%s> | lease lost: another holder has taken over, or the session was deleted",
                     lease.session_id,

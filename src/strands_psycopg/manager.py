@@ -20,6 +20,7 @@ from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionType
 from typing_extensions import Self
 
+from strands_psycopg import telemetry
 from strands_psycopg.agent_sync.agent_writer import AgentWriter
 from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
 from strands_psycopg.agent_sync.record import AgentRecord
@@ -300,17 +301,21 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         """
         if agent.agent_id in self._agents:
             raise SessionException("The `agent_id` of an agent must be unique in a session.")
-        record = self._workers.run(partial(self._read_or_create_agent, agent))
+        record = self._workers.run(partial(self._restore, agent))
         self._agents[agent.agent_id] = AgentWriter(
             self._tables, self.session_id, agent, record, self._guard, keep_snapshots=self._keep_snapshots
         )
+
+    def _restore(self, agent: "LocalAgent") -> AgentRecord:
+        with telemetry.span("session.restore", self.session_id, agent.agent_id):
+            return self._read_or_create_agent(agent)
 
     def _read_or_create_agent(self, agent: "LocalAgent") -> AgentRecord:
         conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
         if conversation is None:
             stored, messages, window = new_agent(agent)
             write_id = uuid4()
-            with self._guard.writing():
+            with self._guard.writing(agent.agent_id):
                 try:
                     self._tables.agents.create(
                         self.session_id, stored, messages, window=window, write_id=write_id, term=self._guard.term

@@ -131,7 +131,7 @@ class AgentWriter(Collector):
         """Redact messages; return whether any were redacted."""
         if not redaction.held and tracking_id(message) is None:
             return False
-        with self._guard.writing():
+        with self._guard.writing(self._agent.agent_id):
             stored = self._tables.messages.redact(
                 self._session_id,
                 self._agent.agent_id,
@@ -216,7 +216,7 @@ class AgentWriter(Collector):
     def _save_checkpoint(self) -> UUID:
         record = self._record
         snapshot_id, data = new_snapshot_id(), snapshot_data(self._agent)
-        with self._guard.writing():
+        with self._guard.writing(self._agent.agent_id):
             self._tables.checkpoints.save(
                 self._session_id,
                 self._agent.agent_id,
@@ -238,7 +238,7 @@ class AgentWriter(Collector):
     def _write_due(self) -> None:
         announced = list(self._announced)
         is_sync_due, self._is_sync_due = self._is_sync_due, False
-        with self._guard.writing():
+        with self._guard.writing(self._agent.agent_id):
             if is_sync_due:
                 memory = (memory_after_turn(self._agent) if announced else None) or memory_of(self._agent)
                 self._carry_out(compare(memory, announced, self._record))

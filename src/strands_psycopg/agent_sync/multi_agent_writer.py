@@ -47,7 +47,7 @@ class MultiAgentWriter(Collector):
         stored = self._rows.read(self._session_id, self._multi_agent.id)
         if stored is None:
             write_id = uuid4()
-            with self._guard.writing():
+            with self._guard.writing(self._multi_agent.id):
                 try:
                     self._rows.create(
                         self._session_id,
@@ -86,7 +86,7 @@ class MultiAgentWriter(Collector):
             SessionConflictError: Another writer was first.
             StrandsPsycopgError: The write failed, or an earlier one of the manager has failed.
         """
-        with self._lock, self._guard.writing():
+        with self._lock, self._guard.writing(self._multi_agent.id):
             if self._due:
                 state, write_id = self._due.popleft(), uuid4()
                 self._rows.update(

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from strands_psycopg.errors import DatabaseUnavailableError
+from strands_psycopg import telemetry
+from strands_psycopg.errors import DatabaseUnavailableError, SessionConflictError
 from strands_psycopg.lease import Leases
 
 
@@ -30,16 +31,22 @@ class WriteGuard:
         return self._leases.term(self._session_id)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, agent_id: str) -> Iterator[None]:
         """Remember the first write that fails or is interrupted, and raise its error instead of every later write.
 
         After it the agent in memory and the session in the database may no longer be the same.
+
+        Args:
+            agent_id: The agent, graph or swarm that is written.
         """
         if self._failure is not None:
             raise self._failure
         try:
-            yield
+            with telemetry.write_span(self._session_id, agent_id):
+                yield
         except BaseException as error:
+            if isinstance(error, SessionConflictError):
+                telemetry.conflicts.add(1)
             self._failure = error if isinstance(error, Exception) else self._interruption()
             raise
 
