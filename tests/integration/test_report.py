@@ -224,6 +224,17 @@ def test_the_page_shows_every_tool_session_and_day(talks: None, repository: Post
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_the_page_shows_owners_and_titles_if_there_are_any(talks: None, repository: PostgresSessionRepository) -> None:
+    plain = Page(page_of(repository))
+    repository.annotate_session("old", owner=HOSTILE, title="Trip")
+    page = Page(page_of(repository))
+    assert ["Session", "Owner", "Title", "Messages"] in [row[:4] for row in page.rows]
+    assert ["old", HOSTILE, "Trip", "2"] in [row[:4] for row in page.rows]
+    assert ["new", "", "", "6"] in [row[:4] for row in page.rows]
+    assert page.elements == plain.elements
+    assert ["Session", "Messages"] in [row[:2] for row in plain.rows]
+
+
 def test_the_page_asks_for_nothing_else(talks: None, repository: PostgresSessionRepository) -> None:
     text = page_of(repository)
     page = Page(text)

@@ -190,7 +190,8 @@ class EncryptingCodec:
         if context.kind == "storage":
             key_id, nonce = UUID(bytes=document[:16]), document[16 : 16 + _NONCE_SIZE]
             return self._decrypt(key_id, nonce, document[16 + _NONCE_SIZE :], context)
-        if self._reads_plain and document.keys() != {"key", "nonce", "data"}:
+        # A title that was stored without the codec is a string.
+        if self._reads_plain and (isinstance(document, str) or document.keys() != {"key", "nonce", "data"}):
             return document
         nonce, data = base64.b64decode(document["nonce"]), base64.b64decode(document["data"])
         return decode(*json.loads(self._decrypt(UUID(document["key"]), nonce, data, context)))

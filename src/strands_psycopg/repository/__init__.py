@@ -65,7 +65,7 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
             connection; 0 is no retry. The default is 30, but 5 as long as no server has ever answered this process.
         response_timeout: Seconds without a response after which a connection counts as lost.
         payload_codec: Changes each document on its way to and from the database, to encrypt or scrub it (see
-            ``PayloadCodec``): messages, states, checkpoints, and the values of storages on this repository.
+            ``PayloadCodec``): messages, states, checkpoints, titles, and the values of storages on this repository.
         **pool_options: Arguments of ``ConnectionPool``, by its own names; the defaults of ``min_size`` and
             ``max_size`` are 1 and 10.
 
