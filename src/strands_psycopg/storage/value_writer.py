@@ -46,21 +46,22 @@ _REPLACE = """
 """
 
 # A late attempt that waited for the lock of the row finds a newer value, by its time: the time of the attempt itself is
-# that before it waited. Of its own table expression, so that on Citus the server that has the row reads the time.
+# that before it waited.
 _UPSERT_INLINE = (
     """
-    WITH clock AS (SELECT {in_time} AS in_time), changed AS (
+    WITH changed AS (
         INSERT INTO {values} AS s ("""
     + _COLUMNS
     + ") SELECT"
     + _NEW_VALUE
-    + "FROM clock WHERE clock.in_time AND {fenced} AND {present}"
+    + "WHERE {in_time} AND {fenced} AND {present}"
     + _REPLACE
     + """
         WHERE s.chunk_ids IS NULL AND s.updated_at <= EXCLUDED.updated_at AND {replaceable}
         RETURNING true AS done
     ){touch_session}
-    SELECT CASE WHEN clock.in_time THEN {server_time} END, changed.done FROM clock LEFT JOIN changed ON true
+    SELECT CASE WHEN {in_time} THEN {server_time} END, changed.done
+    FROM (SELECT 1) AS one LEFT JOIN changed ON true
 """
 )  # not done: the stored value has chunks or is newer by the server's clock, or a check failed
 
@@ -84,6 +85,7 @@ _UPSERT = (
 )  # no row: there was no row to lock, and another transaction has just stored a value in chunks, or an unexpected one
 
 # A late attempt that waited for a lock finds the row deleted by its retry, and leaves alone what was stored after that.
+# Where the tables are distributed, a DELETE has the time of the node that plans it, so the one that runs it reads it.
 _DELETE_INLINE = """
     WITH clock AS (SELECT {in_time} AS in_time), changed AS (
         DELETE FROM {values} AS s
