@@ -346,9 +346,13 @@ def test_redacted_message_is_shown_redacted(run: Run, repository: PostgresSessio
 
 
 @needs_storage
-def test_values_of_the_storage_are_shown_with_their_sizes(run: Run, repository: PostgresSessionRepository) -> None:
+def test_values_of_the_storage_are_shown_with_their_sizes(
+    run: Run, repository: PostgresSessionRepository, connection: Connection
+) -> None:
     build(repository)
     storage = repository.storage("s", expires_in=3600)
+    asyncio.run(storage.write("expired", b"1"))
+    connection.execute("UPDATE strands_session_storage SET expires_at = now()")
     asyncio.run(storage.write("context/a\x1b[31m", b"x" * 2000))
     asyncio.run(repository.storage("s").write("k", b""))
 

@@ -60,7 +60,8 @@ _UPSERT_INLINE = (
         WHERE s.chunk_ids IS NULL AND s.updated_at <= EXCLUDED.updated_at AND {replaceable}
         RETURNING true AS done
     ){touch_session}
-    SELECT CASE WHEN {in_time} THEN {server_time} END, changed.done FROM (SELECT 1) AS one LEFT JOIN changed ON true
+    SELECT CASE WHEN {in_time} THEN {server_time} END, changed.done
+    FROM (SELECT 1) AS one LEFT JOIN changed ON true
 """
 )  # not done: the stored value has chunks or is newer by the server's clock, or a check failed
 
@@ -84,6 +85,7 @@ _UPSERT = (
 )  # no row: there was no row to lock, and another transaction has just stored a value in chunks, or an unexpected one
 
 # A late attempt that waited for a lock finds the row deleted by its retry, and leaves alone what was stored after that.
+# Where the tables are distributed, a DELETE has the time of the node that plans it, so the one that runs it reads it.
 _DELETE_INLINE = """
     WITH clock AS (SELECT {in_time} AS in_time), changed AS (
         DELETE FROM {values} AS s
