@@ -15,24 +15,24 @@ _CREATE = """
     WITH t AS (
         INSERT INTO {sessions} AS s (session_id, session_type, write_id, created_at, updated_at)
         SELECT %(session_id)s::text, %(session_type)s::text, %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
-        WHERE {fenced}
+        WHERE {may_write}
         ON CONFLICT (session_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE s.write_id = EXCLUDED.write_id
         RETURNING s.created_at, s.updated_at
     )
     SELECT {allowed_at}, {times_of_t},
-        t.created_at IS NULL AND {fenced} AND NOT EXISTS (
+        t.created_at IS NULL AND fence.holds AND NOT EXISTS (
             SELECT true FROM {sessions} WHERE session_id = %(session_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true
 """  # times are NULL: another call created it first
 
 _READ = "SELECT t.session_type, {times_of_t} FROM {sessions} AS t WHERE t.session_id = %(session_id)s"
 
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
-    WITH {clock}, t AS (
-        DELETE FROM {sessions} WHERE session_id = %(session_id)s AND {fenced} RETURNING session_id
+    WITH {fence}, t AS (
+        DELETE FROM {sessions} WHERE session_id = %(session_id)s AND {fence_holds} RETURNING session_id
     ), a AS (
         DELETE FROM {agents} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
     ), m AS (
@@ -45,10 +45,10 @@ _DELETE = """
         DELETE FROM {multi_agents} WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t)
     )
     SELECT {allowed_at}, t.session_id IS NOT NULL,
-        t.session_id IS NULL AND {fenced} AND EXISTS (
+        t.session_id IS NULL AND fence.holds AND EXISTS (
             SELECT true FROM {sessions} WHERE session_id = %(session_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM fence LEFT JOIN t ON true
 """
 
 
