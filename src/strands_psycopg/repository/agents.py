@@ -21,7 +21,7 @@ from strands_psycopg.repository.messages import Messages, append_conflict, messa
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 
 _CREATE = """
-    WITH {touch_session}, t AS (
+    WITH t AS (
         INSERT INTO {agents} AS a (
             session_id, agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact,
             _internal_state, _internal_state_exact, memory_window, write_id, created_at, updated_at
@@ -30,16 +30,16 @@ _CREATE = """
             %(conversation_manager_state)s::jsonb, %(conversation_manager_state_exact)s::text,
             %(_internal_state)s::jsonb, %(_internal_state_exact)s::text, %(memory_window)s::jsonb, %(write_id)s::uuid,
             pg_catalog.now(), pg_catalog.now()
-        WHERE {fenced}
+        WHERE {may_write}
         ON CONFLICT (session_id, agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
         RETURNING a.created_at, a.updated_at
-    )
+    ), {touch_session_of_t}
     SELECT {allowed_at}, {times_of_t},
-        t.created_at IS NULL AND {fenced} AND NOT EXISTS (
+        t.created_at IS NULL AND fence.holds AND NOT EXISTS (
             SELECT true FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true
 """  # times are NULL: another call created it first
 
 _READ = """
@@ -48,42 +48,42 @@ _READ = """
 """
 
 _UPDATE_AND_APPEND = """
-    WITH {touch_session}, t AS (
-        {insert_message} FROM {seen} AND {fenced} AND {unchanged} AND {is_next}
+    WITH t AS (
+        {insert_message} FROM {seen} AND {may_write} AND {unchanged} AND {is_next}
         FOR NO KEY UPDATE OF seen {on_message_conflict}
     ), u AS (
         {update_agent} AND EXISTS (SELECT true FROM t) RETURNING created_at, updated_at
-    )
+    ), {touch_session_of_u}
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
-        u.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged}
+        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged}
             AND (t.created_at IS NOT NULL OR coalesce({next_message_id}, 0) = %(message_id)s) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # both are stored or neither; times are NULL: another writer has updated the agent or stored a message
 
 # Of an agent without a message, and without new variants.
 _UPDATE = """
-    WITH {clock}, {touch_session}, u AS (
-        {update_agent_in_part} AND {unchanged} AND {fenced} RETURNING created_at, updated_at
+    WITH {fence}, {touch_session}, u AS (
+        {update_agent_in_part} AND {unchanged} AND {fence_holds} RETURNING created_at, updated_at
     ), {replace_messages},
     unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     )
     SELECT {allowed_at}, a.agent_id IS NOT NULL, NULL, NULL, {times_of_u}, NULL,
-        u.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged} AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN u ON true
+        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged} AS suppressed
+    FROM fence LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # as _UPDATE_AND_APPEND
 
 # The message is optional. Everything but it depends on the update of the agent, and that on the message.
 _STORE = """
-    WITH {touch_session}, t AS (
-        {insert_message} FROM {seen} AND %(message_id)s::bigint IS NOT NULL AND {fenced} AND {unchanged}
+    WITH t AS (
+        {insert_message} FROM {seen} AND %(message_id)s::bigint IS NOT NULL AND {may_write} AND {unchanged}
             AND {is_next}
         FOR NO KEY UPDATE OF seen {on_message_conflict}
     ), u AS (
-        {update_agent_in_part} AND {unchanged} AND {fenced}
+        {update_agent_in_part} AND {unchanged} AND {may_write}
             AND (%(message_id)s::bigint IS NULL OR EXISTS (SELECT true FROM t))
         RETURNING created_at, updated_at
     ), {replace_messages},
@@ -100,14 +100,14 @@ _STORE = """
         ON CONFLICT DO NOTHING
     ), unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
-    )
+    ), {touch_session_of_u}
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
         CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END,
-        u.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged} AND (
+        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged} AND (
             t.created_at IS NOT NULL OR %(message_id)s::bigint IS NULL
             OR coalesce({next_message_id}, 0) = %(message_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true LEFT JOIN u ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true LEFT JOIN u ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # as _UPDATE_AND_APPEND
 
@@ -142,8 +142,8 @@ _OWN_REDACTION = {
 
 # Foreign keys cascade, but not with session_replication_role = replica.
 _DELETE = """
-    WITH {clock}, {touch_session}, t AS (
-        DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fenced} AND {owned}
+    WITH {fence}, {touch_session}, t AS (
+        DELETE FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND {fence_holds} AND {owned}
         RETURNING agent_id
     ), m AS (
         DELETE FROM {messages}
@@ -156,10 +156,10 @@ _DELETE = """
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
     )
     SELECT {allowed_at}, t.agent_id IS NOT NULL, {of_another_owner},
-        t.agent_id IS NULL AND {fenced} AND {owned} AND EXISTS (
+        t.agent_id IS NULL AND fence.holds AND {owned} AND EXISTS (
             SELECT true FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM fence LEFT JOIN t ON true
 """
 
 

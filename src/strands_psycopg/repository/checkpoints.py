@@ -19,7 +19,7 @@ PINNED = "pin_first_applied"
 
 # The agent is locked, so that nobody deletes the variants meanwhile. Of older checkpoints only so many are kept.
 _SAVE = """
-    WITH {touch_session}, t AS (
+    WITH t AS (
         INSERT INTO {checkpoints} AS c (
             session_id, agent_id, snapshot_id, message_count, memory_window, variant_ids, data, data_exact, write_id,
             created_at
@@ -27,7 +27,7 @@ _SAVE = """
         SELECT seen.session_id, seen.agent_id, %(snapshot_id)s::uuid, %(message_count)s::bigint,
             %(memory_window)s::jsonb, %(variant_ids)s::bigint[], %(data)s::jsonb, %(data_exact)s::text,
             %(snapshot_id)s::uuid, pg_catalog.now()
-        FROM {seen} AND {fenced} AND {unchanged}
+        FROM {seen} AND {may_write} AND {unchanged}
         FOR NO KEY UPDATE OF seen
         ON CONFLICT (session_id, agent_id, snapshot_id) DO UPDATE SET write_id = EXCLUDED.write_id
         RETURNING c.snapshot_id
@@ -52,10 +52,10 @@ _SAVE = """
                 WHERE c.session_id = %(session_id)s AND c.agent_id = %(agent_id)s AND v.variant_id = ANY(c.variant_ids)
                     AND c.snapshot_id NOT IN (SELECT snapshot_id FROM surplus)
             )
-    )
+    ), {touch_session_of_t}
     SELECT {allowed_at}, t.snapshot_id IS NOT NULL,
-        t.snapshot_id IS NULL AND {fenced} AND {agent_unchanged} AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+        t.snapshot_id IS NULL AND fence.holds AND {agent_unchanged} AS suppressed
+    FROM {fence_of_insert} LEFT JOIN t ON true
 """
 
 _LIST = """

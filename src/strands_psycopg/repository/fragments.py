@@ -16,6 +16,13 @@ _TIMES = """
 
 _ANNOTATIONS = "{row}.owner, {row}.title, {row}.metadata::text, {row}.metadata_exact"
 
+_TOUCH_SESSION = """
+    touched_session AS (
+        UPDATE {sessions} SET updated_at = pg_catalog.now()
+        WHERE session_id = %(session_id)s AND updated_at < pg_catalog.now() - interval '1 minute' AND {condition}
+    )
+"""
+
 # The numbers of agents, messages and multi-agents of a session. Indexes of messages have no gaps, so the number of an
 # agent's messages follows from the last index.
 _COUNTS = """
@@ -40,28 +47,28 @@ _FRAGMENTS = {
         t._internal_state::text, t._internal_state_exact, t.write_id::text, coalesce({next_message_id}, 0),
         t.memory_window::text, {times_of_t}
     """,
-    # Where the tables are distributed, an UPDATE or DELETE has the time of the node that plans it, so one that would
-    # overwrite what is newer begins with this, which has the time of the node that runs it. A write that inserts does
-    # not need it: its write id tells. With this, such a write would be one of all nodes.
-    "clock": "clock AS (SELECT {in_time} AS in_time)",
-    # The time of the last activity is accurate to a minute, so most writes do not update the session's row.
-    "touch_session": """
-        touched_session AS (
-            UPDATE {sessions} SET updated_at = pg_catalog.now()
-            WHERE session_id = %(session_id)s AND updated_at < pg_catalog.now() - interval '1 minute' AND {fenced}
-        )
-    """,
     # The server's time if the statement may write, otherwise NULL (see Database.write).
-    "allowed_at": "CASE WHEN {fenced} THEN {server_time} END",
-    # Whether the statement may write: it has not arrived late, and the writer's lease, if it has one, is still held.
-    # The term is a fencing token: a writer that was suspended while another holder took over writes nothing. Locking
-    # the row until the statement commits prevents a takeover between this check and the write; without the lock one
-    # could commit in between.
-    "fenced": """
-        ({timely} AND (%(term)s::uuid IS NULL OR EXISTS (
+    "allowed_at": "CASE WHEN fence.holds THEN {server_time} END",
+    # Whether the statement may write, for one that updates or deletes: it begins with this. Where the tables are
+    # distributed, this has the time of the node that runs it, and an UPDATE itself would have that of the node that
+    # plans it, so that it could overwrite what is newer.
+    "fence": "fence AS (SELECT {may_write} AS holds)",
+    "fence_holds": "(SELECT holds FROM fence)",
+    # The same, for one that inserts: that is told by its write id if it is late. With a CTE that selects, it would be a
+    # write of all nodes. This is what it selects from at the end.
+    "fence_of_insert": "(SELECT {may_write} AS holds OFFSET 0) AS fence",
+    # It has not arrived late, and the writer's lease, if it has one, is still held. The term is a fencing token: a
+    # writer that was suspended while another holder took over writes nothing. Locking the row until the statement
+    # commits prevents a takeover between this check and the write; without the lock one could commit in between.
+    "may_write": """
+        ({in_time} AND (%(term)s::uuid IS NULL OR EXISTS (
             SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s::uuid FOR SHARE
         )))
     """,
+    # The time of the last activity is accurate to a minute, so most writes do not update the session's row.
+    "touch_session": _TOUCH_SESSION.replace("{condition}", "(SELECT holds FROM fence)"),
+    "touch_session_of_t": _TOUCH_SESSION.replace("{condition}", "EXISTS (SELECT true FROM t)"),
+    "touch_session_of_u": _TOUCH_SESSION.replace("{condition}", "EXISTS (SELECT true FROM u)"),
     # created_at and updated_at of a row in Strands' format; the latter is NULL if both are equal.
     "times_of_s": _TIMES.replace("{row}", "s"),
     "times_of_t": _TIMES.replace("{row}", "t"),
@@ -171,10 +178,9 @@ def compose(database: Database, template: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _with_fragments(template: str) -> str:
-    timely = "(SELECT in_time FROM clock)" if "{clock}" in template else "{in_time}"
     for name, text in _FRAGMENTS.items():
         template = template.replace("{" + name + "}", text)
-    return template.replace("{timely}", timely)
+    return template
 
 
 def run_explained(operation: str, run: Callable[[], Result]) -> Result:

@@ -20,14 +20,14 @@ from strands_psycopg.repository.identifiers import check_id, check_index
 from strands_psycopg.repository.redactions import Redactions
 
 _APPEND = """
-    WITH {touch_session}, t AS (
-        {insert_message} FROM {seen} AND {fenced} AND {is_next} AND {unchanged} {on_message_conflict}
-    )
+    WITH t AS (
+        {insert_message} FROM {seen} AND {may_write} AND {is_next} AND {unchanged} {on_message_conflict}
+    ), {touch_session_of_t}
     SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
         CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
-        t.created_at IS NULL AND {fenced} AND a.agent_id IS NOT NULL AND {unchanged}
+        t.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged}
             AND coalesce({next_message_id}, 0) = %(message_id)s AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true
     LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # times are NULL: another writer has stored a message or updated the agent; the next index tells which
 
@@ -50,20 +50,20 @@ _LIST = """
 """  # no row: no agent; one row whose index is NULL: no message
 
 _OF_MESSAGE = """
-        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fenced}
+        WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s AND {fence_holds}
         RETURNING created_at, updated_at
     )
     SELECT {allowed_at}, {times_of_t},
-        t.created_at IS NULL AND {fenced} AND EXISTS (
+        t.created_at IS NULL AND fence.holds AND EXISTS (
             SELECT true FROM {messages}
             WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND message_id = %(message_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM fence LEFT JOIN t ON true
 """  # times are NULL: no such message
 
 _UPDATE = (
     """
-    WITH {clock}, {touch_session}, t AS (
+    WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
             redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
@@ -74,7 +74,7 @@ _UPDATE = (
 # A redaction stays one: what continues a redacted message holds nothing that was redacted.
 _REPLACE = (
     """
-    WITH {clock}, {touch_session}, t AS (
+    WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s,
             redact_message = CASE WHEN redact_message IS NOT NULL THEN %({redaction})s::jsonb END,

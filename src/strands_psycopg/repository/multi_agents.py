@@ -10,22 +10,22 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
-    WITH {touch_session}, t AS (
+    WITH t AS (
         INSERT INTO {multi_agents} AS a (
             session_id, multi_agent_id, state, state_exact, write_id, created_at, updated_at
         )
         SELECT %(session_id)s::text, %(multi_agent_id)s::text, %(state)s::jsonb, %(state_exact)s::text,
             %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
-        WHERE {fenced}
+        WHERE {may_write}
         ON CONFLICT (session_id, multi_agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
         RETURNING a.multi_agent_id
-    )
+    ), {touch_session_of_t}
     SELECT {allowed_at}, t.multi_agent_id IS NOT NULL,
-        t.multi_agent_id IS NULL AND {fenced} AND NOT EXISTS (
+        t.multi_agent_id IS NULL AND fence.holds AND NOT EXISTS (
             SELECT true FROM {multi_agents} WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true
 """
 
 _READ = """
@@ -34,15 +34,15 @@ _READ = """
 """
 
 _UPDATE = """
-    WITH {clock}, {touch_session}, t AS (
+    WITH {fence}, {touch_session}, t AS (
         UPDATE {multi_agents}
         SET state = %(state)s, state_exact = %(state_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
-        WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {unchanged} AND {fenced}
+        WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s AND {unchanged} AND {fence_holds}
         RETURNING multi_agent_id
     )
     SELECT {allowed_at}, a.multi_agent_id IS NOT NULL, t.multi_agent_id IS NOT NULL,
-        t.multi_agent_id IS NULL AND {fenced} AND a.multi_agent_id IS NOT NULL AND {unchanged} AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+        t.multi_agent_id IS NULL AND fence.holds AND a.multi_agent_id IS NOT NULL AND {unchanged} AS suppressed
+    FROM fence LEFT JOIN t ON true
     LEFT JOIN {multi_agents} AS a ON a.session_id = %(session_id)s AND a.multi_agent_id = %(multi_agent_id)s
 """
 

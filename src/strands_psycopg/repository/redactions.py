@@ -15,29 +15,29 @@ from strands_psycopg.repository.identifiers import check_id
 
 _REDACTED = """
     SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
-        t.message_id IS NULL AND {fenced} AND EXISTS (
+        t.message_id IS NULL AND fence.holds AND EXISTS (
             SELECT true FROM {messages}
             WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
                 AND message_id = ANY(%(message_ids)s::bigint[])
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM fence LEFT JOIN t ON true
 """  # a row for each message; one whose index is NULL: no message
 
 # Also the same message where other agents of the session hold it, or where a retried turn has stored it again.
 _REDACT = (
     """
-    WITH {clock}, {touch_session}, t AS (
+    WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(message)s,
             redact_message_exact = %(message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
-        WHERE session_id = %(session_id)s AND {fenced} AND (
+        WHERE session_id = %(session_id)s AND {fence_holds} AND (
             agent_id = %(agent_id)s AND message_id = ANY(%(message_ids)s::bigint[])
             OR message->>'tracking_id'::text = %(tracking_id)s
         )
         RETURNING agent_id, message_id, created_at, updated_at
     ), v AS (
         UPDATE {message_variants} SET message = %(message)s, message_exact = %(message_exact)s
-        WHERE session_id = %(session_id)s AND {fenced} AND (
+        WHERE session_id = %(session_id)s AND {fence_holds} AND (
             agent_id = %(agent_id)s
             AND (message_id = ANY(%(message_ids)s::bigint[]) OR variant_id = ANY(%(variant_ids)s::bigint[]))
             OR message->>'tracking_id'::text = %(tracking_id)s
@@ -72,7 +72,7 @@ _CREATED_AT = """pg_catalog.to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T
 
 _REDACT_EACH = (
     """
-    WITH {clock}, {touch_session}, t AS (
+    WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} AS m SET
             message = r.message::jsonb, message_exact = r.message_exact, redact_message = r.redaction::jsonb,
             redact_message_exact = r.redaction_exact, write_id = %(write_id)s, updated_at = pg_catalog.now()
@@ -81,7 +81,7 @@ _REDACT_EACH = (
             %(messages_exact)s::text[], %(redactions)s::text[], %(redactions_exact)s::text[]
         ) AS r (agent_id, message_id, created_at, message, message_exact, redaction, redaction_exact)
         WHERE m.session_id = %(session_id)s AND m.agent_id = r.agent_id AND m.message_id = r.message_id
-            AND m.created_at = r.created_at AND {fenced}
+            AND m.created_at = r.created_at AND {fence_holds}
         RETURNING m.agent_id, m.message_id, m.created_at, m.updated_at
     ), v AS (
         UPDATE {message_variants} AS m SET message = r.message::jsonb, message_exact = r.message_exact
@@ -90,7 +90,7 @@ _REDACT_EACH = (
             %(variants)s::text[], %(variants_exact)s::text[]
         ) AS r (agent_id, variant_id, created_at, message, message_exact)
         WHERE m.session_id = %(session_id)s AND m.agent_id = r.agent_id AND m.variant_id = r.variant_id
-            AND m.created_at = r.created_at AND {fenced}
+            AND m.created_at = r.created_at AND {fence_holds}
         RETURNING m.variant_id
     )
 """

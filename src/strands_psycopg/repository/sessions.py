@@ -20,16 +20,16 @@ _CREATE = """
         )
         SELECT %(session_id)s::text, %(session_type)s::text, %(owner)s::text, %(title)s::text, %(metadata)s::jsonb,
             %(metadata_exact)s::text, %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
-        WHERE {fenced}
+        WHERE {may_write}
         ON CONFLICT (session_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE s.write_id = EXCLUDED.write_id
         RETURNING s.created_at, s.updated_at
     )
     SELECT {allowed_at}, {times_of_t},
-        t.created_at IS NULL AND {fenced} AND NOT EXISTS (
+        t.created_at IS NULL AND fence.holds AND NOT EXISTS (
             SELECT true FROM {sessions} WHERE session_id = %(session_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true
 """  # times are NULL: another call created it first
 
 _READ = """
@@ -37,28 +37,28 @@ _READ = """
 """
 
 _ANNOTATE = """
-    WITH {clock}, t AS (
+    WITH {fence}, t AS (
         UPDATE {sessions} SET
             owner = CASE WHEN %(sets_owner)s THEN %(owner)s::text ELSE owner END,
             title = CASE WHEN %(sets_title)s THEN %(title)s::text ELSE title END,
             metadata = CASE WHEN %(sets_metadata)s THEN %(metadata)s::jsonb ELSE metadata END,
             metadata_exact = CASE WHEN %(sets_metadata)s THEN %(metadata_exact)s::text ELSE metadata_exact END
-        WHERE session_id = %(session_id)s AND {fenced}
+        WHERE session_id = %(session_id)s AND {fence_holds}
         RETURNING session_id
     )
     SELECT {allowed_at}, t.session_id IS NOT NULL,
-        t.session_id IS NULL AND {fenced} AND EXISTS (
+        t.session_id IS NULL AND fence.holds AND EXISTS (
             SELECT true FROM {sessions} WHERE session_id = %(session_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM fence LEFT JOIN t ON true
 """
 
 # Foreign keys cascade, but not with session_replication_role = replica. The lease is locked first, as writers do.
 # The caller's own lease is kept, since its block has not ended.
 _DELETE = """
-    WITH {clock}, t AS (
+    WITH {fence}, t AS (
         DELETE FROM {sessions}
-        WHERE session_id = %(session_id)s AND {fenced} AND (%(owner)s::text IS NULL OR owner = %(owner)s::text)
+        WHERE session_id = %(session_id)s AND {fence_holds} AND (%(owner)s::text IS NULL OR owner = %(owner)s::text)
             AND coalesce((SELECT true FROM {leases} WHERE session_id = %(session_id)s FOR UPDATE), true)
         RETURNING session_id
     ), a AS (
@@ -80,11 +80,11 @@ _DELETE = """
         WHERE session_id = %(session_id)s AND %(term)s::uuid IS NULL AND EXISTS (SELECT true FROM t)
     )
     SELECT {allowed_at}, t.session_id IS NOT NULL, {of_another_owner},
-        t.session_id IS NULL AND {fenced} AND EXISTS (
+        t.session_id IS NULL AND fence.holds AND EXISTS (
             SELECT true FROM {sessions}
             WHERE session_id = %(session_id)s AND (%(owner)s::text IS NULL OR owner = %(owner)s::text)
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM fence LEFT JOIN t ON true
 """
 
 

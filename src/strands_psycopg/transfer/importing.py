@@ -47,15 +47,15 @@ _INSERT_SESSION = """
         )
         SELECT %(session_id)s::text, %(session_type)s::text, %(owner)s::text, %(title)s::text, %(metadata)s::jsonb,
             %(metadata_exact)s::text, %(write_id)s::uuid, %(created_at)s::timestamptz, %(updated_at)s::timestamptz
-        WHERE {fenced}
+        WHERE {may_write}
         ON CONFLICT (session_id) DO NOTHING
         RETURNING session_id
     )
     SELECT {allowed_at}, t.session_id IS NOT NULL,
-        t.session_id IS NULL AND {fenced} AND NOT EXISTS (
+        t.session_id IS NULL AND fence.holds AND NOT EXISTS (
             SELECT true FROM {sessions} WHERE session_id = %(session_id)s
         ) AS suppressed
-    FROM (SELECT 1) AS one LEFT JOIN t ON true
+    FROM {fence_of_insert} LEFT JOIN t ON true
 """
 
 _SELECT_WRITE_ID = "SELECT write_id::text FROM {sessions} WHERE session_id = %(session_id)s"
