@@ -285,7 +285,7 @@ def test_repository_works_after_close_while_the_pool_is_open(plain_pool: Pool) -
 
 def test_pool_is_not_opened(dsn: str) -> None:
     pool: Pool = ConnectionPool(dsn, connection_class=Connection, open=False)
-    with pytest.raises(DatabaseUnavailableError, match="closed"):
+    with pytest.raises(DatabaseUnavailableError, match="not open yet"):
         PostgresSessionRepository(pool).read_session("s")
     assert pool.closed
 

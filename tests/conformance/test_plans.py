@@ -47,6 +47,12 @@ FILL = """
         SELECT session_id, 'a', gen_random_uuid(), size, '{"items": [1], "next": null}', '{1}', '{}',
             gen_random_uuid(), active
         FROM sizes
+    ), k AS (
+        INSERT INTO strands_session_chunks (session_id, chunk_id, data)
+        SELECT session_id, gen_random_uuid(), 'chunk' FROM sizes, generate_series(1, %(each)s)
+    ), d AS (
+        INSERT INTO strands_session_storage (session_id, key, data, size, write_id, updated_at)
+        SELECT session_id, n::text, 'value', 5, gen_random_uuid(), active FROM sizes, generate_series(1, %(each)s) AS n
     )
     INSERT INTO strands_messages (session_id, agent_id, message_id, message, write_id, created_at, updated_at)
     SELECT session_id, 'a', n, '{"role": "user", "content": [{"text": "Hello"}]}', gen_random_uuid(), active, active

@@ -299,13 +299,15 @@ def test_turn_cancelled_during_its_model_call_is_cancelled_though_its_last_sync_
     assert isinstance(asyncio.run(main()), DatabaseUnavailableError)
 
 
-def test_context_variables_reach_the_thread_that_writes(dsn: str) -> None:
+def test_context_variables_reach_the_thread_that_writes(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "strands_psycopg.database")
     request = contextvars.ContextVar("request", default="none")
     seen: list[tuple[str, bool]] = []
 
     class Request(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
-            seen.append((request.get(), threading.current_thread() is loop_thread))
+            if record.getMessage().endswith("retrying"):
+                seen.append((request.get(), threading.current_thread() is loop_thread))
             return True
 
     note, logger = Request(), logging.getLogger("strands_psycopg.database")

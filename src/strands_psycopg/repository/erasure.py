@@ -29,9 +29,7 @@ _ROWS_PER_BATCH = 1_000
 _RESPONSE_TIMEOUT = 600.0
 
 _LIST_SESSIONS = """
-    SELECT s.session_id, (
-        SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a WHERE a.session_id = s.session_id
-    )
+    SELECT s.session_id, {messages_of_s}
     FROM {sessions} AS s WHERE s.owner = %(owner)s ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
 """
 

@@ -23,21 +23,24 @@ _TOUCH_SESSION = """
     )
 """
 
-# The numbers of agents, messages and multi-agents of a session. Indexes of messages have no gaps, so the number of an
-# agent's messages follows from the last index.
-_COUNTS = """
-    (SELECT pg_catalog.count(*) FROM {agents} AS a WHERE a.session_id = {session_id}),
-    (
-        SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a
-        WHERE a.session_id = {session_id}
-    ),
-    (SELECT pg_catalog.count(*) FROM {multi_agents} AS a WHERE a.session_id = {session_id})
-"""
+# Indexes of messages have no gaps, so the number of an agent's messages follows from the last index.
 _MESSAGES_OF_A = """
     (
         SELECT pg_catalog.max(m.message_id) + 1 FROM {messages} AS m
         WHERE m.session_id = {session_id} AND m.agent_id = a.agent_id
     )
+"""
+_MESSAGES_OF_SESSION = """
+    (
+        SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a
+        WHERE a.session_id = {session_id}
+    )
+""".replace("{messages_of_a}", _MESSAGES_OF_A)
+
+# The numbers of agents, messages and multi-agents.
+_COUNTS = f"""
+    (SELECT pg_catalog.count(*) FROM {{agents}} AS a WHERE a.session_id = {{session_id}}), {_MESSAGES_OF_SESSION},
+    (SELECT pg_catalog.count(*) FROM {{multi_agents}} AS a WHERE a.session_id = {{session_id}})
 """
 
 # A fragment may refer to those after it.
@@ -89,7 +92,8 @@ _FRAGMENTS = {
     """,
     # The counts of one session, which is a parameter, and of each session s of a list.
     "counts": _COUNTS.replace("{session_id}", "%(session_id)s"),
-    "counts_of_s": _COUNTS.replace("{messages_of_a}", _MESSAGES_OF_A).replace("{session_id}", "s.session_id"),
+    "counts_of_s": _COUNTS.replace("{session_id}", "s.session_id"),
+    "messages_of_s": _MESSAGES_OF_SESSION.replace("{session_id}", "s.session_id"),
     "messages_of_a": _MESSAGES_OF_A.replace("{session_id}", "%(session_id)s"),
     # Whether the row still has the write id that the writer expects, or already this write's own if it is a retry.
     "unchanged": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
