@@ -154,8 +154,8 @@ def test_loser_of_a_race_for_a_new_session_takes_the_winners(
 ) -> None:
     read = repository._tables.sessions.read
 
-    def read_while_another_creates(session_id: str) -> Any:
-        found = read(session_id)
+    def read_while_another_creates(session_id: str, **options: Any) -> Any:
+        found = read(session_id, **options)
         monkeypatch.undo()
         build(repository, messages=greeting("winner"))
         return found
