@@ -29,9 +29,7 @@ _ROWS_PER_BATCH = 1_000
 _RESPONSE_TIMEOUT = 600.0
 
 _LIST_SESSIONS = """
-    SELECT s.session_id, (
-        SELECT coalesce(pg_catalog.sum({messages_of_a}), 0)::bigint FROM {agents} AS a WHERE a.session_id = s.session_id
-    )
+    SELECT s.session_id, {counts_of_s}
     FROM {sessions} AS s WHERE s.owner = %(owner)s ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
 """
 
@@ -245,7 +243,8 @@ class _Sessions:
         rows = self._database.fetch("listing an owner's sessions", self._list, parameters).rows
         if not rows:
             return None
-        session_ids = [each.session_id for each in next(batches([_OwnedSession(*row) for row in rows]))]
+        found = [_OwnedSession(session_id, messages) for session_id, _agents, messages, *_ in rows]
+        session_ids = [each.session_id for each in next(batches(found))]
         try:
             return self._transactions.run(partial(self._delete_within, owner, session_ids))
         except _SessionLostError:
