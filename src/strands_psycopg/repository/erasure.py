@@ -100,6 +100,10 @@ class _Table(NamedTuple):
     key: str
     condition: str
 
+    def fill_in(self, template: str) -> str:
+        """Return a statement for this table."""
+        return _for_table(template, self.name).replace("{key}", self.key).replace("{condition}", self.condition)
+
 
 # What an owner has beside sessions and chunks.
 _TABLES = (_Table("storage", "scope, key", f"owner = %(owner)s AND {_IN_SCOPES}"),)
@@ -271,13 +275,8 @@ class _Rows:
         self._database = database
         self._transactions = transactions
         self._name = table.name
-
-        def compose_for(template: str) -> bytes:
-            text = template.replace("{condition}", table.condition).replace("{key}", table.key)
-            return compose(database, _for_table(text, table.name))
-
-        self._delete = compose_for(_DELETE_ROWS)
-        self._count = compose_for(_COUNT_ROWS)
+        self._delete = compose(database, table.fill_in(_DELETE_ROWS))
+        self._count = compose(database, table.fill_in(_COUNT_ROWS))
 
     def count(self, owner: str) -> Counter[str]:
         return Counter({self._name: _fetch_count(self._database, self._count, owner)})
