@@ -24,6 +24,7 @@ from strands_psycopg.transfer import export_session, import_session
 from support import agents, transfers
 from support.errands import run_all
 from support.payloads import ScramblingCodec
+from support.tables import store_scoped_values
 
 Connection = psycopg.Connection[Any]
 
@@ -182,6 +183,14 @@ def test_everything_runs_beside_a_hostile_schema(monkeypatch: pytest.MonkeyPatch
         assert hostile.purge_sessions(idle_for=timedelta(days=1)).sessions == 0
         hostile.delete_agent("s", "a")
         hostile.delete_session("s")
+        hostile.annotate_session("t", owner="o", title="t", metadata={"a": 1})
+        assert hostile.fork_session("t", "o", owner="o").owner == "o"
+        assert len(hostile.list_sessions(owner="o", prefix="t", metadata={"a": 1}).sessions) == 1
+        assert hostile.purge_sessions(idle_for=timedelta(days=1), owner="o", metadata={"a": 1}).sessions == 0
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            store_scoped_values(connection, "o//p", "o", "value")
+        hostile.delete_session("o", owner="o")
+        assert hostile.erase(owner="o", dry_run=True) == hostile.erase(owner="o")
     with PostgresSessionRepository(dsn, schema="evil", payload_codec=ScramblingCodec()) as hostile:
         agents.build(hostile, "w", model=agents.GuardedModel([["no"]], "[redacted]"))("secret")
         transfers.store_checkpoint(hostile, "w", "default", 2, Window((), 2), {})

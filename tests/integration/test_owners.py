@@ -138,6 +138,25 @@ def test_new_session_has_its_owner_title_and_metadata_exactly(repository: Postgr
     }
 
 
+def test_manager_with_its_own_repository_has_an_owner_too(
+    repository: PostgresSessionRepository, dsn: str, pool_options: Any
+) -> None:
+    given: dict[str, Any] = {"owner": "Alice", "title": "Trip", "metadata": {"a": 1}}
+    with PostgresSessionManager.from_dsn("s", dsn, **given, **pool_options):
+        assert stored(repository) == ("Alice", "Trip", '{"a": 1}')
+    with pytest.raises(SessionOwnerError):
+        PostgresSessionManager.from_dsn("s", dsn, owner="Bob", **pool_options)
+
+
+def test_fork_copies_a_title_and_metadata_that_were_edited_with_sql(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    open_session(repository, owner="Alice")
+    connection.execute("UPDATE strands_sessions SET title = repeat('a', 2000), metadata = '[1]'")
+    assert repository.fork_session("s", "fork").title == "a" * 2000
+    assert stored(repository, "fork") == stored(repository)
+
+
 def test_session_without_any_is_strands_own(repository: PostgresSessionRepository) -> None:
     open_session(repository)
     assert type(repository.read_session("s")) is Session

@@ -29,7 +29,7 @@ _ROWS_PER_BATCH = 1_000
 _RESPONSE_TIMEOUT = 600.0
 
 _LIST_SESSIONS = """
-    SELECT s.session_id, {messages_of_s}
+    SELECT s.session_id, {counts_of_s}
     FROM {sessions} AS s WHERE s.owner = %(owner)s ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
 """
 
@@ -99,6 +99,10 @@ class _Table(NamedTuple):
     name: str
     key: str
     condition: str
+
+    def fill_in(self, template: str) -> str:
+        """Return a statement for this table."""
+        return _for_table(template, self.name).replace("{key}", self.key).replace("{condition}", self.condition)
 
 
 # What an owner has beside sessions and chunks.
@@ -243,7 +247,8 @@ class _Sessions:
         rows = self._database.fetch("listing an owner's sessions", self._list, parameters).rows
         if not rows:
             return None
-        session_ids = [each.session_id for each in next(batches([_OwnedSession(*row) for row in rows]))]
+        found = [_OwnedSession(session_id, messages) for session_id, _agents, messages, *_ in rows]
+        session_ids = [each.session_id for each in next(batches(found))]
         try:
             return self._transactions.run(partial(self._delete_within, owner, session_ids))
         except _SessionLostError:
@@ -270,13 +275,8 @@ class _Rows:
         self._database = database
         self._transactions = transactions
         self._name = table.name
-
-        def compose_for(template: str) -> bytes:
-            text = template.replace("{condition}", table.condition).replace("{key}", table.key)
-            return compose(database, _for_table(text, table.name))
-
-        self._delete = compose_for(_DELETE_ROWS)
-        self._count = compose_for(_COUNT_ROWS)
+        self._delete = compose(database, table.fill_in(_DELETE_ROWS))
+        self._count = compose(database, table.fill_in(_COUNT_ROWS))
 
     def count(self, owner: str) -> Counter[str]:
         return Counter({self._name: _fetch_count(self._database, self._count, owner)})

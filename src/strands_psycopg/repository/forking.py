@@ -12,7 +12,7 @@ from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionExistsError, SessionForkError, SessionNotFoundError, SessionOwnerError
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import AgentChange, agent_row, stored_agent
-from strands_psycopg.repository.annotations import Annotations, check_owner
+from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.conversations import decoded_message
 from strands_psycopg.repository.fork_copy import ForkCopy
 from strands_psycopg.repository.fork_point import ForkedAgent, ForkPoint, at_checkpoint
@@ -188,11 +188,19 @@ class SessionForker:
         source_id = str(key["source_id"])
         if not source:
             raise SessionNotFoundError(f"{operation}: session {source_id!r} does not exist")
-        session_type, *columns = source[0]
-        if owner is not None and columns[0] != owner:
+        session_type, stored_owner, title, metadata, metadata_exact = source[0]
+        if owner is not None and stored_owner != owner:
             raise SessionOwnerError.of(operation, source_id)
-        annotations = Annotations.decode(columns, self._payloads, source_id)
-        session = {"session_type": session_type, **annotations.row(self._payloads, str(key["session_id"]))}
+        if title is not None:
+            decoded = self._payloads.decode_title(title, source_id)
+            title = self._payloads.encode_title(decoded, str(key["session_id"]))
+        session = {
+            "session_type": session_type,
+            "owner": stored_owner,
+            "title": title,
+            "metadata": metadata,
+            "metadata_exact": metadata_exact,
+        }
         agent_ids = [each for (each,) in cursor.execute(self._source_agents, key)]
         if agent_id is None:
             return session, agent_ids

@@ -93,7 +93,6 @@ _FRAGMENTS = {
     # The counts of one session, which is a parameter, and of each session s of a list.
     "counts": _COUNTS.replace("{session_id}", "%(session_id)s"),
     "counts_of_s": _COUNTS.replace("{session_id}", "s.session_id"),
-    "messages_of_s": _MESSAGES_OF_SESSION.replace("{session_id}", "s.session_id"),
     "messages_of_a": _MESSAGES_OF_A.replace("{session_id}", "%(session_id)s"),
     # Whether the row still has the write id that the writer expects, or already this write's own if it is a retry.
     "unchanged": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
