@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from strands_psycopg import PostgresSessionRepository
 from support.catalog import TABLES, VIEWS
@@ -50,7 +51,10 @@ def drop(dsn: str) -> None:
 
 
 def empty(dsn: str) -> None:
-    """Delete all rows, and create what a test has dropped."""
+    """Delete all rows, create what a test has dropped, and reset what one has set."""
+    with psycopg.connect(dsn, autocommit=True, client_encoding="utf8") as connection:
+        database = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} RESET client_encoding").format(database))
     if names(dsn) != {*TABLES, *VIEWS}:
         drop(dsn)
         create(dsn)
