@@ -46,35 +46,13 @@ demo._run_steps, embedded.Server = take_turn, servers.QuickServer
 )
 
 
-class ForkedAgent:
-    """The process of an agent for ``AgentProcess``, forked from one that has done the imports."""
-
-    def __init__(self, command: list[str], **_: object) -> None:
-        self._process = processes.start(command[-1])
-        self.pid = self._process.pid
-        self.stdin = self.stdout = self
-
-    def write(self, text: str) -> None:
-        self._process.write(text)
-
-    def flush(self) -> None:
-        pass
-
-    def readline(self) -> str:
-        return next(iter(self._process), "")
-
-    def kill(self) -> None:
-        self._process.signal(signal.SIGKILL)
-
-    def wait(self) -> None:
-        self._process.end()
-
-    def communicate(self) -> None:
-        self._process.close()
-
-
 def fork_agents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation, "subprocess", SimpleNamespace(Popen=ForkedAgent, PIPE=subprocess.PIPE))
+    """Fork the agents' processes from one that has done the imports."""
+
+    def start(command: list[str], **_: object) -> processes.Forked:
+        return processes.Forked(command[-1])
+
+    monkeypatch.setattr(conversation, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
 
 
 @pytest.fixture
