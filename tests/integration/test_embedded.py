@@ -154,11 +154,15 @@ def permissions(path: Path) -> tuple[int, int, int]:
     return status.st_mode, status.st_uid, status.st_gid
 
 
+SYNCS = "SELECT current_setting('fsync') || current_setting('synchronous_commit')"
+
+
 def test_temporary_server_works_and_is_deleted() -> None:
     with Server() as server:
         sockets = socket_folder(server.dsn)
         pid = server.pid
         assert query(server.dsn, "SELECT current_user || ' ' || current_database()") == "postgres postgres"
+        assert query(server.dsn, SYNCS) == "onon"
         assert (server.path.exists(), sockets.exists()) == (True, True)
 
     assert (server.path.exists(), sockets.exists()) == (False, False)
@@ -171,13 +175,12 @@ def test_socket_is_not_accessible_to_others_and_no_port_is_open(cluster: Path) -
         assert query(dsn, "SHOW listen_addresses") == ""
 
 
-@pytest.mark.parametrize("temporary", [True, False])
-def test_commits_are_synced_to_disk(cluster: Path, temporary: bool) -> None:
-    with postgres(None if temporary else cluster) as dsn:
-        assert query(dsn, "SELECT current_setting('fsync') || current_setting('synchronous_commit')") == "onon"
+def test_commits_are_synced_to_disk(cluster: Path) -> None:
+    with postgres(cluster) as dsn:
+        assert query(dsn, SYNCS) == "onon"
 
 
-@pytest.mark.parametrize("name", ["a b", "Bücher", 'it\'s "$HOME" `id` \\ #1,%20@;', "long" * 60])
+@pytest.mark.parametrize("name", ['it\'s "$HOME" `id` \\ #1,%20@; Bücher', "long" * 60])
 def test_data_in_a_folder_of_any_name_is_kept_for_the_next_use(folder: Path, name: str) -> None:
     with postgres(folder / "new" / name) as dsn:
         query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -185,7 +188,7 @@ def test_data_in_a_folder_of_any_name_is_kept_for_the_next_use(folder: Path, nam
         assert query(dsn, "SELECT answer FROM kept") == 42
 
 
-@pytest.mark.parametrize("name", ["a b", "long" * 20, "one,two"])
+@pytest.mark.parametrize("name", ["a b,c", "long" * 20])
 def test_temporary_folder_may_have_any_name(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / name).mkdir(mode=0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder / name))
