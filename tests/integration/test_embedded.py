@@ -180,8 +180,8 @@ def test_commits_are_synced_to_disk(cluster: Path) -> None:
         assert query(dsn, SYNCS) == "onon"
 
 
-@pytest.mark.parametrize("name", ['it\'s "$HOME" `id` \\ #1,%20@; Bücher', "long" * 60])
-def test_data_in_a_folder_of_any_name_is_kept_for_the_next_use(folder: Path, name: str) -> None:
+def test_data_in_a_folder_of_any_name_is_kept_for_the_next_use(folder: Path) -> None:
+    name = 'it\'s "$HOME" `id` \\ #1,%20@; Bücher' + "long" * 50
     with postgres(folder / "new" / name) as dsn:
         query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
     with postgres(str(folder / "new" / name)) as dsn:
@@ -307,7 +307,9 @@ def test_holder_killed_while_the_server_is_set_up_leaves_nothing_behind(
     wait_until(lambda: not any((folder / "tmp").iterdir()))
 
 
-def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(holder: Callable[..., Holder]) -> None:
+def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(
+    cluster: Path, holder: Callable[..., Holder]
+) -> None:
     script = HOLDER.replace(
         "    sys.stdin.read()",
         """
@@ -319,13 +321,12 @@ def test_ctrl_c_in_the_terminal_reaches_neither_server_nor_watcher(holder: Calla
         print(psycopg.connect(server.dsn).execute("SELECT 'still here'").fetchone()[0], flush=True)
 """,
     )
-    only = holder(script=script).wait_until_entered()
+    only = holder(cluster, script=script).wait_until_entered()
     assert only.line() == "waiting"
 
     os.killpg(only.process.pid, signal.SIGINT)
     assert only.line() == "still here"
     only.leave()
-    assert not only.path.exists()
     wait_for_end(only.server)
 
 
