@@ -188,7 +188,7 @@ def test_data_in_a_folder_of_any_name_is_kept_for_the_next_use(folder: Path) -> 
         assert query(dsn, "SELECT answer FROM kept") == 42
 
 
-@pytest.mark.parametrize("name", ["a b,c", "long" * 20])
+@pytest.mark.parametrize("name", ["a b", "long" * 20, "one,two"])
 def test_temporary_folder_may_have_any_name(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / name).mkdir(mode=0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder / name))
