@@ -36,7 +36,7 @@ from support.agents import dump
 from support.payloads import ScramblingCodec
 from support.scale import scale
 
-EXAMPLES = scale(40, 2_000)
+EXAMPLES = scale(25, 2_000)
 
 PINS = hasattr(SlidingWindowConversationManager(), "pin_first")
 

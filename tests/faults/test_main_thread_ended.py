@@ -65,7 +65,11 @@ else:
 def test_turn_that_goes_on_after_the_main_thread_has_ended_is_stored(
     dsn: str, start: str, way: str, opened: str
 ) -> None:
-    status, _, errors = processes.interpret(_SCRIPT, dsn, start, way, opened)
+    # The crew's processes end as those of an interpreter of their own do; one of the latter shows that.
+    if (start, way) == ("before", "agent()"):
+        status, _, errors = processes.interpret(_SCRIPT, dsn, start, way, opened)
+    else:
+        status, _, errors = processes.start(_SCRIPT, dsn, start, way, opened).finish()
 
     assert (status, errors) == (0, "")
     with PostgresSessionRepository(dsn) as repository:

@@ -61,7 +61,8 @@ def test_manager_refuses_after_a_long_outage_and_a_new_one_sees_what_was_acknowl
     assert str(raised.value).startswith(
         "storing message 2 of agent 'default' in session 's': could not connect within the 2 s of retry_timeout: "
     )
-    assert "Connection refused" in str(raised.value)
+    # On a busy machine, the last attempt may have met the server while it stopped.
+    assert any(reason in str(raised.value) for reason in ("Connection refused", "server closed the connection"))
     password = str(conninfo_to_dict(own_dsn)["password"])
     assert password not in "".join(traceback.format_exception(raised.value)) + caplog.text
 

@@ -595,7 +595,7 @@ def test_processes_that_share_chunks_survive_server_crashes(crew: Crew, own_serv
         own_server.crash()
         own_server.start()
 
-    assert share(crew, own_dsn, scale(12, 500), crash, 0.3) > 0
+    assert share(crew, own_dsn, scale(12, 500), crash, 0.6) > 0
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 

@@ -1,30 +1,53 @@
 """The benchmarks run, with little of each work and without the peers."""
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-TESTS = Path(__file__).parents[1]
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import processes as contenders
+from benchmarks import server
+from support import processes
+from support.servers import QuickServer
+
+WORK = "import sys; from benchmarks.worker import _main; _main(*sys.argv[1:])"
 
 
-def test_benchmarks_measure_what_the_goals_need_and_draw_it(tmp_path: Path) -> None:
-    figures, drawing = tmp_path / "figures.json", tmp_path / "figures.svg"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", "^turn$"),
-            *("--json", str(figures), "--plot", str(drawing)),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=300,
+def start(command: list[str], **options: Any) -> Any:
+    """Start a contender's process, all but one forked from one that has done the imports."""
+    _, _, _, contender, *arguments = command
+    return (
+        subprocess.Popen(command, **options) if contender == "none" else processes.Forked(WORK, contender, *arguments)
     )
-    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def quick_server() -> Iterator[str]:
+    with QuickServer() as server:
+        yield server.dsn
+
+
+def test_benchmarks_measure_what_the_goals_need_and_draw_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    figures, drawing = tmp_path / "figures.json", tmp_path / "figures.svg"
+    arguments = ["--quick", "--rounds", "1", "--only", "^turn$", "--json", str(figures), "--plot", str(drawing)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    monkeypatch.setattr(contenders, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(server, "postgres", quick_server)
+
+    benchmarks._main()
+
     medians = json.loads(figures.read_text())["medians of rounds"]
     assert set(medians["turn"]) == {"none", "ours", "files", "limit"}
     for count in ("statements", "round trips", "commits"):
         assert medians[f"turn: {count}"]["ours"] == [2.0]
-    assert "a further turn, beyond no session manager, against the limit" in done.stdout
+    assert "a further turn, beyond no session manager, against the limit" in capsys.readouterr().out
     assert drawing.read_text().startswith("<svg")

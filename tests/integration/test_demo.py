@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import psycopg
@@ -15,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.cli import main
+from strands_psycopg.demo import conversation
 from strands_psycopg.demo.conversation import AgentProcess
 from support import processes
 from support.crew import Process
@@ -23,6 +27,37 @@ from support.waiting import wait_until
 
 # In a process group of its own, so that a test can send a signal to it as a terminal does on Ctrl-C.
 MAIN = "import os, sys; os.setsid(); from strands_psycopg.cli import main; sys.exit(main(sys.argv[1:]))"
+
+# A turn instead of the conversation, on a server that starts sooner.
+SHORT = (
+    """
+from strands_psycopg import PostgresSessionRepository, demo, embedded
+from support import agents, servers
+
+def take_turn(dsn, schema):
+    with PostgresSessionRepository(dsn, schema=schema) as repository:
+        repository.ensure_schema()
+        agents.build(repository)("hello")
+    return True
+
+demo._run_steps, embedded.Server = take_turn, servers.QuickServer
+"""
+    + MAIN
+)
+
+
+def fork_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the agents' processes from one that has done the imports."""
+
+    def start(command: list[str], **_: object) -> processes.Forked:
+        return processes.Forked(command[-1])
+
+    monkeypatch.setattr(conversation, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+
+
+@pytest.fixture
+def _forked_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_agents(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +98,12 @@ def run(databases: Databases, template: str, reached: Callable[[str], str]) -> I
     with databases.create("demo_under_test", template) as dsn:
         password = str(conninfo_to_dict(dsn).get("password") or "sesame")
         dsn = make_conninfo(reached(dsn), password=password)
-        code, output, errors = demo("--dsn", dsn).finish()
-        assert (code, errors) == (0, "")
-        yield Run(dsn, password, output)
+        output, errors = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+            fork_agents(patch)
+            code = main(["demo", "--dsn", dsn])
+        assert (code, errors.getvalue()) == (0, "")
+        yield Run(dsn, password, output.getvalue())
 
 
 def test_both_columns_are_the_same(run: Run) -> None:
@@ -115,6 +153,7 @@ def test_the_queries_are_shown_with_their_results(run: Run) -> None:
     assert '   in_message_exact  {"unit": "C", "celsius": 31.5, "raw": "31.50\\u0000\\u0000"}\n' in run.output
 
 
+@pytest.mark.usefixtures("_forked_agents")
 def test_nothing_else_in_the_users_database_is_changed(
     capsys: pytest.CaptureFixture[str], empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +169,7 @@ def test_nothing_else_in_the_users_database_is_changed(
     assert (schemas, sessions) == ([("strands_demo",)], [(2,)])
 
 
+@pytest.mark.usefixtures("_forked_agents")
 def test_the_demo_shows_how_to_remove_it(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
     assert main(["demo", "--dsn", empty_dsn]) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-2])
@@ -146,6 +186,7 @@ def test_no_password_is_shown(run: Run) -> None:
     assert run.password not in run.output
 
 
+@pytest.mark.usefixtures("_forked_agents")
 def test_different_messages_are_a_failure(
     capsys: pytest.CaptureFixture[str], dsn: str, connection: psycopg.Connection[Any]
 ) -> None:
@@ -162,22 +203,23 @@ def test_different_messages_are_a_failure(
     assert "THE MESSAGES ARE NOT THE SAME" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.usefixtures("_forked_agents")
 def test_characters_that_the_terminal_cannot_print_are_escaped(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    code, output, errors = processes.interpret(MAIN, "demo", "--dsn", dsn)
-    assert (code, errors) == (0, "")
-    assert '{"raw": "31.50\\ufffd\\ufffd", "unit": "C", "celsius": 31.5}\n' in output
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, "ascii"))
+    assert main(["demo", "--dsn", dsn]) == 0
+    assert b'{"raw": "31.50\\ufffd\\ufffd", "unit": "C", "celsius": 31.5}\n' in terminal.getvalue()
 
 
 @pytest.mark.parametrize("key", ["enter", "ctrl-c"])
 def test_the_server_can_be_kept_until_a_key_is_pressed(capsys: pytest.CaptureFixture[str], key: str) -> None:
-    with demo("--keep") as process:
+    with processes.start(SHORT, "demo", "--keep") as process:
         psql = shlex.split(read_until(process, "   psql" if shutil.which("psql") else "   /"))
         status = shlex.split(read_until(process, "   strands-psycopg status"))
         assert shutil.which(psql[0])
         assert '"role": "assistant"' in subprocess.run(psql, capture_output=True, text=True, check=True).stdout
         assert main(status[1:]) == 0
-        assert re.search("strands_messages +6  ", capsys.readouterr().out)
+        assert re.search("strands_messages +2  ", capsys.readouterr().out)
         if key == "enter":
             process.write("\n")
         else:

@@ -250,23 +250,25 @@ def test_the_page_asks_for_nothing_else(talks: None, repository: PostgresSession
 def test_names_from_messages_are_shown_and_nothing_else(
     repository: PostgresSessionRepository, connection: Connection
 ) -> None:
-    names = [HOSTILE, "'\"&lt;&amp;", "{{ 7 * 7 }}", "${x}", "]]>-->", "datum.value", "\u202eabc\x1b[31m"]
-    pages = {}
-    for each in ("plain", *names):
-        answer = user(result(each, {"text": each}))
-        store(
-            repository, connection, each, [(day(0), assistant(call(each, each), usage=usage(1, 1))), (day(0), answer)]
-        )
-        pages[each] = Page(page_of(repository))
-        repository.delete_session(each)
-    plain = pages.pop("plain")
+    def page_with(names: list[str]) -> Page:
+        for each in names:
+            answer = user(result(each, {"text": each}))
+            turn = [(day(0), assistant(call(each, each), usage=usage(1, 1))), (day(0), answer)]
+            store(repository, connection, each, turn)
+        page = Page(page_of(repository))
+        for each in names:
+            repository.delete_session(each)
+        return page
 
-    for name, page in pages.items():
+    names = [HOSTILE, "'\"&lt;&amp;", "{{ 7 * 7 }}", "${x}", "]]>-->", "datum.value", "\u202eabc\x1b[31m"]
+    page, plain = page_with(names), page_with([f"plain {number}" for number, _ in enumerate(names)])
+
+    for name in names:
         shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
         assert [row[0] for row in page.rows].count(shown) == 2
         assert any(value.startswith(f"{shown}: 1 calls") for key, value in page.attributes if key == "aria-label")
-        assert page.elements == plain.elements
-        assert {key for key, _ in page.attributes} == {key for key, _ in plain.attributes}
+    assert page.elements == plain.elements
+    assert {key for key, _ in page.attributes} == {key for key, _ in plain.attributes}
 
 
 def test_the_page_of_an_empty_database_says_so(repository: PostgresSessionRepository) -> None:

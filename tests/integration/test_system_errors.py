@@ -33,9 +33,23 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 _, room, output, *arguments = sys.argv
 if output:
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    sys.stdout.reconfigure(write_through=False) # as it is unless PYTHONUNBUFFERED is set
 if room:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
 from strands_psycopg.cli import main
+sys.exit(main(arguments))
+"""
+
+# Commands whose standard streams with the numbers in the first argument are closed, as a shell would leave them.
+CLOSED = """
+import os, sys
+from strands_psycopg.cli import main
+_, numbers, *arguments = sys.argv
+for number in map(int, numbers):
+    os.close(number)
+    name = ("stdin", "stdout", "stderr")[number]
+    setattr(sys, name, None)
+    setattr(sys, f"__{name}__", None)
 sys.exit(main(arguments))
 """
 
@@ -268,6 +282,7 @@ def test_export_without_room_for_its_temporary_file_is_an_error(
 
 
 COMMANDS = [
+    ["--help"],
     ["migrate", "--sql"],
     ["migrate", "--json"],
     ["migrate"],
@@ -301,45 +316,44 @@ def test_output_that_cannot_be_written_is_one_line(
     assert (status, errors) == (1, f"strands-psycopg: error: {expected}")
 
 
-@needs_full
-def test_help_that_cannot_be_written_is_one_line(dsn: str) -> None:
-    status, _, errors = run_in_a_shell(f">{FULL}", dsn, "--help")
-
-    refused(errors, "standard output cannot be written: No space left on device")
-    assert status == 1
+@pytest.fixture
+def _in_the_environment(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
 
 
-def run_in_a_shell(redirections: str, dsn: str, *command: str) -> tuple[int, str, str]:
-    """Run a command in an interpreter of its own, whose standard streams are as a shell leaves them."""
+OUTPUT_IS_CLOSED = "strands-psycopg: error: standard output is closed; redirect it, for example to /dev/null\n"
+
+
+@pytest.mark.usefixtures("with_session", "_in_the_environment")
+@pytest.mark.parametrize("command", [["--help"], ["sessions"], ["export", "s"]], ids=" ".join)
+def test_closed_standard_output_is_one_line(command: list[str]) -> None:
+    assert processes.start(CLOSED, "1", *command).finish() == (1, "", OUTPUT_IS_CLOSED)
+    assert processes.start(CLOSED, "12", *command).finish() == (1, "", "")
+
+
+@pytest.mark.usefixtures("with_session", "_in_the_environment")
+def test_closed_standard_input_and_error_change_nothing(repository: PostgresSessionRepository) -> None:
+    lines = exported(repository, "s")
+    assert processes.start(CLOSED, "02", "export", "s").finish() == (0, lines, "")
+    assert processes.start(CLOSED, "2", "export", "missing").finish() == (1, "", "")
+    assert processes.start(CLOSED, "2", "no command").finish() == (2, "", "")
+
+
+@pytest.mark.usefixtures("_in_the_environment")
+def test_import_from_closed_standard_input_is_one_line() -> None:
+    status, _, errors = processes.start(CLOSED, "0", "import", "--from", "-").finish()
+    assert (status, errors) == (1, "strands-psycopg: error: standard input is closed; redirect it\n")
+
+
+@pytest.mark.usefixtures("with_session", "_in_the_environment")
+def test_shell_closes_streams_like_that() -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f'exec "$0" -m strands_psycopg "$@" {redirections}', sys.executable, *command],
-        env={"PATH": os.defpath, "DATABASE_URL": dsn},
-        capture_output=True,
+        ["/bin/sh", "-c", 'exec "$0" -m strands_psycopg export s <&- >&-', sys.executable],
+        stderr=subprocess.PIPE,
         text=True,
         timeout=60,
     )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.mark.usefixtures("with_session")
-@pytest.mark.parametrize("command", [["--help"], ["sessions"], ["export", "s"]], ids=" ".join)
-def test_closed_standard_output_is_one_line(dsn: str, command: list[str]) -> None:
-    expected = "standard output is closed; redirect it, for example to /dev/null\n"
-    assert run_in_a_shell(">&-", dsn, *command) == (1, "", f"strands-psycopg: error: {expected}")
-    assert run_in_a_shell(">&- 2>&-", dsn, *command) == (1, "", "")
-
-
-@pytest.mark.usefixtures("with_session")
-def test_closed_standard_input_and_error_change_nothing(dsn: str, repository: PostgresSessionRepository) -> None:
-    lines = exported(repository, "s")
-    assert run_in_a_shell("<&- 2>&-", dsn, "export", "s") == (0, lines, "")
-    assert run_in_a_shell("2>&-", dsn, "export", "missing") == (1, "", "")
-    assert run_in_a_shell("2>&-", dsn, "no command") == (2, "", "")
-
-
-def test_import_from_closed_standard_input_is_one_line(dsn: str) -> None:
-    status, _, errors = run_in_a_shell("<&-", dsn, "import", "--from", "-")
-    assert (status, errors) == (1, "strands-psycopg: error: standard input is closed; redirect it\n")
+    assert (done.returncode, done.stderr) == (1, OUTPUT_IS_CLOSED)
 
 
 @pytest.mark.parametrize(

@@ -82,18 +82,18 @@ def test_conversation_continues(repository: PostgresSessionRepository, client: A
 
 def test_many_objects_keep_their_order(repository: PostgresSessionRepository, client: Any) -> None:
     class Paging:
-        """Lists 50 objects at a time, where S3 lists 1,000."""
+        """Lists 25 objects at a time, where S3 lists 1,000."""
 
         def get_object(self, **request: str) -> Any:
             return client.get_object(**request)
 
         def get_paginator(self, operation_name: str, /) -> Any:
             paginator = client.get_paginator(operation_name)
-            return SimpleNamespace(paginate=partial(paginator.paginate, PaginationConfig={"PageSize": 50}))
+            return SimpleNamespace(paginate=partial(paginator.paginate, PaginationConfig={"PageSize": 25}))
 
-    write_by_strands(client, "p", messages=120)
-    assert import_sessions(repository, S3Sessions(BUCKET, "p", client=Paging())).messages == 120
-    assert texts(repository) == [f"text {index}" for index in range(120)]
+    write_by_strands(client, "p", messages=60)
+    assert import_sessions(repository, S3Sessions(BUCKET, "p", client=Paging())).messages == 60
+    assert texts(repository) == [f"text {index}" for index in range(60)]
 
 
 def test_gaps_are_closed_and_bad_objects_named(repository: PostgresSessionRepository, client: Any) -> None:
@@ -128,7 +128,7 @@ def test_bucket_that_cannot_be_read_is_named(repository: PostgresSessionReposito
 
 
 def test_objects_are_fetched_ahead_but_not_all_at_once(client: Any) -> None:
-    write_by_strands(client, "p", messages=100)
+    write_by_strands(client, "p", messages=60)
     ahead: list[int] = []
     fetched = 0
 
@@ -145,5 +145,5 @@ def test_objects_are_fetched_ahead_but_not_all_at_once(client: Any) -> None:
     for session in source.sessions():
         for number, _ in enumerate(session.rows(ImportIssues(skip_bad=False))):
             ahead.append(fetched - number)
-    assert fetched == 100
+    assert fetched == 60
     assert max(ahead) <= 22

@@ -24,7 +24,7 @@ _DEADLINE = 60
 _HOST = """
 import gc, json, os, signal, socket, sys, traceback, types
 gc.disable()
-import support.agents
+import strands_psycopg.cli, strands_psycopg.demo, strands_psycopg.embedded, support.agents
 
 control = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -30,6 +31,38 @@ def run(script: str, *arguments: str) -> str:
     status, written, errors = start(script, *arguments).finish()
     assert status == 0, errors
     return written
+
+
+class Forked:
+    """A process of the crew with the part of ``subprocess.Popen`` that a parent needs to talk to it."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        self._process = start(script, *arguments)
+        self.pid = self._process.pid
+        self.stdin = self.stdout = self
+
+    def write(self, text: str) -> None:
+        """Write to its standard input."""
+        self._process.write(text)
+
+    def flush(self) -> None:
+        """Do nothing, since all is written at once."""
+
+    def readline(self) -> str:
+        """Read a line, without its end, from its standard output."""
+        return next(iter(self._process), "")
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.signal(signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit status."""
+        return self._process.end()
+
+    def communicate(self) -> None:
+        """Close its standard input and wait for its end."""
+        self._process.finish()
 
 
 def interpret(script: str, *arguments: str) -> tuple[int, str, str]:

@@ -19,6 +19,17 @@ _MEMORY = Path("/dev/shm")
 _ROOM = 4 << 30
 _CLUSTERS = "STRANDS_PSYCOPG_TEST_CLUSTERS"
 
+# What the kernel has been given survives every crash of the server alone. The rest makes connections cheaper and spares
+# the server what no test needs.
+_SETTINGS = """
+fsync = off
+full_page_writes = off
+autovacuum = off
+jit = off
+shared_buffers = 32MB
+update_process_title = off
+"""
+
 
 def memory() -> str | None:
     """Return a folder whose files are in memory, if it has room and programs may run from it."""
@@ -51,8 +62,6 @@ class QuickServer(Server):
 
     def __enter__(self) -> "QuickServer":
         super().__enter__()
-        # What the kernel has been given survives every crash of the server alone.
-        self.configure(fsync="off", full_page_writes="off")
         if self._port is not None:
             self._hash_once()
         return self
@@ -90,6 +99,8 @@ class QuickServer(Server):
             fcntl.flock(file, fcntl.LOCK_EX)
             if not shared.exists():
                 super()._create_cluster(lock)
+                with (self.path / "data" / "postgresql.conf").open("a") as settings:
+                    settings.write(_SETTINGS)
                 shared.mkdir()
                 _copy(self.path, shared)
                 return

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -15,9 +13,25 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from support import processes
 from support.waiting import wait_until
 
 _DEADLINE = 120
+
+# The command uvicorn. Its supervisor forks its workers, which then need no imports either.
+_SCRIPT = """
+import json, multiprocessing, os, runpy, sys
+from uvicorn import _subprocess
+
+_, log, environment, *arguments = sys.argv
+output = os.open(log, os.O_WRONLY | os.O_APPEND)
+os.dup2(output, 1)
+os.dup2(output, 2)
+os.environ.update(json.loads(environment))
+_subprocess.spawn = multiprocessing.get_context("fork")
+sys.argv = ["uvicorn", *arguments]
+runpy.run_module("uvicorn", run_name="__main__")
+"""
 
 
 class Web:
@@ -41,16 +55,10 @@ class Web:
         self._log = tempfile.NamedTemporaryFile()
         # A worker that is short of the processor is not hung.
         options = ["--port", "0", "--workers", str(self._workers), "--timeout-worker-healthcheck", str(_DEADLINE)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "recipes.web_worker:app", *options],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} | self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-        )
+        arguments = [self._log.name, json.dumps(self._environment), "recipes.web_worker:app", *options]
+        self._process = processes.start(_SCRIPT, *arguments)
         try:
-            wait_until(lambda: self._process.poll() is not None or self._serves(), seconds=_DEADLINE)
-            assert self._process.poll() is None, self.log()
+            wait_until(self._serves, seconds=_DEADLINE)
             [self.url] = re.findall(r"running on (http://[\d.:]+)", self.log())
         except BaseException:
             self.__exit__(None, None, None)
@@ -60,14 +68,11 @@ class Web:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._process.poll() is None:
-            self.terminate()
-            try:
-                self._process.wait(_DEADLINE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-                raise
+        self.terminate()
+        try:
+            self.end()
+        finally:
+            self._process.close()
         self.last_words = self.log()
         self._log.close()
 
@@ -86,11 +91,11 @@ class Web:
 
     def terminate(self) -> None:
         """Ask it to end."""
-        self._process.terminate()
+        self._process.signal(signal.SIGTERM)
 
     def end(self) -> int:
         """Wait for its end and give its exit status, negative for a signal."""
-        return self._process.wait(_DEADLINE)
+        return self._process.end()
 
 
 class Event(NamedTuple):
