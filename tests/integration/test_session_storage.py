@@ -434,3 +434,16 @@ def test_export_and_import_of_many_values_take_little_memory(
         tracemalloc.stop()
     # All of them have 36 MB.
     assert peak < 24 * 2**20
+
+
+@sizes
+def test_writer_whose_lease_went_away_with_the_session_finds_no_session(
+    repository: PostgresSessionRepository, dsn: str, value: bytes
+) -> None:
+    with repository.lease("s"):
+        storage = repository.storage("s")
+        run(storage.write("k", value))
+        with PostgresSessionRepository(dsn) as other:
+            other.delete_session("s")
+        missing(storage, "k", value)
+        missing(storage, "new", value)

@@ -9,7 +9,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, new_cursor
-from strands_psycopg.errors import StrandsPsycopgError
+from strands_psycopg.errors import SessionNotFoundError, StrandsPsycopgError
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.write_checks import lease_lost
@@ -43,6 +43,8 @@ _SET_ASYNCHRONOUS_COMMIT = b"SELECT pg_catalog.set_config('synchronous_commit', 
 
 _LOCK_LEASE = "SELECT true FROM {leases} WHERE session_id = %(scope)s AND term = %(term)s FOR SHARE"
 
+_FIND_SESSION = "SELECT true FROM {sessions} WHERE session_id = %(scope)s"
+
 
 class Transactions:
     """Runs transactions on the values of one storage."""
@@ -52,6 +54,7 @@ class Transactions:
         self._scope = scope
         self._chunks = chunks
         self._lock_lease = database.statement(_LOCK_LEASE)
+        self._find_session = database.statement(_FIND_SESSION)
 
     def run(
         self,
@@ -71,6 +74,7 @@ class Transactions:
 
         Raises:
             LeaseLostError: The lease is no longer held.
+            SessionNotFoundError: The session has been deleted, and its lease with it.
             StrandsPsycopgError: As ``Database.transact``.
         """
         milliseconds = str(int(min(self._database.response_timeout * 1000, _MAX_TIMEOUT)))
@@ -85,10 +89,20 @@ class Transactions:
                     lease = new_cursor(cursor.connection).execute(self._lock_lease, key)
                 result = new_cursor(cursor.connection).execute(*first)
             if lease is not None and not lease.fetchall():
+                self.check_session(operation, cursor)
                 raise lease_lost(operation, self._scope.id)
             return work(cursor, result.fetchall())
 
         return self._database.transact(operation, transaction)
+
+    def check_session(self, operation: str, cursor: Cursor[TupleRow]) -> None:
+        """Check that the session still exists, if the values belong to one.
+
+        Raises:
+            SessionNotFoundError: It does not.
+        """
+        if self._scope.is_session and not cursor.execute(self._find_session, self._scope.parameters).fetchall():
+            raise SessionNotFoundError(f"{operation}: the session does not exist")
 
     def delete_released(self) -> None:
         """Delete released chunks, batch by batch. A failure is no error, since the next deletion tries again."""

@@ -13,7 +13,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, new_cursor
-from strands_psycopg.errors import DatabaseError, SessionNotFoundError
+from strands_psycopg.errors import DatabaseError
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
@@ -105,8 +105,6 @@ _DELETE = """
     SELECT chunk_ids FROM changed
 """
 
-_FIND_SESSION = "SELECT true FROM {sessions} WHERE session_id = %(scope)s"
-
 
 class ValueWriter:
     """Stores and deletes the values of one storage.
@@ -143,7 +141,6 @@ class ValueWriter:
         self._upsert = checks.compose(_UPSERT)
         self._delete_inline = checks.compose(_DELETE_INLINE)
         self._delete = checks.compose(_DELETE)
-        self._find_session = checks.compose(_FIND_SESSION)
 
     def write(self, key: str, data: bytes, text: str | None, *, term: UUID | None) -> None:
         """Store a value, replacing any earlier one.
@@ -215,7 +212,7 @@ class ValueWriter:
         """Store a value in a transaction that has locked its row; return whether there are released chunks."""
         for _ in range(_MAX_ROUNDS):
             if not change.is_expected(locked):
-                self._check_session(change, cursor)
+                self._transactions.check_session(change.operation, cursor)
                 raise change.conflict()
             new = sorted(chunks.keys() - self._chunks.lock_existing(chunks, cursor))
             unused = set(locked[0][0] or ()) - chunks.keys() if locked else set()
@@ -232,11 +229,6 @@ class ValueWriter:
             f"{change.operation}: the database reported success, but did not store everything; look for a trigger or "
             "rule on its tables that suppresses rows"
         )
-
-    def _check_session(self, change: Change, cursor: Cursor[TupleRow]) -> None:
-        """Check that the session still exists, if the value belongs to one."""
-        if self._scope.is_session and not cursor.execute(self._find_session, self._scope.parameters).fetchall():
-            raise SessionNotFoundError(f"{change.operation}: the session does not exist")
 
     def _release_deleted(self, change: Change, row: Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
         """Release the chunks of a value that this transaction has deleted; return whether there are released chunks."""
