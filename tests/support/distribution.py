@@ -17,6 +17,13 @@ _EMPTIED = ("strands_sessions", "strands_leases", "strands_storage", "strands_ch
 
 _OURS = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')"
 
+# What a test has created.
+_OTHERS = """
+    SELECT relname FROM pg_class AS c
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND NOT starts_with(relname, 'strands_')
+        AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = c.oid AND deptype = 'e')
+"""
+
 
 @contextmanager
 def distributed(dsn: str) -> Iterator[None]:
@@ -51,10 +58,12 @@ def drop(dsn: str) -> None:
 
 
 def empty(dsn: str) -> None:
-    """Delete all rows, create what a test has dropped, and reset what one has set."""
+    """Delete all rows, and undo what tests have created, dropped and set."""
     with psycopg.connect(dsn, autocommit=True, client_encoding="utf8") as connection:
         database = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("ALTER DATABASE {} RESET client_encoding").format(database))
+        for (table,) in connection.execute(_OTHERS).fetchall():
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(sql.Identifier(table)))
     if names(dsn) != {*TABLES, *VIEWS}:
         drop(dsn)
         create(dsn)
