@@ -4,7 +4,11 @@ from strands_psycopg.errors import (
     BadFileError,
     DatabaseError,
     DatabaseUnavailableError,
+    EmbeddingError,
     LeaseLostError,
+    MemoryExistsError,
+    MemoryNotFoundError,
+    MemoryStoreError,
     MissingExtraError,
     PayloadCodecError,
     PostgresStorageError,
@@ -21,6 +25,8 @@ from strands_psycopg.errors import (
 )
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
+from strands_psycopg.memory import PostgresMemoryStore, PostgresSearchOptions
+from strands_psycopg.memory.entry import Memory, MemoryPage
 from strands_psycopg.payload import PayloadCodec, PayloadContext
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
@@ -32,12 +38,20 @@ __all__ = [
     "BadFileError",
     "DatabaseError",
     "DatabaseUnavailableError",
+    "EmbeddingError",
     "Lease",
     "LeaseLostError",
+    "Memory",
+    "MemoryExistsError",
+    "MemoryNotFoundError",
+    "MemoryPage",
+    "MemoryStoreError",
     "MissingExtraError",
     "PayloadCodec",
     "PayloadCodecError",
     "PayloadContext",
+    "PostgresMemoryStore",
+    "PostgresSearchOptions",
     "PostgresSessionManager",
     "PostgresSessionRepository",
     "PostgresStorage",

@@ -15,18 +15,14 @@ from typing_extensions import Self
 from strands_psycopg.database import Database
 from strands_psycopg.errors import PostgresStorageError, StrandsPsycopgError
 from strands_psycopg.migrator import Migrator
+from strands_psycopg.source import HasDatabase, is_storable, shared_database, shared_payloads
 from strands_psycopg.storage.seen_writes import SeenWrites
-from strands_psycopg.storage.source import (
-    HasDatabase,
-    is_storable,
-    shared_database,
-    shared_leases,
-    shared_payloads,
-)
-from strands_psycopg.storage.text_search import searchable_text, tsquery
+from strands_psycopg.storage.source import shared_leases
+from strands_psycopg.storage.text_search import searchable_text
 from strands_psycopg.storage.value_reader import MAX_KEY_SIZE, ValueReader
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
 from strands_psycopg.uncopyable import Uncopyable
+from strands_psycopg.words import check_text_search_config, stop_words, tsquery
 
 try:
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
@@ -35,13 +31,6 @@ except ImportError:  # before strands-agents 1.54
     _NAMESPACED = None
 
 _T = TypeVar("_T")
-
-_NO_STOP_WORDS: frozenset[str] = frozenset()
-
-try:
-    from strands.storage.search.keyword import STOP_WORDS
-except ImportError:  # before strands-agents 1.62
-    STOP_WORDS = _NO_STOP_WORDS
 
 
 class PostgresStorage(Uncopyable, Storage):
@@ -121,12 +110,7 @@ class PostgresStorage(Uncopyable, Storage):
             raise ImportError("PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents")
         if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
             raise ValueError(f"search_limit must be a positive integer, not {search_limit!r}")
-        # PostgreSQL would accept NULL too, and find nothing.
-        if not isinstance(text_search_config, str) or not text_search_config or "\0" in text_search_config:
-            raise ValueError(
-                "text_search_config must be the name of a text search configuration, such as 'simple', not "
-                f"{text_search_config!r}"
-            )
+        check_text_search_config(text_search_config)
         if isinstance(source, str | ConnectionPool) or callable(source):
             self._own_database: Database | None = Database(
                 source,
@@ -146,7 +130,7 @@ class PostgresStorage(Uncopyable, Storage):
         self._prefix = f"{normalized}/" if normalized else ""
         _check_characters("prefix", self._prefix)
         self._search_limit = search_limit
-        self._stop_words = STOP_WORDS if text_search_config == "simple" else _NO_STOP_WORDS
+        self._stop_words = stop_words(text_search_config)
         self._session_id = session_id
         self._payloads = shared_payloads(source)
         self._leases = None if session_id is None else shared_leases(source, session_id)

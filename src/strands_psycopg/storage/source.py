@@ -1,39 +1,9 @@
-"""What a storage shares with the repository, or other object, that it is built on."""
+"""The leases that a storage shares with the repository that it is built on."""
 
-from typing import Protocol
-
-from strands_psycopg.database import Database
 from strands_psycopg.lease import Leases
-from strands_psycopg.payload import Payloads
+from strands_psycopg.source import is_storable
 
 _MAX_SESSION_ID_LENGTH = 255
-
-
-class HasDatabase(Protocol):
-    """An object whose database a storage can share, such as a ``PostgresSessionRepository``."""
-
-    _database: Database
-
-
-def shared_database(source: object) -> Database:
-    """Return the database of a source.
-
-    Raises:
-        TypeError: It has none.
-    """
-    database = getattr(source, "_database", None)
-    if not isinstance(database, Database):
-        raise TypeError(
-            "source must be a DSN, a callable that returns one, a psycopg_pool.ConnectionPool or a "
-            f"PostgresSessionRepository, not {type(source).__name__}"
-        )
-    return database
-
-
-def shared_payloads(source: object) -> Payloads:
-    """Return what encodes and decodes the values of a source: without a payload codec unless it is a repository."""
-    payloads = getattr(getattr(source, "_tables", None), "payloads", None)
-    return payloads if isinstance(payloads, Payloads) else Payloads()
 
 
 def shared_leases(source: object, session_id: object) -> Leases:
@@ -54,8 +24,3 @@ def shared_leases(source: object, session_id: object) -> Leases:
     if not is_storable(session_id):
         raise ValueError("session_id must not contain NUL or a lone surrogate")
     return leases
-
-
-def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can store a text."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
