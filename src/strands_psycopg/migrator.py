@@ -1,7 +1,7 @@
 """Upgrades of a database's tables to the version of this package; forward only.
 
-The migration of vectors is optional: it is applied only if a memory store asks for it, since it needs an extension. Its
-version is above 1000, and where it is applied counts for nothing else.
+The migration of vectors is optional: it is applied only if a memory store asks for it, since it needs an extension.
+Optional migrations have versions from 1001 on, which do not count for the version of a database.
 """
 
 import hashlib
@@ -52,8 +52,8 @@ _READ_LEDGER = "SELECT version, name, checksum FROM {migrations} ORDER BY versio
 _RECORD = "INSERT INTO {migrations} (version, name, checksum, applied_at) VALUES (%s, %s, %s, pg_catalog.now())"
 
 
-# Versions from this one on are of optional migrations. Those that this package does not know are ignored.
-_FIRST_OPTIONAL = 1001
+# The versions of optional migrations. Those that this package does not know are ignored.
+_OPTIONAL = range(1001, 2000)
 
 _CREATE_EXTENSION = "CREATE EXTENSION"
 
@@ -222,14 +222,14 @@ class Migrator:
     def _version(self, cursor: Cursor[TupleRow]) -> int:
         _, has_ledger, _ = self._inspect(cursor)
         ledger = cursor.execute(self._read_ledger).fetchall() if has_ledger else []
-        return max((version for version, *_ in ledger if version < _FIRST_OPTIONAL), default=0)
+        return max((version for version, *_ in ledger if version not in _OPTIONAL), default=0)
 
     def _pending(self, cursor: Cursor[TupleRow]) -> list[Migration]:
         _, has_ledger, has_tables = self._inspect(cursor)
         if has_ledger:
             ledger = cursor.execute(self._read_ledger).fetchall()
-            pending = self._without_applied([row for row in ledger if row[0] < _FIRST_OPTIONAL])
-            return pending + self._pending_vectors(cursor, [row for row in ledger if row[0] >= _FIRST_OPTIONAL])
+            pending = self._without_applied([row for row in ledger if row[0] not in _OPTIONAL])
+            return pending + self._pending_vectors(cursor, [row for row in ledger if row[0] in _OPTIONAL])
         if has_tables:
             raise SchemaError(
                 f"{self._sessions} exists without {self._ledger}, the ledger of migrations: these tables do not "

@@ -114,6 +114,7 @@ def test_status_counts_rows_and_bytes(
         "strands_leases": 0,
         "strands_storage": 0,
         "strands_chunks": 0,
+        "strands_memories": 0,
     }
     assert size is not None
     assert described["tables"][2]["bytes"] == size[0] > 0
@@ -190,6 +191,7 @@ def test_status_fails_where_a_table_is_missing(
             "strands_leases",
             "strands_storage",
             "strands_chunks",
+            "strands_memories",
         ),
         0,
     )
