@@ -65,7 +65,7 @@ async def _keep_memories(store: PostgresMemoryStore) -> None:
     await store.initialize()
     memory_id = await store.add("some words", {"a": 1})
     assert await store.add("some words", {"b": 2}) == memory_id
-    await store.update(memory_id, content="other words")
-    assert [entry.content for entry in await store.search("other")] == ["other words"]
+    await store.update(memory_id, content="edited words")
+    assert [entry.content for entry in await store.search("edited")] == ["edited words"]
     assert (await store.list()).memories[0].metadata == {"a": 1, "b": 2}
     assert await store.forget(memory_id) == 1
