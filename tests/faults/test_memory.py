@@ -6,6 +6,7 @@ In every case a text is stored once or not at all, with its vector, and what was
 import asyncio
 import os
 import signal
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_call_is_done_once_if_any_round_trip_is_lost(
     with Proxy(own_dsn) as proxy, PostgresMemoryStore("notes", proxy.dsn, **VECTORS) as store:
         memory_id = asyncio.run(store.add("first"))
         lose = proxy.lose_requests if lost == "request" else proxy.lose_answers
-        calls = {
+        calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
             "add": lambda: store.add("second", {"a": 1}),
             "merge": lambda: store.add("second", {"b": 2}),
             "update": lambda: store.update(memory_id, content="edited"),

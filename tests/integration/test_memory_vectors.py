@@ -338,7 +338,7 @@ def test_tables_of_words_get_vectors_later(databases: Databases, vectors_templat
         with PostgresMemoryStore("notes", dsn) as words:
             add(words, "cyclist")
         with PostgresMemoryStore("notes", dsn, embed=embed_trigrams, dimensions=DIMENSIONS) as store:
-            with pytest.raises(SchemaError, match="vectors of 64 dimensions need the extension 'vector'"):
+            with pytest.raises(SchemaError, match="vectors of 256 dimensions need the extension 'vector'"):
                 run(store.initialize())
             store.ensure_schema()
             run(store.initialize())
@@ -355,7 +355,7 @@ def test_role_that_may_not_create_the_extension_is_told_so(
             connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO no_superuser")
             limited = make_conninfo(dsn, user="no_superuser", password="no")
             with PostgresMemoryStore("notes", limited, dimensions=DIMENSIONS) as store:
-                with pytest.raises(SchemaError, match=r"64 dimensions .* 'vector' .* a superuser.*CREATE EXTENSION"):
+                with pytest.raises(SchemaError, match=r"256 dimensions .* 'vector' .* a superuser.*CREATE EXTENSION"):
                     store.ensure_schema()
                 connection.execute("CREATE EXTENSION vector")
                 store.ensure_schema()
@@ -373,7 +373,7 @@ def test_server_without_the_extension_is_told_so(
     query = "SELECT EXISTS (SELECT true FROM pg_catalog.pg_available_extensions WHERE name = 'missing')"
     monkeypatch.setattr("strands_psycopg.migrator._EXTENSION_AVAILABLE", query)
 
-    with pytest.raises(SchemaError, match=r"64 dimensions need the extension 'vector' \(pgvector\), which the server"):
+    with pytest.raises(SchemaError, match=r"256 dimensions need the extension 'vector' \(pgvector\), which the server"):
         PostgresMemoryStore("notes", repository, dimensions=DIMENSIONS).ensure_schema()
 
 

@@ -19,8 +19,8 @@ _Row = dict[str, object]
 _MIN_DEPTH = 50
 
 # How many candidates an HNSW index keeps during a scan, at least and at most (the limit of pgvector). Its default of 40
-# would find too few of the nearest vectors.
-_MIN_CANDIDATES = 200
+# would miss one in ten of the nearest vectors.
+_MIN_CANDIDATES = 100
 _MAX_CANDIDATES = 1000
 
 _WORDED = """
