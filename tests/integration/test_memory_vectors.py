@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import random
+import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from strands_psycopg.migrator import Migrator
 from support.databases import Databases
 from support.memories import DIMENSIONS, embed_trigrams, needs_memory
 from support.tables import Connection, one
+from support.waiting import until
 
 T = TypeVar("T")
 
@@ -382,3 +384,23 @@ def test_no_notice_and_no_warning_reaches_the_log(store: PostgresMemoryStore, ca
         add(store, "tea")
         found(store, "tea")
     assert caplog.records == []
+
+
+def test_slow_embed_does_not_keep_others_from_the_database(repository: PostgresSessionRepository) -> None:
+    go_on, started = threading.Event(), threading.Semaphore(0)
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        started.release()
+        assert go_on.wait(60)
+        return embed_trigrams(texts)
+
+    async def main() -> None:
+        slow = PostgresMemoryStore("slow", repository, embed=embed, dimensions=DIMENSIONS)
+        adds = [asyncio.create_task(slow.add(str(number))) for number in range(70)]
+        await until(lambda: started.acquire(blocking=False))
+        assert (await PostgresMemoryStore("notes", repository).list()).memories == []
+        go_on.set()
+        await asyncio.gather(*adds)
+        assert len((await slow.list()).memories) == 70
+
+    run(main())

@@ -197,7 +197,7 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
         if embed is not None:
             if self._dimensions is None:
                 raise ValueError("embed requires dimensions, the length of the vectors that it returns")
-            self._embedder = Embedder(embed, self._dimensions, self._database.workers)
+            self._embedder = Embedder(embed, self._dimensions)
         self._vectors: Vectors | None = None
         where = {"owner": self._owner, "store": self.name, "text_search_config": text_search_config}
         self._entries = Entries(self._database, **where)
@@ -422,7 +422,9 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
         return [build_forget_tool(self.forget, config)]
 
     def close(self) -> None:
-        """Close the pool, if this store was built from a DSN."""
+        """Close the pool, if this store was built from a DSN, and end the threads that call ``embed``."""
+        if self._embedder is not None:
+            self._embedder.close()
         if self._own_database is not None:
             self._own_database.close()
 

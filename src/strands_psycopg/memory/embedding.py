@@ -39,13 +39,13 @@ class Embedder:
     Args:
         embed: The application's function.
         dimensions: The number of dimensions that its vectors must have.
-        workers: The threads in which it is called, unless it is a coroutine function.
     """
 
-    def __init__(self, embed: Embed, dimensions: int, workers: Workers) -> None:
+    def __init__(self, embed: Embed, dimensions: int) -> None:
         self._embed = embed
         self._dimensions = dimensions
-        self._workers = workers
+        # Not those of the database, whose calls must not wait for a slow model.
+        self._workers = Workers(max_wait=math.inf)
 
     async def vectors(self, texts: list[str]) -> list[str]:
         """Return a vector for each text, in pgvector's text form.
@@ -74,6 +74,10 @@ class Embedder:
         if len(formatted) != len(texts):
             raise EmbeddingError(f"{operation}: embed returned {len(formatted)} vectors; it must return one for each")
         return formatted
+
+    def close(self) -> None:
+        """End the threads in which ``embed`` is called, after what they were given."""
+        self._workers.close()
 
 
 def format_vector(vector: Sequence[float], dimensions: int) -> str:
