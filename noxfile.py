@@ -262,12 +262,13 @@ _UPSTREAM_TESTS = [
     "_context_manager",
     "vended_plugins/context_offloader",
     "vended_memory_stores/file_memory_store",
+    "vended_memory_stores/test_memory_store",
 ]
 
 
 @nox.session(venv_backend="virtualenv")  # with pip
 def upstream(session: nox.Session) -> None:
-    """Run Strands' own tests of its storages, and of what stores in one, on ours."""
+    """Run Strands' own tests of its storages and memory stores, and of what stores in one, on ours."""
     session.install("-e", ".[dev]", f"strands-agents=={_UPSTREAM}", "moto>=5.1,<6", "pytest-asyncio>=1,<2")
     folder = Path(session.create_tmp())
     of_source = ("--no-deps", "--no-binary", "strands-agents", "--dest", str(folder))

@@ -93,6 +93,17 @@ def test_score_is_one_for_the_first_of_both_rankings(store: PostgresMemoryStore)
     assert found(store, "green tea", min_similarity=0.99, min_score=0.6) == ["green tea"]
 
 
+def test_word_that_many_memories_have_decides_little(store: PostgresMemoryStore) -> None:
+    add(store, "cyclists", *(f"tea {number}" for number in range(10)))
+
+    options: Any = {"max_search_results": 11, "min_similarity": 0.3}
+    entries = run(store.search("tea for a cyclist", options))
+
+    assert entries[0].content == "cyclists"
+    scores = [(entry.metadata or {})["_score"] for entry in entries]
+    assert scores == [pytest.approx(30.5 / 61), *[pytest.approx(30.5 / 70)] * 10]
+
+
 def test_search_by_vectors_keeps_to_owner_store_and_filter(
     store: PostgresMemoryStore, repository: PostgresSessionRepository
 ) -> None:

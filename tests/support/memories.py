@@ -52,7 +52,7 @@ async def recall(store: PostgresMemoryStore, questions: list[dict[str, str]], *,
     """
     answered = 0
     for each in questions:
-        entries = await store.search(each["question"], {"max_search_results": 50})
+        entries = await store.search(each["question"], {"max_search_results": 10})
         if by_vectors:
             entries.sort(key=lambda entry: -(entry.metadata or {}).get("_similarity", -1))
         answered += each["answer"] in [entry.content for entry in entries[:5]]

@@ -89,7 +89,8 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
     are compared by cosine similarity. Both rankings are fused by reciprocal rank fusion (Cormack, Clarke and Büttcher,
     SIGIR 2009). A memory at rank r by its words and rank s by its vector has the score (30.5 / (60 + r)) +
     (30.5 / (60 + s)), without the part of a ranking that it is not in: 1 if it is first in both, at most 0.5 if it is
-    only in one. Without ``embed`` the score is PostgreSQL's ``ts_rank``, also from 0 to 1. Higher is better.
+    only in one. Memories with equally many of the query's words have the last of their ranks. Without ``embed`` the
+    score is PostgreSQL's ``ts_rank``, also from 0 to 1. Higher is better.
 
     Results have in their metadata, beside their own: ``_memory_id``, ``_score``, ``_created_at`` and ``_updated_at``
     (UTC, ISO 8601), and ``_similarity`` if they are among the nearest vectors: the cosine similarity, from -1 to 1.
@@ -452,7 +453,7 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
 
     def _check_writable(self) -> None:
         if not self.writable:
-            raise ValueError(f"memory store {self.name!r} is not writable; build it with writable=True")
+            raise ValueError(f"the store is not writable; build {self.name!r} with writable=True")
 
     async def _embedding(self, text: str) -> str | None:
         return None if self._embedder is None else (await self._embedder.vectors([text]))[0]
@@ -495,7 +496,7 @@ def _check_name(argument: str, value: object) -> str:
 
 def _check_results(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_RESULTS:
-        raise ValueError(f"max_search_results must be an integer from 1 to {_MAX_RESULTS}, not {value!r}")
+        raise ValueError(f"max_search_results must be at least 1 and at most {_MAX_RESULTS}, not {value!r}")
     return value
 
 

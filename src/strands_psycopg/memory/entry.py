@@ -86,7 +86,7 @@ def content_parameters(content: object) -> dict[str, object]:
     if not isinstance(content, str):
         raise TypeError(f"content must be a string, not {type(content).__name__}")
     if not content.strip():
-        raise ValueError("content must not be blank")
+        raise ValueError("content must not be empty or blank")
     text, exact = encode(content)
     readable = decode(text, None)
     content_hash = blake2b(content.encode("utf-8", "surrogatepass"), digest_size=_HASH_SIZE).digest()

@@ -2,7 +2,8 @@
 
 Two rankings are fused by reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): a memory at rank r of a
 ranking counts 1 / (60 + r), and the sum over both rankings decides. It needs no scale on which ranks of words and
-distances of vectors could be compared.
+distances of vectors could be compared. Memories that match a query's words equally well all have the last of their
+ranks, so that a word which many of them have decides little.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from strands_psycopg.memory.vectors import Vectors, compose
 
 _Row = dict[str, object]
 
-# How many memories of each ranking are fused, unless more are asked for.
-_MIN_DEPTH = 50
+# How many memories of the ranking by words are fused, at least, and of that by vectors. Vectors further away than that
+# only add noise.
+_MIN_WORDED = 50
+_MIN_NEAREST = 20
 
 # How many candidates an HNSW index keeps during a scan, at least and at most (the limit of pgvector). Its default of 40
 # would miss one in ten of the nearest vectors.
@@ -26,15 +29,13 @@ _MAX_CANDIDATES = 1000
 _WORDED = """
     worded AS (
         SELECT found.memory_id, found.relevance,
-            pg_catalog.row_number() OVER (
-                ORDER BY found.relevance DESC, found.updated_at DESC, found.memory_id
-            )::float8 AS rank
+            pg_catalog.count(*) OVER (ORDER BY found.relevance DESC)::float8 AS rank
         FROM (
             SELECT m.memory_id, m.updated_at, pg_catalog.ts_rank(m.search_vector, query)::float8 AS relevance
             FROM {memories} AS m, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(words)s) AS query
             WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query
                 AND (%(filter)s::jsonb IS NULL OR m.metadata @> %(filter)s::jsonb)
-            ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(depth)s
+            ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(worded)s
         ) AS found
     )"""
 
@@ -79,7 +80,7 @@ _BY_BOTH = (
                     WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = v.memory_id
                         AND m.metadata @> %(filter)s::jsonb
                 ))
-            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(depth)s
+            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s
         ) AS found
         WHERE 1::float8 - found.distance >= %(min_similarity)s::float8
     ),"""
@@ -149,16 +150,17 @@ class MemorySearch:
             min_score: The minimum score of a result.
             min_similarity: The minimum similarity of a memory that counts as found by its vector.
         """
-        depth = max(limit, _MIN_DEPTH)
-        row = self._key | condition | {"words": words or None, "limit": Int8(limit), "depth": Int8(depth)}
-        row["min_score"] = min_score
+        row = self._key | condition | {"words": words or None, "limit": Int8(limit), "min_score": min_score}
+        row["worded"] = Int8(max(limit, _MIN_WORDED))
         statement = self._by_words
         if vectors is not None:
             statement = compose(self._database, vectors, _BY_BOTH)
+            nearest = max(limit, _MIN_NEAREST)
             row |= {
                 "embedding": embedding,
+                "nearest": Int8(nearest),
                 "min_similarity": min_similarity,
-                "candidates": str(min(max(2 * depth, _MIN_CANDIDATES), _MAX_CANDIDATES)),
+                "candidates": str(min(max(2 * nearest, _MIN_CANDIDATES), _MAX_CANDIDATES)),
                 "iterative": vectors.scans_iteratively,
             }
         # Not prepared: which index is faster depends on the owner, and on whether there is a filter.
