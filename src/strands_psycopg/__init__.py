@@ -4,7 +4,11 @@ from strands_psycopg.errors import (
     BadFileError,
     DatabaseError,
     DatabaseUnavailableError,
+    EmbeddingError,
     LeaseLostError,
+    MemoryExistsError,
+    MemoryNotFoundError,
+    MemoryStoreError,
     MissingExtraError,
     PayloadCodecError,
     PostgresStorageError,
@@ -22,6 +26,8 @@ from strands_psycopg.errors import (
 )
 from strands_psycopg.lease import Lease
 from strands_psycopg.manager import PostgresSessionManager
+from strands_psycopg.memory import PostgresMemoryStore, PostgresSearchOptions
+from strands_psycopg.memory.entry import Memory, MemoryPage
 from strands_psycopg.payload import PayloadCodec, PayloadContext
 from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.repository import PostgresSessionRepository
@@ -39,14 +45,22 @@ __all__ = [
     "BadFileError",
     "DatabaseError",
     "DatabaseUnavailableError",
+    "EmbeddingError",
     "ErasureResult",
     "Lease",
     "LeaseLostError",
+    "Memory",
+    "MemoryExistsError",
+    "MemoryNotFoundError",
+    "MemoryPage",
+    "MemoryStoreError",
     "MissingExtraError",
     "PayloadCodec",
     "PayloadCodecError",
     "PayloadContext",
     "PoolOptions",
+    "PostgresMemoryStore",
+    "PostgresSearchOptions",
     "PostgresSessionManager",
     "PostgresSessionRepository",
     "PostgresStorage",

@@ -205,6 +205,38 @@ class StorageConflictError(PostgresStorageError):
         self.key = key
 
 
+class MemoryStoreError(StrandsPsycopgError):
+    """A call of a memory store was refused; nothing was stored."""
+
+
+class MemoryNotFoundError(MemoryStoreError):
+    """The memory to update does not exist in this store, or belongs to another owner.
+
+    Attributes:
+        memory_id: Its id.
+    """
+
+    def __init__(self, message: str, *, memory_id: str) -> None:
+        super().__init__(message)
+        self.memory_id = memory_id
+
+
+class MemoryExistsError(MemoryStoreError):
+    """Another memory of the store has this text already.
+
+    Attributes:
+        memory_id: The id of the memory to update.
+    """
+
+    def __init__(self, message: str, *, memory_id: str) -> None:
+        super().__init__(message)
+        self.memory_id = memory_id
+
+
+class EmbeddingError(MemoryStoreError):
+    """The application's ``embed`` raised an error, which is the cause, or returned what cannot be used."""
+
+
 class EmbeddedPostgresError(StrandsPsycopgError):
     """The embedded server could not be found, set up, started or stopped; the message says what to do."""
 

@@ -1,14 +1,18 @@
-"""Upgrades of a database's tables to the version of this package; forward only."""
+"""Upgrades of a database's tables to the version of this package; forward only.
+
+The migration of vectors is optional: it is applied only if a memory store asks for it, since it needs an extension.
+Optional migrations have versions from 1001 on, which do not count for the version of a database.
+"""
 
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from psycopg import Cursor, sql
+from psycopg import Cursor, errors, sql
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
@@ -52,19 +56,38 @@ _READ_LEDGER = "SELECT version, name, checksum FROM {migrations} ORDER BY versio
 _RECORD = "INSERT INTO {migrations} (version, name, checksum, applied_at) VALUES (%s, %s, %s, pg_catalog.now())"
 
 
+# The versions of optional migrations. Those that this package does not know are ignored.
+_OPTIONAL = range(1001, 2000)
+
+_CREATE_EXTENSION = "CREATE EXTENSION"
+
+# What the file of vectors says, and what takes its place.
+_DEFAULT_DIMENSIONS = "vector(1536)"
+_DEFAULT_EXTENSION_SCHEMA = "public.vector"
+
+_EXTENSION_SCHEMA = """
+SELECT n.nspname FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+WHERE e.extname = 'vector'
+"""
+
+_EXTENSION_AVAILABLE = "SELECT EXISTS (SELECT true FROM pg_catalog.pg_available_extensions WHERE name = 'vector')"
+
+
 @dataclass(frozen=True)
 class Migration:
     """One numbered SQL file.
 
     Attributes:
         version: The file's number, from 1 up.
-        name: The rest of the file's name.
+        name: The rest of the file's name; that of vectors is followed by their dimensions.
         text: The file's text, with the default names of the tables.
+        replacements: What else of its statements is replaced, and by what.
     """
 
     version: int
     name: str
     text: str
+    replacements: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def checksum(self) -> str:
@@ -74,6 +97,8 @@ class Migration:
     def statements(self, table_prefix: str) -> list[str]:
         """Return the file's statements, with ``strands_`` replaced by ``table_prefix``."""
         text = _DEFAULT_PREFIX.sub(table_prefix, _COMMENT.sub("", self.text))
+        for default, replacement in self.replacements.items():
+            text = text.replace(default, replacement)
         return [statement.strip() for statement in _STATEMENT.findall(text) if statement.strip()]
 
 
@@ -82,23 +107,34 @@ def packaged_migrations() -> list[Migration]:
     return read_migrations(resources.files("strands_psycopg") / "sql")
 
 
+def optional_migrations() -> list[Migration]:
+    """Return the SQL files of optional migrations, in order."""
+    return _read_files(resources.files("strands_psycopg") / "sql" / "optional")
+
+
 def read_migrations(folder: "Traversable") -> list[Migration]:
     """Return the SQL files of a folder, in order.
 
     Raises:
         SchemaError: There is none, or a file is not named ``NNNN_name.sql``, or a number is missing or used twice.
     """
-    migrations = []
-    for file in folder.iterdir():
-        match = _FILE_NAME.fullmatch(file.name)
-        if match is None:
-            raise SchemaError(f"migration file {file.name!r} is not named NNNN_name.sql; rename or remove it")
-        migrations.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
-    migrations.sort(key=lambda migration: migration.version)
+    migrations = _read_files(folder)
     versions = [migration.version for migration in migrations]
     if not versions or versions != list(range(1, len(versions) + 1)):
         raise SchemaError(f"migration files must be numbered from 1 without gaps or duplicates, not {versions}")
     return migrations
+
+
+def _read_files(folder: "Traversable") -> list[Migration]:
+    migrations = []
+    for file in folder.iterdir():
+        if file.name == "optional":
+            continue
+        match = _FILE_NAME.fullmatch(file.name)
+        if match is None:
+            raise SchemaError(f"migration file {file.name!r} is not named NNNN_name.sql; rename or remove it")
+        migrations.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
+    return sorted(migrations, key=lambda migration: migration.version)
 
 
 class Migrator:
@@ -107,10 +143,19 @@ class Migrator:
     Args:
         database: The database that has, or will have, the tables.
         migrations: Migrations to use instead of the packaged ones.
+        vector_dimensions: The number of dimensions of the vectors that the database must be able to store; None if it
+            need not have any.
     """
 
-    def __init__(self, database: Database, migrations: Sequence[Migration] | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        migrations: Sequence[Migration] | None = None,
+        *,
+        vector_dimensions: int | None = None,
+    ) -> None:
         self._database = database
+        self._vector_dimensions = vector_dimensions
         self._migrations = packaged_migrations() if migrations is None else list(migrations)
         self._schema = sql.Identifier(database.schema).as_string(None)
         self._ledger = database.statement("{migrations}").decode()
@@ -133,7 +178,7 @@ class Migrator:
 
         Raises:
             SchemaError: The database is newer than this package, was migrated with other files, or has tables with
-                these names but no ledger.
+                these names but no ledger; or it has no vectors and cannot have any, or has vectors of other dimensions.
         """
         return self._database.transact("inspecting the schema", self._pending)
 
@@ -145,7 +190,7 @@ class Migrator:
 
         Raises:
             SchemaError: As for ``pending``; or the database's encoding is not UTF-8, or this is a worker of a Citus
-                cluster.
+                cluster, or its role may not create the extension that vectors need.
         """
         if not self.pending():
             return []
@@ -165,7 +210,8 @@ class Migrator:
         Args:
             migrations: The pending migrations; by default all, as for an empty database.
         """
-        migrations = self._migrations if migrations is None else migrations
+        if migrations is None:
+            migrations = [*self._migrations, *self._vectors(None)]
         statements = self._opening_statements()
         if migrations and migrations[0].version == 1:
             if self._database.schema != "public":
@@ -179,19 +225,59 @@ class Migrator:
 
     def _version(self, cursor: Cursor[TupleRow]) -> int:
         _, has_ledger, _ = self._inspect(cursor)
-        return max((row[0] for row in cursor.execute(self._read_ledger).fetchall()), default=0) if has_ledger else 0
+        ledger = cursor.execute(self._read_ledger).fetchall() if has_ledger else []
+        return max((version for version, *_ in ledger if version not in _OPTIONAL), default=0)
 
     def _pending(self, cursor: Cursor[TupleRow]) -> list[Migration]:
         _, has_ledger, has_tables = self._inspect(cursor)
         if has_ledger:
-            cursor.execute(self._read_ledger)
-            return self._without_applied(cursor.fetchall())
+            ledger = cursor.execute(self._read_ledger).fetchall()
+            pending = self._without_applied([row for row in ledger if row[0] not in _OPTIONAL])
+            return pending + self._pending_vectors(cursor, [row for row in ledger if row[0] in _OPTIONAL])
         if has_tables:
             raise SchemaError(
                 f"{self._sessions} exists without {self._ledger}, the ledger of migrations: these tables do not "
                 "belong to this package; choose another schema= or table_prefix="
             )
-        return self._migrations
+        return [*self._migrations, *self._pending_vectors(cursor, [])]
+
+    def _pending_vectors(self, cursor: Cursor[TupleRow], ledger: list[TupleRow]) -> list[Migration]:
+        """Return the migration of vectors if they are asked for and not in the ledger of optional migrations."""
+        if self._vector_dimensions is None:
+            return []
+        row = cursor.execute(_EXTENSION_SCHEMA).fetchone()
+        schema = row[0] if row else None
+        [migration] = self._vectors(schema)
+        for version, name, checksum in ledger:
+            if version == migration.version:
+                if name != migration.name:
+                    raise SchemaError(
+                        f"the vectors of this database have {name.rpartition('_')[2]} dimensions, not "
+                        f"{self._vector_dimensions}; use an embed of that many dimensions, or another table_prefix="
+                    )
+                _check_checksum(migration, checksum)
+                return []
+        if schema is None and not cursor.execute(_EXTENSION_AVAILABLE).fetchall()[0][0]:
+            raise SchemaError(
+                f"vectors of {self._vector_dimensions} dimensions need the extension 'vector' (pgvector), which the "
+                "server does not have; install it there, or use a memory store without embed="
+            )
+        return [migration]
+
+    def _vectors(self, schema: str | None) -> list[Migration]:
+        """Return the migration of vectors, if they are asked for.
+
+        Args:
+            schema: The schema of the extension; None if it is to be created.
+        """
+        if self._vector_dimensions is None:
+            return []
+        [file] = optional_migrations()
+        replacements = {_DEFAULT_DIMENSIONS: f"vector({self._vector_dimensions})"}
+        if schema is not None:
+            replacements[_DEFAULT_EXTENSION_SCHEMA] = f"{sql.Identifier(schema).as_string(None)}.vector"
+            replacements[f"{_CREATE_EXTENSION} IF NOT EXISTS vector WITH SCHEMA public;"] = ""
+        return [Migration(file.version, f"{file.name}_{self._vector_dimensions}", file.text, replacements)]
 
     def _inspect(self, cursor: Cursor[TupleRow]) -> TupleRow:
         """Return whether the schema, the ledger and the table of sessions exist."""
@@ -209,11 +295,7 @@ class Migrator:
                     f"the database is at version {version} ({name}), newer than this package, whose migrations go up "
                     f"to {len(self._migrations)}; upgrade strands-psycopg"
                 )
-            if checksum != migration.checksum:
-                raise SchemaError(
-                    f"migration {version} ({name}) was applied from a file that differs from this package's; "
-                    "install the release that the database was migrated with, or restore the file"
-                )
+            _check_checksum(migration, checksum)
         return list(pending.values())
 
     def _apply(self, cursor: Cursor[TupleRow]) -> list[Migration]:
@@ -244,9 +326,24 @@ class Migrator:
             cursor.execute(self._create_ledger)
         for migration in migrations:
             for statement in migration.statements(self._database.table_prefix):
-                cursor.execute(statement.encode())
+                if statement.startswith(_CREATE_EXTENSION):
+                    self._create_extension(cursor, statement)
+                else:
+                    cursor.execute(statement.encode())
             cursor.execute(self._record, [migration.version, migration.name, migration.checksum])
         return migrations
+
+    def _create_extension(self, cursor: Cursor[TupleRow], statement: str) -> None:
+        # Migrators for other schemas and prefixes may create it at the same time.
+        cursor.execute(_lock_statement("extension vector").encode())
+        try:
+            cursor.execute(statement.encode())
+        except errors.InsufficientPrivilege:
+            raise SchemaError(
+                f"vectors of {self._vector_dimensions} dimensions need the extension 'vector' (pgvector), which this "
+                "role may not create; have a superuser, or the administrator that your provider names, run 'CREATE "
+                "EXTENSION vector' in this database once"
+            ) from None
 
     def _opening_statements(self) -> list[str]:
         return [
@@ -255,6 +352,14 @@ class Migrator:
             _lock_statement(f"{self._database.schema}.{self._database.table_prefix}"),
             f"SET LOCAL search_path = {self._schema}",
         ]
+
+
+def _check_checksum(migration: Migration, checksum: str) -> None:
+    if checksum != migration.checksum:
+        raise SchemaError(
+            f"migration {migration.version} ({migration.name}) was applied from a file that differs from this "
+            "package's; install the release that the database was migrated with, or restore the file"
+        )
 
 
 def _lock_statement(name: str) -> str:

@@ -116,6 +116,7 @@ def test_status_counts_rows_and_bytes(
         "strands_chunks": 0,
         "strands_session_storage": 0,
         "strands_session_chunks": 0,
+        "strands_memories": 0,
     }
     assert size is not None
     assert described["tables"][2]["bytes"] == size[0] > 0
@@ -195,6 +196,7 @@ def test_status_fails_where_a_table_is_missing(
             "strands_chunks",
             "strands_session_storage",
             "strands_session_chunks",
+            "strands_memories",
         ),
         0,
     )

@@ -5,7 +5,7 @@ import psycopg
 import pytest
 
 from strands_psycopg import PostgresSessionRepository, SchemaError
-from strands_psycopg.migrator import Migration, packaged_migrations, read_migrations
+from strands_psycopg.migrator import Migration, optional_migrations, packaged_migrations, read_migrations
 from support import catalog
 
 SOURCES = Path(__file__).parents[2] / "sql"
@@ -16,6 +16,8 @@ CHECKSUMS = [
     ("0002_leases.sql", "c474f568a52cca1186880de5ecfc5e96c1713f248020be2299008c761ca38ac8"),
     ("0003_storage.sql", "761d36ed43da145baa16b58f91ec32fad9d00dc426d4cef2643f4bce6c624ea7"),
     ("0004_analytics.sql", "b0762d3b68b666796d95ebbc41c41b67549f376ab89a2aaeb88997b469585ac7"),
+    ("0005_memories.sql", "011555a3729ec59ff987aeb7de0eaf691964032ce6507e623c29489d6d65c84d"),
+    ("1001_memory_vectors.sql", "e6d9521271a2452c2be0c5ae9d282d14b51fb98e91319847c0685b658b4272b4"),
 ]
 
 
@@ -87,20 +89,23 @@ def file_name(migration: Migration) -> str:
 
 
 def test_released_files_do_not_change() -> None:
-    assert [(file_name(each), each.checksum) for each in packaged_migrations()] == CHECKSUMS, (
+    migrations = [*packaged_migrations(), *optional_migrations()]
+    assert [(file_name(each), each.checksum) for each in migrations] == CHECKSUMS, (
         "a released file must not change: databases that it was applied to would be refused. Restore it, put the "
         "change into a new file NNNN_name.sql and add that to CHECKSUMS (until the first release: update CHECKSUMS)"
     )
 
 
 def test_packaged_files_are_the_sources() -> None:
-    assert [file_name(each) for each in packaged_migrations()] == sorted(file.name for file in SOURCES.iterdir())
-    assert {each.text for each in packaged_migrations()} == {file.read_text() for file in SOURCES.iterdir()}
+    for migrations, folder in ((packaged_migrations(), SOURCES), (optional_migrations(), SOURCES / "optional")):
+        assert [file_name(each) for each in migrations] == sorted(file.name for file in folder.glob("*.sql"))
+        assert {each.text for each in migrations} == {file.read_text() for file in folder.glob("*.sql")}
 
 
 def test_sources_are_nothing_but_numbered_sql_files() -> None:
-    assert [file.name for file in SOURCES.iterdir() if not re.fullmatch(r"\d{4}_[a-z0-9_]+\.sql", file.name)] == []
-    assert all(file.is_file() for file in SOURCES.iterdir())
+    files = [each for each in SOURCES.rglob("*") if each != SOURCES / "optional"]
+    assert [file.name for file in files if not re.fullmatch(r"\d{4}_[a-z0-9_]+\.sql", file.name)] == []
+    assert all(file.is_file() for file in files)
 
 
 def test_text_is_split_into_statements_with_the_prefix() -> None:

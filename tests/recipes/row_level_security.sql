@@ -7,6 +7,7 @@
 --     repository = PostgresSessionRepository("postgresql://acme@localhost/agents", schema="strands", min_size=0)
 --     agent = Agent(session_manager=PostgresSessionManager("user-42", repository, owner="acme"))
 --     storage = PostgresStorage(repository, owner="acme")
+--     memories = PostgresMemoryStore("notes", repository, owner="acme")
 --
 -- Run this as a superuser, or as the owner of the tables with CREATEROLE, after each migration: a new table has no
 -- policies and no grants yet. Then create a role for each tenant:
@@ -64,6 +65,7 @@ ALTER TABLE strands.strands_session_chunks ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_storage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE strands.strands_chunks ENABLE ROW LEVEL SECURITY;
+ALTER TABLE strands.strands_memories ENABLE ROW LEVEL SECURITY;
 
 DROP POLICY IF EXISTS of_tenant ON strands.strands_sessions;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_agents;
@@ -76,6 +78,7 @@ DROP POLICY IF EXISTS of_tenant ON strands.strands_session_chunks;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_leases;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_storage;
 DROP POLICY IF EXISTS of_tenant ON strands.strands_chunks;
+DROP POLICY IF EXISTS of_tenant ON strands.strands_memories;
 
 CREATE POLICY of_tenant ON strands.strands_sessions USING (owner = strands.tenant());
 CREATE POLICY of_tenant ON strands.strands_agents
@@ -96,11 +99,23 @@ CREATE POLICY of_tenant ON strands.strands_leases USING (strands.is_leasable(ses
 CREATE POLICY of_tenant ON strands.strands_storage
 USING (owner = strands.tenant() AND strands.is_scope_of_tenant(scope));
 CREATE POLICY of_tenant ON strands.strands_chunks USING (strands.is_scope_of_tenant(scope));
+CREATE POLICY of_tenant ON strands.strands_memories USING (owner = strands.tenant());
+
+-- Only there if a memory store has asked for vectors.
+DO $$ BEGIN
+    IF to_regclass('strands.strands_memory_vectors') IS NOT NULL THEN
+        ALTER TABLE strands.strands_memory_vectors ENABLE ROW LEVEL SECURITY;
+        DROP POLICY IF EXISTS of_tenant ON strands.strands_memory_vectors;
+        CREATE POLICY of_tenant ON strands.strands_memory_vectors USING (owner = strands.tenant());
+        GRANT SELECT, INSERT, UPDATE, DELETE ON strands.strands_memory_vectors TO strands_tenants;
+    END IF;
+END $$;
 
 GRANT USAGE ON SCHEMA strands TO strands_tenants;
 GRANT SELECT ON strands.strands_migrations TO strands_tenants;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     strands.strands_sessions, strands.strands_agents, strands.strands_messages, strands.strands_message_variants,
     strands.strands_checkpoints, strands.strands_multi_agents, strands.strands_session_storage,
-    strands.strands_session_chunks, strands.strands_leases, strands.strands_storage, strands.strands_chunks
+    strands.strands_session_chunks, strands.strands_leases, strands.strands_storage, strands.strands_chunks,
+    strands.strands_memories
 TO strands_tenants;

@@ -4,8 +4,15 @@ import asyncio
 import random
 from typing import Any
 
-from strands_psycopg import PostgresSessionManager, PostgresSessionRepository, PostgresStorage, SessionBusyError
+from strands_psycopg import (
+    PostgresMemoryStore,
+    PostgresSessionManager,
+    PostgresSessionRepository,
+    PostgresStorage,
+    SessionBusyError,
+)
 from support.agents import LOOK_UP, GuardedModel, build, dump, look_up, restore_checkpoint, save_checkpoint
+from support.memories import has_memory
 from support.multi_agents import Team
 from support.storage import has_storage
 
@@ -50,6 +57,8 @@ def run_all(
     if has_storage:
         options: dict[str, Any] = {} if owner is None else {"owner": owner}
         asyncio.run(_keep_values(PostgresStorage(repository, prefix=prefix, **options)))
+    if has_memory:
+        asyncio.run(_keep_memories(PostgresMemoryStore("notes", repository, owner=owner or prefix or None)))
 
 
 async def _keep_values(storage: PostgresStorage) -> None:
@@ -62,3 +71,13 @@ async def _keep_values(storage: PostgresStorage) -> None:
     assert sorted(await storage.list("")) == ["large", "small"]
     await storage.delete("large")
     assert await storage.read("large") is None
+
+
+async def _keep_memories(store: PostgresMemoryStore) -> None:
+    await store.initialize()
+    memory_id = await store.add("some words", {"a": 1})
+    assert await store.add("some words", {"b": 2}) == memory_id
+    await store.update(memory_id, content="edited words")
+    assert [entry.content for entry in await store.search("edited")] == ["edited words"]
+    assert (await store.list()).memories[0].metadata == {"a": 1, "b": 2}
+    assert await store.forget(memory_id) == 1

@@ -1,4 +1,4 @@
-"""A pytest plugin for Strands' own tests: their storages are ours, in a PostgreSQL of the run's own.
+"""A pytest plugin for Strands' own tests: their storages and memory stores are ours, in a PostgreSQL of the run's own.
 
 They guard against overwriting, which must not be in the way of anything that Strands does with one storage.
 
@@ -10,14 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import strands.storage
 import strands.storage.s3_storage
+import strands.vended_memory_stores.test_memory_store.store
 from strands.storage.storage import _EPHEMERAL
 
-from strands_psycopg import PostgresSessionRepository, PostgresStorage
+from strands_psycopg import PostgresMemoryStore, PostgresSessionRepository, PostgresStorage
 from strands_psycopg.embedded import postgres
 
 _numbers = itertools.count()
@@ -78,7 +79,50 @@ class S3Storage(_Substitute):
         super().__init__(f"buckets/{bucket}/{next(_numbers)}/{prefix}", options)
 
 
-_SUBSTITUTES: dict[type, type[_Substitute]] = {
+class _Added(NamedTuple):
+    id: str
+
+
+class TestMemoryStore(PostgresMemoryStore):
+    """Objects of one file share their memories."""
+
+    __test__ = False
+    repository: PostgresSessionRepository
+
+    def __init__(self, *, name: str, path: str | None = None, **options: Any) -> None:
+        for field, value in (("name", name), ("path", path)):
+            if value is not None and not value.strip():
+                raise ValueError(f"{field} must not be empty")
+        if "persist" in options:
+            pytest.skip("PostgresMemoryStore always persists")
+        super().__init__(name, self.repository, owner=blake2b(str(path).encode()).hexdigest(), **options)
+
+    async def add(self, content: str, metadata: Any = None) -> Any:
+        """Return the id as that class does."""
+        return _Added(await super().add(content, metadata))
+
+
+_OF_THE_FILE = "looks into its file, or is about nothing but that"
+_OF_THE_MEMORY_STORE = {
+    "test_accepts_null_metadata_as_absent": _OF_THE_FILE,
+    "test_defaults_to_a_sanitized_path_under_the_home_memory_dir": _OF_THE_FILE,
+    "test_ingests_extracted_facts_through_add": _OF_THE_FILE,
+    "test_keeps_all_entries_under_concurrent_writes": _OF_THE_FILE,
+    "test_loads_a_file_written_in_the_shared_camelcase_format": _OF_THE_FILE,
+    "test_manager_add_writes_to_store": _OF_THE_FILE,
+    "test_persists_human_readable_json": _OF_THE_FILE,
+    "test_raises_clear_error_on_corrupt_file": _OF_THE_FILE,
+    "test_raises_clear_error_on_malformed_record": _OF_THE_FILE,
+    "test_raises_clear_error_on_non_object_metadata": _OF_THE_FILE,
+    "test_raises_clear_error_on_wrong_shape_file": _OF_THE_FILE,
+    "test_raises_clear_error_when_path_is_unreachable": _OF_THE_FILE,
+    "test_ranks_higher_overlap_first_with_relevance_score": "counts words, where ours has scores from 0 to 1",
+    "test_reused_across_separate_event_loops": _OF_THE_FILE,
+    "test_uses_the_monkeypatchable_id_generator": "replaces a function of that class",
+}
+
+_SUBSTITUTES: dict[type, type] = {
+    strands.vended_memory_stores.test_memory_store.store.TestMemoryStore: TestMemoryStore,
     strands.storage.InMemoryStorage: InMemoryStorage,
     strands.storage.LocalFileStorage: LocalFileStorage,
     strands.storage.s3_storage.S3Storage: S3Storage,
@@ -91,7 +135,7 @@ def pytest_configure() -> None:
     """Start the server, and put the substitutes wherever a storage has been imported to."""
     repository = _stack.enter_context(PostgresSessionRepository(_stack.enter_context(postgres())))
     repository.ensure_schema()
-    _Substitute.repository = repository
+    _Substitute.repository = TestMemoryStore.repository = repository
     for module, name, value in list(_names()):
         if isinstance(value, type) and value in _SUBSTITUTES:
             setattr(module, name, _SUBSTITUTES[value])
@@ -101,7 +145,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Expect tests to fail that look for what only the backend has."""
     for item in items:
         reason = _OF_THE_BACKEND.get(item.name)
-        if reason and "/storage/" in item.nodeid:
+        if "/test_memory_store/" in item.nodeid:
+            reason = _OF_THE_MEMORY_STORE.get(item.name)
+        elif "/storage/" not in item.nodeid:
+            reason = None
+        if reason:
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 

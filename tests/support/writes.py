@@ -9,9 +9,9 @@ from psycopg import sql
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg import PostgresSessionRepository
-from strands_psycopg.agent_sync.snapshot_ids import new_snapshot_id
 from strands_psycopg.repository.agents import AgentChange, EncodedAgent
 from strands_psycopg.repository.window import Variant, Window
+from strands_psycopg.uuids import uuid7
 from support.tables import TABLES
 
 _Step = Callable[[PostgresSessionRepository, str], object]
@@ -102,7 +102,7 @@ def save_checkpoint(repository: PostgresSessionRepository, session_id: str) -> N
     repository._tables.checkpoints.save(
         session_id,
         "a",
-        new_snapshot_id(),
+        uuid7(),
         {"state": {}},
         Window.of([0]),
         message_count=1,

@@ -1,6 +1,7 @@
 import pytest
 
-from strands_psycopg.storage.text_search import searchable_text, tsquery
+from strands_psycopg.storage.text_search import searchable_text
+from strands_psycopg.words import tsquery
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ from strands_psycopg.agent_sync.documents import snapshot_data
 from strands_psycopg.agent_sync.record import AgentRecord, tracking_id
 from strands_psycopg.agent_sync.redaction import Redaction, known_messages, redacted_record, replaced_message
 from strands_psycopg.agent_sync.restore import check_loadable, load_checkpoint, restore
-from strands_psycopg.agent_sync.snapshot_ids import new_snapshot_id
 from strands_psycopg.agent_sync.turn_end import memory_after_turn
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.repository.agents import AgentChange
 from strands_psycopg.repository.tables import SessionTables
 from strands_psycopg.repository.window import Window
+from strands_psycopg.uuids import uuid7
 
 if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
@@ -215,7 +215,7 @@ class AgentWriter(Collector):
 
     def _save_checkpoint(self) -> UUID:
         record = self._record
-        snapshot_id, data = new_snapshot_id(), snapshot_data(self._agent)
+        snapshot_id, data = uuid7(), snapshot_data(self._agent)
         with self._guard.writing(self._agent.agent_id):
             self._tables.checkpoints.save(
                 self._session_id,

@@ -6,6 +6,7 @@ import json
 
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, get_dsn, open_repository
+from strands_psycopg.memory.embedding import check_dimensions
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.repository import session_tables
 from strands_psycopg.repository.status import Status, TableStatus
@@ -19,6 +20,13 @@ def add_to(commands: Commands) -> None:
         allow_abbrev=False,
         help="create or upgrade the tables",
         description="Create or upgrade the tables. Several processes may run this command at the same time.",
+    )
+    migrate.add_argument(
+        "--vectors",
+        type=int,
+        metavar="DIMENSIONS",
+        help="also create the extension pgvector and the table of vectors of so many dimensions, for memory stores "
+        "that search by meaning",
     )
     form = migrate.add_mutually_exclusive_group()
     form.add_argument(
@@ -44,7 +52,8 @@ def add_to(commands: Commands) -> None:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     with open_repository(arguments) as repository:
-        migrator = Migrator(session_tables(repository).database)
+        dimensions = None if arguments.vectors is None else check_dimensions(arguments.vectors)
+        migrator = Migrator(session_tables(repository).database, vector_dimensions=dimensions)
         if arguments.sql:
             if get_dsn(arguments) is None:
                 print(migrator.script(), end="")

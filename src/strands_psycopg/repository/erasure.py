@@ -106,7 +106,10 @@ class _Table(NamedTuple):
 
 
 # What an owner has beside sessions and chunks.
-_TABLES = (_Table("storage", "scope, key", f"owner = %(owner)s AND {_IN_SCOPES}"),)
+_TABLES = (
+    _Table("storage", "scope, key", f"owner = %(owner)s AND {_IN_SCOPES}"),
+    _Table("memories", "owner, store, memory_id", "owner = %(owner)s"),
+)
 
 _DELETE_ROWS = """
     DELETE FROM {table} WHERE {condition} AND ({key}) IN (
@@ -133,6 +136,7 @@ class ErasureResult:
         leases: Leases on them.
         storage: Values of storages with the owner.
         chunks: Chunks of those values.
+        memories: Memories of the owner.
     """
 
     sessions: int = 0
@@ -146,6 +150,7 @@ class ErasureResult:
     leases: int = 0
     storage: int = 0
     chunks: int = 0
+    memories: int = 0
 
     def __add__(self, other: "ErasureResult") -> "ErasureResult":
         return ErasureResult(**(Counter(asdict(self)) + Counter(asdict(other))))

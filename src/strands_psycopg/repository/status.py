@@ -59,7 +59,12 @@ _COUNT = {
     "chunks": "SELECT pg_catalog.count(*) FROM {chunks}",
     "session_storage": "SELECT pg_catalog.count(*) FROM {session_storage}",
     "session_chunks": "SELECT pg_catalog.count(*) FROM {session_chunks}",
+    "memories": "SELECT pg_catalog.count(*) FROM {memories}",
+    "memory_vectors": "SELECT pg_catalog.count(*) FROM {memory_vectors}",
 }
+
+# Only there if a memory store has asked for it.
+_OPTIONAL = {"memory_vectors"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def read_status(database: Database) -> Status:
             pending=pending,
             problem=problem,
             tables=tables,
-            missing=[each for each in names.values() if each not in existing],
+            missing=[each for table, each in names.items() if each not in existing and table not in _OPTIONAL],
         )
 
     return database.transact("reading the status", read)

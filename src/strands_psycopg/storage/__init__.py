@@ -19,15 +19,16 @@ from strands_psycopg.lease import Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import Payloads
 from strands_psycopg.pool_options import PoolOptions
+from strands_psycopg.source import HasDatabase, is_storable, open_database, shared_payloads
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.purging import StoragePurgeResult, ValuePurge, checked_seconds
 from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import SeenWrites
-from strands_psycopg.storage.source import HasDatabase, is_storable, shared_database, shared_payloads
-from strands_psycopg.storage.text_search import searchable_text, tsquery
+from strands_psycopg.storage.text_search import searchable_text
 from strands_psycopg.storage.value_reader import ValueReader
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
 from strands_psycopg.uncopyable import Uncopyable
+from strands_psycopg.words import check_text_search_config, stop_words, tsquery
 
 try:
     from strands.storage.storage import _NAMESPACED, Storage, StorageSearchResult, _normalize_key, _normalize_prefix
@@ -36,13 +37,6 @@ except ImportError:  # before strands-agents 1.54
     _NAMESPACED = None
 
 _T = TypeVar("_T")
-
-_NO_STOP_WORDS: frozenset[str] = frozenset()
-
-try:
-    from strands.storage.search.keyword import STOP_WORDS
-except ImportError:  # before strands-agents 1.62
-    STOP_WORDS = _NO_STOP_WORDS
 
 
 _MAX_OWNER_LENGTH = 255
@@ -140,21 +134,15 @@ class PostgresStorage(Uncopyable, Storage):
         # A prefix contains no //, so that no two owners and prefixes have the same scope.
         scope = Scope(normalized if owner is None else f"{_checked_owner(owner)}//{normalized}", owner)
         options = _checked_options(text_search_config, search_limit, expires_in)
-        self._own_database: Database | None = None
-        if isinstance(source, str | ConnectionPool) or callable(source):
-            database = self._own_database = Database(
-                source,
-                schema=schema,
-                table_prefix=table_prefix,
-                retry_timeout=retry_timeout,
-                response_timeout=response_timeout,
-                pool_options=pool_options,
-            )
-        else:
-            database = shared_database(source)
-            options_given = (schema, table_prefix, retry_timeout, response_timeout, pool_options)
-            if options_given != (None, "strands_", None, 30, {}):
-                raise TypeError("a storage on a repository shares its database; pass the options to the repository")
+        database, is_own = open_database(
+            source,
+            schema=schema,
+            table_prefix=table_prefix,
+            retry_timeout=retry_timeout,
+            response_timeout=response_timeout,
+            pool_options=pool_options,
+        )
+        self._own_database: Database | None = database if is_own else None
         self._shown = f"prefix={normalized!r}" if owner is None else f"prefix={normalized!r} owner={owner!r}"
         seen = SeenWrites() if guard_overwrites else None
         self._build(database, scope, shared_payloads(source), None, seen, options)
@@ -175,7 +163,7 @@ class PostgresStorage(Uncopyable, Storage):
         # What the keys of a view begin with.
         self._namespace = ""
         self._search_limit = options.search_limit
-        self._stop_words = STOP_WORDS if options.text_search_config == "simple" else _NO_STOP_WORDS
+        self._stop_words = stop_words(options.text_search_config)
         chunks = ChunkStore(database, scope)
         self._reader = ValueReader(database, scope, text_search_config=options.text_search_config, seen=seen)
         self._writer = ValueWriter(
@@ -414,14 +402,8 @@ def _checked_options(
 ) -> _Options:
     if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
         raise ValueError(f"search_limit must be a positive integer, not {search_limit!r}")
-    # PostgreSQL would accept NULL too, and find nothing.
-    if not isinstance(text_search_config, str) or not text_search_config or "\0" in text_search_config:
-        raise ValueError(
-            "text_search_config must be the name of a text search configuration, such as 'simple', not "
-            f"{text_search_config!r}"
-        )
     seconds = None if expires_in is None else checked_seconds("expires_in", expires_in)
-    return _Options(text_search_config, search_limit, seconds)
+    return _Options(check_text_search_config(text_search_config), search_limit, seconds)
 
 
 def _checked_owner(owner: object) -> str:

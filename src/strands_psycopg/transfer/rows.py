@@ -10,8 +10,8 @@ from strands_psycopg.payload import PayloadKind, Payloads
 from strands_psycopg.repository.annotations import Annotations, encode_metadata
 from strands_psycopg.repository.identifiers import check_id, check_index, check_text, parse_snapshot_id
 from strands_psycopg.repository.window import Window, dumps_window, plain_start
+from strands_psycopg.source import is_storable
 from strands_psycopg.storage.scope import MAX_KEY_SIZE
-from strands_psycopg.storage.source import is_storable
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE
 
 _MAX_RAW_TITLE_LENGTH = 2**20

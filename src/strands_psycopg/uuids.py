@@ -1,4 +1,4 @@
-"""Ids of snapshots: UUIDs of version 7 (RFC 9562), which sort by time.
+"""UUIDs of version 7 (RFC 9562), which sort by time: ids of snapshots and memories.
 
 The 12 bits after the milliseconds are a counter (section 6.2, method 1), so that ids sort in the order in which one
 process has drawn them. When the counter is exhausted, it borrows from the next millisecond.
@@ -14,7 +14,7 @@ _COUNTER_BITS = 12
 _latest = 0
 
 
-def new_snapshot_id() -> UUID:
+def uuid7() -> UUID:
     """Return a new id."""
     global _latest
     _latest = latest = max(_latest + 1, (time.time_ns() // 1_000_000) << _COUNTER_BITS)

@@ -1,0 +1,290 @@
+"""The table of memories: adding, updating, listing and forgetting those of one owner and store."""
+
+from uuid import UUID, uuid4
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+from psycopg.types.numeric import Int8
+from typing_extensions import LiteralString
+
+from strands_psycopg.database import Database
+from strands_psycopg.errors import DatabaseError, MemoryExistsError, MemoryNotFoundError
+from strands_psycopg.memory.entry import (
+    COLUMNS,
+    MemoryPage,
+    content_parameters,
+    merge_metadata,
+    metadata_parameters,
+    read_memory,
+)
+from strands_psycopg.memory.vectors import Vectors, compose
+from strands_psycopg.uuids import uuid7
+
+_Row = dict[str, object]
+
+_FORGET_BATCH = 1000
+
+# In one round, the memory with the same text was forgotten between two statements.
+_MAX_ROUNDS = 10
+
+_UNIQUE_VIOLATION = "23505"
+
+_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
+# A client that is suspended must not keep its lock.
+_IDLE_TIMEOUT = "SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', '10s', true)"
+
+_ADD = """
+    WITH clock AS (SELECT {in_time} AS in_time), added AS (
+        INSERT INTO {memories} AS m (
+            owner, store, memory_id, content, content_exact, content_hash, metadata, metadata_exact, search_vector,
+            write_id, created_at, updated_at
+        )
+        SELECT %(owner)s, %(store)s, %(memory_id)s, %(content)s, %(content_exact)s, %(content_hash)s,
+            %(metadata)s::jsonb, %(metadata_exact)s, pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s),
+            %(write_id)s, pg_catalog.now(), pg_catalog.now()
+        FROM clock WHERE clock.in_time
+        ON CONFLICT (owner, store, content_hash) DO UPDATE
+        SET write_id = EXCLUDED.write_id, updated_at = GREATEST(m.updated_at, EXCLUDED.updated_at)
+        WHERE EXCLUDED.metadata IS NULL OR m.write_id = EXCLUDED.write_id
+            OR (
+                m.metadata::text = EXCLUDED.metadata::text
+                AND m.metadata_exact IS NOT DISTINCT FROM EXCLUDED.metadata_exact
+            )
+        RETURNING m.memory_id
+    )"""
+_ADDED = """
+    SELECT CASE WHEN clock.in_time THEN {server_time} END, added.memory_id FROM clock LEFT JOIN added ON true
+"""  # no id: the memory has other metadata
+
+_ADD_VECTOR = """, vector AS (
+        INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
+        SELECT %(owner)s, %(store)s, added.memory_id, %(embedding)s::public.vector FROM added
+        ON CONFLICT (owner, store, memory_id) DO NOTHING
+    )"""
+
+_LOCK = """
+    SELECT m.memory_id, m.metadata::text, m.metadata_exact FROM {memories} AS m
+    WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.content_hash = %(content_hash)s FOR UPDATE
+"""
+
+_MERGE = """
+    WITH added AS (
+        UPDATE {memories} AS m
+        SET metadata = %(metadata)s::jsonb, metadata_exact = %(metadata_exact)s, write_id = %(write_id)s,
+            updated_at = pg_catalog.now()
+        WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = %(memory_id)s
+        RETURNING m.memory_id
+    )"""
+_MERGED = " SELECT added.memory_id FROM added"
+
+_UPDATE = """
+    WITH clock AS (SELECT {in_time} AS in_time), updated AS (
+        UPDATE {memories} AS m
+        SET content = CASE WHEN %(edits_content)s THEN %(content)s ELSE m.content END,
+            content_exact = CASE WHEN %(edits_content)s THEN %(content_exact)s ELSE m.content_exact END,
+            content_hash = CASE
+                WHEN %(edits_content)s AND m.content_hash <> m.memory_id THEN %(content_hash)s ELSE m.content_hash
+            END,
+            search_vector = CASE
+                WHEN %(edits_content)s THEN pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s)
+                ELSE m.search_vector
+            END,
+            metadata = CASE WHEN %(edits_metadata)s THEN %(metadata)s::jsonb ELSE m.metadata END,
+            metadata_exact = CASE WHEN %(edits_metadata)s THEN %(metadata_exact)s ELSE m.metadata_exact END,
+            write_id = %(write_id)s, updated_at = pg_catalog.now()
+        WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = %(memory_id)s
+            AND (SELECT in_time FROM clock)
+        RETURNING m.memory_id
+    )"""
+_UPDATED = """
+    SELECT CASE WHEN clock.in_time THEN {server_time} END, updated.memory_id FROM clock LEFT JOIN updated ON true
+"""
+
+_REPLACE_VECTOR = """, vector AS (
+        INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
+        SELECT %(owner)s, %(store)s, updated.memory_id, %(embedding)s::public.vector FROM updated
+        ON CONFLICT (owner, store, memory_id) DO UPDATE SET embedding = EXCLUDED.embedding
+    )"""
+
+# Whoever edits a text without embedding it leaves it to be found by its words.
+_DELETE_VECTOR = """, vector AS (
+        DELETE FROM {memory_vectors} AS v
+        WHERE v.owner = %(owner)s AND v.store = %(store)s AND v.memory_id = %(memory_id)s
+            AND EXISTS (SELECT true FROM updated)
+    )"""
+
+_TO_FORGET = """
+    m.owner = %(owner)s AND m.store = %(store)s
+        AND (%(memory_id)s::uuid IS NULL OR m.memory_id = %(memory_id)s::uuid)
+        AND (
+            %(older_than)s::float8 IS NULL
+            OR m.updated_at <= pg_catalog.now() - pg_catalog.make_interval(secs => %(older_than)s::float8)
+        )
+        AND (%(filter)s::jsonb IS NULL OR m.metadata @> %(filter)s::jsonb)
+"""
+
+_FORGET = (
+    """
+    WITH clock AS (SELECT {in_time} AS in_time), forgotten AS (
+        DELETE FROM {memories} AS m
+        WHERE (SELECT in_time FROM clock) AND m.memory_id = ANY(ARRAY(
+            SELECT m.memory_id FROM {memories} AS m WHERE """
+    + _TO_FORGET
+    + " LIMIT %(limit)s)) AND "
+    + _TO_FORGET
+    + """
+        RETURNING true
+    )
+    SELECT CASE WHEN clock.in_time THEN {server_time} END, (SELECT pg_catalog.count(*) FROM forgotten) FROM clock
+"""
+)
+
+_LIST = (
+    "SELECT "
+    + COLUMNS
+    + """
+    FROM {memories} AS m
+    WHERE m.owner = %(owner)s AND m.store = %(store)s
+        AND (%(before)s::uuid IS NULL OR m.memory_id < %(before)s::uuid)
+        AND (%(filter)s::jsonb IS NULL OR m.metadata @> %(filter)s::jsonb)
+    ORDER BY m.memory_id DESC LIMIT %(limit)s
+"""
+)
+
+
+class Entries:
+    """The memories of one owner in one store.
+
+    Args:
+        database: Where the tables are.
+        owner: The owner; empty if there is none.
+        store: The name of the store.
+        text_search_config: PostgreSQL's text search configuration.
+    """
+
+    def __init__(self, database: Database, *, owner: str, store: str, text_search_config: str) -> None:
+        self._database = database
+        self._key: _Row = {"owner": owner, "store": store}
+        self._configuration = text_search_config
+        self._name = f"memory store {store!r}"
+        self._list = database.statement(_LIST)
+        self._forget = database.statement(_FORGET)
+        self._lock = database.statement(_LOCK)
+
+    def add(
+        self, content: str, metadata: _Row, *, vectors: Vectors | None, embedding: str | None, duplicate: bool
+    ) -> UUID:
+        """Store a text unless it is stored already, and return its id.
+
+        Args:
+            content: The text.
+            metadata: The parameters of its metadata, which is merged into that of the stored text.
+            vectors: The table of vectors, if there is an embedding.
+            embedding: The vector of the text; None if it has none.
+            duplicate: Whether to store the text again if it is stored already.
+        """
+        operation = f"adding to {self._name}"
+        memory_id = uuid7()
+        row = self._row(memory_id=memory_id, embedding=embedding) | content_parameters(content) | metadata
+        if duplicate:
+            row["content_hash"] = memory_id
+        vector: LiteralString = "" if vectors is None else _ADD_VECTOR
+        add = compose(self._database, vectors, _ADD + vector + _ADDED)
+        merge = compose(self._database, vectors, _MERGE + vector + _MERGED)
+        self._database.synchronise_clock()
+        for _ in range(_MAX_ROUNDS):
+            found: UUID | None = self._database.write(operation, add, row).rows[0][1]
+            found = self._merge(operation, merge, row) if found is None else found
+            if found is not None:
+                return found
+        raise DatabaseError(
+            f"{operation}: the database reported success, but did not store everything; look for a trigger or rule on "
+            "its tables that suppresses rows"
+        )
+
+    def _merge(self, operation: str, merge: bytes, row: _Row) -> UUID | None:
+        """Merge metadata into that of the stored text; return its id, or None if it has been forgotten meanwhile."""
+
+        def work(cursor: Cursor[TupleRow]) -> UUID | None:
+            cursor.execute(_READ_COMMITTED)
+            cursor.execute(_IDLE_TIMEOUT)
+            for memory_id, metadata, metadata_exact in cursor.execute(self._lock, row).fetchall():
+                merged = merge_metadata(metadata, metadata_exact, row) | {"memory_id": memory_id}
+                for (found,) in cursor.execute(merge, row | merged).fetchall():
+                    return UUID(str(found))
+            return None
+
+        return self._database.transact(operation, work)
+
+    def update(
+        self,
+        memory_id: UUID,
+        content: str | None,
+        metadata: _Row | None,
+        *,
+        vectors: Vectors | None,
+        embedding: str | None,
+    ) -> None:
+        """Edit a memory.
+
+        Args:
+            memory_id: Its id.
+            content: Its new text; None if it keeps its text.
+            metadata: The parameters of its new metadata; None if it keeps its metadata.
+            vectors: The table of vectors, if there is one.
+            embedding: The vector of its new text; None if it has none.
+
+        Raises:
+            MemoryNotFoundError: It does not exist.
+            MemoryExistsError: Another memory has the new text.
+        """
+        operation = f"updating a memory of {self._name}"
+        row = self._row(memory_id=memory_id, embedding=embedding)
+        # Parameters need a value even where they are not used.
+        row |= content_parameters("none" if content is None else content) | (metadata or metadata_parameters(None))
+        row |= {"edits_content": content is not None, "edits_metadata": metadata is not None}
+        vectors = vectors if content is not None else None
+        vector: LiteralString = ""
+        if vectors is not None:
+            vector = _DELETE_VECTOR if embedding is None else _REPLACE_VECTOR
+        statement = compose(self._database, vectors, _UPDATE + vector + _UPDATED)
+        self._database.synchronise_clock()
+        try:
+            found = self._database.write(operation, statement, row).rows[0][1]
+        except DatabaseError as error:
+            if error.sqlstate == _UNIQUE_VIOLATION:
+                raise MemoryExistsError(
+                    f"{operation}: another memory has this text already; forget one of them", memory_id=str(memory_id)
+                ) from error
+            raise
+        if found is None:
+            raise MemoryNotFoundError(f"{operation}: there is no memory {memory_id}", memory_id=str(memory_id))
+
+    def forget(self, *, memory_id: UUID | None, older_than: float | None, condition: _Row) -> int:
+        """Delete the memories that meet all conditions that are not None, in batches; return their number.
+
+        Args:
+            memory_id: Their id.
+            older_than: For how many seconds their text must not have been added again or edited.
+            condition: The parameter of a filter by metadata.
+        """
+        row = self._row(memory_id=memory_id) | condition
+        row |= {"older_than": older_than, "limit": Int8(_FORGET_BATCH)}
+        self._database.synchronise_clock()
+        count = 0
+        while True:
+            forgotten: int = self._database.write(f"forgetting from {self._name}", self._forget, row).rows[0][1]
+            count += forgotten
+            if forgotten < _FORGET_BATCH:
+                return count
+
+    def page(self, *, limit: int, before: UUID | None, condition: _Row) -> MemoryPage:
+        """Return up to ``limit`` memories, newest first, starting after the one with the id ``before``."""
+        row = self._row(before=before, limit=Int8(limit + 1)) | condition
+        rows = self._database.fetch(f"listing {self._name}", self._list, row, prepare=False).rows
+        memories = [read_memory(each) for each in rows[:limit]]
+        return MemoryPage(memories, memories[-1].memory_id if len(rows) > limit else None)
+
+    def _row(self, **parameters: object) -> _Row:
+        return self._key | {"configuration": self._configuration, "write_id": uuid4()} | parameters

@@ -1,0 +1,168 @@
+"""Searching memories by their words, by their vectors, or by both.
+
+Two rankings are fused by reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): a memory at rank r of a
+ranking counts 1 / (60 + r), and the sum over both rankings decides. It needs no scale on which ranks of words and
+distances of vectors could be compared. Memories that match a query's words equally well all have the last of their
+ranks, so that a word which many of them have decides little.
+"""
+
+from dataclasses import dataclass
+
+from psycopg.types.numeric import Int8
+
+from strands_psycopg.database import Database
+from strands_psycopg.memory.entry import COLUMN_COUNT, COLUMNS, Memory, read_memory
+from strands_psycopg.memory.vectors import Vectors, compose
+
+_Row = dict[str, object]
+
+# How many memories of the ranking by words are fused, at least, and of that by vectors. Vectors further away than that
+# only add noise.
+_MIN_WORDED = 50
+_MIN_NEAREST = 20
+
+# How many candidates an HNSW index keeps during a scan, at least and at most (the limit of pgvector). Its default of 40
+# would miss one in ten of the nearest vectors.
+_MIN_CANDIDATES = 100
+_MAX_CANDIDATES = 1000
+
+_WORDED = """
+    worded AS (
+        SELECT found.memory_id, found.relevance,
+            pg_catalog.count(*) OVER (ORDER BY found.relevance DESC)::float8 AS rank
+        FROM (
+            SELECT m.memory_id, m.updated_at, pg_catalog.ts_rank(m.search_vector, query)::float8 AS relevance
+            FROM {memories} AS m, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(words)s) AS query
+            WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query
+                AND (%(filter)s::jsonb IS NULL OR m.metadata @> %(filter)s::jsonb)
+            ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(worded)s
+        ) AS found
+    )"""
+
+_FOUND = (
+    """
+    SELECT """
+    + COLUMNS
+    + """, fused.score, fused.similarity
+    FROM fused JOIN {memories} AS m ON m.memory_id = fused.memory_id
+    WHERE m.owner = %(owner)s AND m.store = %(store)s AND fused.score >= %(min_score)s::float8
+    ORDER BY fused.score DESC, fused.similarity DESC NULLS LAST, m.updated_at DESC, m.memory_id LIMIT %(limit)s
+"""
+)
+
+_BY_WORDS = (
+    "WITH"
+    + _WORDED
+    + """, fused AS (
+        SELECT worded.memory_id, worded.relevance AS score, NULL::float8 AS similarity FROM worded
+    )"""
+    + _FOUND
+)
+
+# The settings hold until the end of the statement's own transaction. An index scan reads them when it begins, which is
+# after the row with its query vector was computed. The inner ORDER BY is what an HNSW index can answer; an iterative
+# scan may return a few rows out of order, so that ranks are computed outside.
+_BY_BOTH = (
+    """
+    WITH query AS MATERIALIZED (
+        SELECT %(embedding)s::public.vector AS embedding,
+            pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
+            CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END
+    ), meant AS (
+        SELECT found.memory_id, 1::float8 - found.distance AS similarity,
+            pg_catalog.row_number() OVER (ORDER BY found.distance, found.memory_id)::float8 AS rank
+        FROM query, LATERAL (
+            SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
+            FROM {memory_vectors} AS v
+            WHERE v.owner = %(owner)s AND v.store = %(store)s
+                AND (%(filter)s::jsonb IS NULL OR EXISTS (
+                    SELECT true FROM {memories} AS m
+                    WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = v.memory_id
+                        AND m.metadata @> %(filter)s::jsonb
+                ))
+            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s
+        ) AS found
+        WHERE 1::float8 - found.distance >= %(min_similarity)s::float8
+    ),"""
+    + _WORDED
+    + """, fused AS (
+        SELECT memory_id, meant.similarity, 30.5::float8 * (
+            coalesce(1::float8 / (60::float8 + worded.rank), 0::float8)
+            + coalesce(1::float8 / (60::float8 + meant.rank), 0::float8)
+        ) AS score
+        FROM worded FULL JOIN meant USING (memory_id)
+    )"""
+    + _FOUND
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A memory that a search found.
+
+    Attributes:
+        memory: The memory.
+        score: From 0 to 1; higher is better.
+        similarity: The cosine similarity of its vector to that of the query, from -1 to 1; None if the search was by
+            words only, or its vector is not among the nearest.
+    """
+
+    memory: Memory
+    score: float
+    similarity: float | None
+
+
+class MemorySearch:
+    """Searches the memories of one owner in one store.
+
+    Args:
+        database: Where the tables are.
+        owner: The owner; empty if there is none.
+        store: The name of the store.
+        text_search_config: PostgreSQL's text search configuration for queries.
+    """
+
+    def __init__(self, database: Database, *, owner: str, store: str, text_search_config: str) -> None:
+        self._database = database
+        self._key: _Row = {"owner": owner, "store": store, "configuration": text_search_config}
+        self._operation = f"searching memory store {store!r}"
+        self._by_words = database.statement(_BY_WORDS)
+
+    def search(
+        self,
+        words: str,
+        *,
+        vectors: Vectors | None,
+        embedding: str | None,
+        condition: _Row,
+        limit: int,
+        min_score: float,
+        min_similarity: float,
+    ) -> list[Hit]:
+        """Return up to ``limit`` memories, best match first.
+
+        Args:
+            words: The words of the query as a ``tsquery``; empty if there are none.
+            vectors: The table of vectors, if there is an embedding.
+            embedding: The vector of the query; None to search by words only.
+            condition: The parameter of a filter by metadata.
+            limit: The maximum number of results.
+            min_score: The minimum score of a result.
+            min_similarity: The minimum similarity of a memory that counts as found by its vector.
+        """
+        row = self._key | condition | {"words": words or None, "limit": Int8(limit), "min_score": min_score}
+        row["worded"] = Int8(max(limit, _MIN_WORDED))
+        statement = self._by_words
+        if vectors is not None:
+            statement = compose(self._database, vectors, _BY_BOTH)
+            nearest = max(limit, _MIN_NEAREST)
+            row |= {
+                "embedding": embedding,
+                "nearest": Int8(nearest),
+                "min_similarity": min_similarity,
+                "candidates": str(min(max(2 * nearest, _MIN_CANDIDATES), _MAX_CANDIDATES)),
+                "iterative": vectors.scans_iteratively,
+            }
+        # Not prepared: which index is faster depends on the owner, and on whether there is a filter.
+        rows = self._database.fetch(self._operation, statement, row, prepare=False).rows
+        return [Hit(read_memory(each), each[COLUMN_COUNT], each[COLUMN_COUNT + 1]) for each in rows]
