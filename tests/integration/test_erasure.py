@@ -1,5 +1,6 @@
 """Erasure: nothing that an owner has left remains anywhere, all that others have does, and no agent holds it up."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,13 @@ def leave(repository: PostgresSessionRepository, connection: Connection, owner: 
     repository.lease(session_id, ttl=3600).__enter__()
     store_values(connection, session_id, text)
     store_scoped_values(connection, f"{owner}//{text}", owner, text)
+    connection.execute(
+        "INSERT INTO strands_memories (owner, store, memory_id, content, content_exact, content_hash, metadata, "
+        "metadata_exact, search_vector, write_id, created_at, updated_at) VALUES (%(owner)s, %(text)s, "
+        "gen_random_uuid(), %(text)s, %(text)s, gen_random_uuid(), %(metadata)s, %(text)s, to_tsvector('simple', "
+        "%(text)s), gen_random_uuid(), now(), now())",
+        {"owner": owner, "text": text, "metadata": json.dumps({"text": text})},
+    )
 
 
 # Every column in which its text can be.
@@ -53,6 +61,7 @@ PLACES = {
         "session_storage": "session_id key data search_vector",
         "sessions": "session_id owner title metadata metadata_exact",
         "storage": "scope key owner data search_vector",
+        "memories": "owner store content content_exact metadata metadata_exact search_vector",
     }.items()
     for column in columns.split()
 }
@@ -70,6 +79,7 @@ LEFT = ErasureResult(
     leases=1,
     storage=2,
     chunks=1,
+    memories=1,
 )
 
 

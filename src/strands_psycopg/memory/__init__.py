@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
 from psycopg_pool import ConnectionPool
-from typing_extensions import Self, TypedDict, Unpack
+from typing_extensions import Self, TypedDict
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import BadFileError
@@ -124,7 +124,7 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
         table_prefix: What the name of every table begins with.
         retry_timeout: As of ``PostgresSessionRepository``.
         response_timeout: After how many seconds without a response a connection counts as lost.
-        **pool_options: As of ``PostgresSessionRepository``.
+        **pool_options: As of ``PostgresSessionRepository``, except ``name``.
 
     Raises:
         ImportError: The installed strands-agents is older than 1.46.
@@ -156,7 +156,7 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
         table_prefix: str = "strands_",
         retry_timeout: float | None = None,
         response_timeout: float = 30.0,
-        **pool_options: Unpack[PoolOptions],
+        **pool_options: Any,
     ) -> None:
         if not hasattr(MemoryStore, "initialize"):
             raise ImportError("PostgresMemoryStore needs strands-agents 1.46 or newer: pip install -U strands-agents")
@@ -180,7 +180,7 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
             table_prefix=table_prefix,
             retry_timeout=retry_timeout,
             response_timeout=response_timeout,
-            pool_options=pool_options,
+            pool_options=cast(PoolOptions, pool_options),
         )
         self._own_database: Database | None = self._database if is_own else None
         if shared_payloads(source).has_codec:
