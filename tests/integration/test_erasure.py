@@ -1,22 +1,31 @@
 """Erasure: nothing that an owner has left remains anywhere, all that others have does, and no agent holds it up."""
 
+import asyncio
 import json
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from typing import Any
 
 import pytest
 from psycopg import sql
 from strands.types.session import Session, SessionType
 
-from strands_psycopg import ErasureResult, PostgresSessionManager, PostgresSessionRepository, SessionNotFoundError
+from strands_psycopg import (
+    ErasureResult,
+    PostgresSessionManager,
+    PostgresSessionRepository,
+    PostgresStorage,
+    SessionNotFoundError,
+)
 from strands_psycopg.repository import erasure, retention
 from support import agents
 from support.agents import GuardedModel, build
 from support.multi_agents import Team
 from support.pausing import pause_before
 from support.retries import Retries
+from support.storage import has_storage
 from support.tables import Connection, contents, one, store_scoped_values, store_values
 from support.waiting import wait_until
 from support.writes import message
@@ -224,6 +233,21 @@ def test_session_that_gets_another_owner_meanwhile_is_kept(
     go.set()
     assert erased.result(30) == ErasureResult(sessions=1)
     assert [(each.session_id, each.messages) for each in repository.list_sessions().sessions] == [("s", 2)]
+
+
+class User(str, Enum):
+    ALICE = "Alice"
+
+
+@pytest.mark.skipif(not has_storage, reason="strands-agents before 1.54 has no storage")
+def test_owner_that_is_a_member_of_an_enumeration_is_the_text_that_it_equals(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    PostgresSessionManager("s", repository, owner=User.ALICE)
+    asyncio.run(PostgresStorage(repository, owner=User.ALICE).write("notes", b"x" * 10_000))
+    assert one(connection, "SELECT scope FROM strands_storage") == "Alice//"
+    erased = repository.erase(owner="Alice")
+    assert (erased.sessions, erased.storage, erased.chunks) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("owner", ["", "a\0", None])

@@ -411,7 +411,7 @@ def _checked_owner(owner: object) -> str:
         raise ValueError(f"owner must be a string of 1 to {_MAX_OWNER_LENGTH} characters")
     if not is_storable(owner):
         raise ValueError("owner must not contain NUL or a lone surrogate")
-    return owner
+    return str.__str__(owner)  # what is formatted of a member of a ``str`` enumeration is its name
 
 
 def _check_size(key: str, value: bytes | bytearray | memoryview) -> None:
