@@ -337,7 +337,7 @@ def test_the_benchmarks_name_the_versions_that_were_measured() -> None:
     for each in ("Python", "PostgreSQL", "strands-agents", "psycopg"):
         assert f"{each} {RESULTS.facts[each]}" in page
     peers = re.findall(r'"(strands-[\w-]+)(?:\[\w+\])?==([\d.]+)"', (ROOT / "noxfile.py").read_text("utf-8"))
-    assert len(peers) == 3
+    assert len(peers) == 4
     for peer, measured in peers:
         assert f"{peer} {measured}" in page
 

@@ -1,5 +1,6 @@
 """Every statement runs unchanged where the tables are distributed, as on Citus (see ``support.distributable``)."""
 
+import asyncio
 import inspect
 import re
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 
 import strands_psycopg
-from strands_psycopg import PostgresSessionRepository, PostgresStorage
+from strands_psycopg import PostgresMemoryStore, PostgresSessionRepository, PostgresStorage
 from strands_psycopg.database import Database
 from strands_psycopg.report import read_statistics
 from strands_psycopg.transfer import export_session, import_session
 from support import transfers
+from support.memories import has_memory
 from support.payloads import ScramblingCodec
 
 pytest.importorskip("pglast", reason="PostgreSQL's parser has no wheel here")
@@ -115,11 +117,19 @@ def statements(monkeypatch: pytest.MonkeyPatch, composed: list[Composed], dsn: s
     ):
         plain.storage("s")
         plain.ensure_schema()
+        if has_memory:
+            asyncio.run(keep_memories(PostgresMemoryStore("m", plain, owner="o")))
         plain.status()
         transfers.fill(plain, "s")
         import_session(plain, list(export_session(plain, "s")), session_id="t")
         read_statistics(plain)
     return composed
+
+
+async def keep_memories(store: PostgresMemoryStore) -> None:
+    await store.add("a fact")
+    await store.search("fact")
+    [line async for line in store.export_lines()]
 
 
 def is_statement(text: str) -> bool:
@@ -147,6 +157,6 @@ def test_no_statement_is_left_out(statements: list[Composed]) -> None:
         path.stem if path.stem != "__init__" else path.parent.name
         for path in SOURCES.rglob("*.py")
         if re.search(r"(?<!def )(?:\bcompose\(|\.statement\()", path.read_text())
-    } - {"fragments", "scope", "write_checks"}  # which have the functions
+    } - {"fragments", "scope", "vectors", "write_checks"}  # the functions, and an optional table
     composed = {each.module.rpartition(".")[2] for each in statements}
     assert composing - composed == set()

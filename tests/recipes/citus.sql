@@ -12,7 +12,7 @@
 --
 --     SELECT truncate_local_data_after_distributing_table('strands_sessions');  -- with all that belongs to sessions
 --
--- and the same for strands_leases, strands_storage and strands_chunks.
+-- and the same for strands_leases, strands_storage, strands_chunks and strands_memories.
 
 SELECT create_distributed_table('strands_sessions', 'session_id', colocate_with => 'none');
 SELECT create_distributed_table('strands_agents', 'session_id', colocate_with => 'strands_sessions');
@@ -25,6 +25,7 @@ SELECT create_distributed_table('strands_session_storage', 'session_id', colocat
 SELECT create_distributed_table('strands_session_chunks', 'session_id', colocate_with => 'strands_sessions');
 SELECT create_distributed_table('strands_storage', 'scope', colocate_with => 'none');
 SELECT create_distributed_table('strands_chunks', 'scope', colocate_with => 'strands_storage');
+SELECT create_distributed_table('strands_memories', 'owner', colocate_with => 'none');
 SELECT create_reference_table('strands_migrations');
 
 -- A purge limits with SET LOCAL for how long it waits for locks. That must reach the nodes.

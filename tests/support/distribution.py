@@ -13,7 +13,7 @@ from support.catalog import TABLES, VIEWS
 RECIPE = Path(__file__).parent.parent / "recipes" / "citus.sql"
 
 # Those to which others refer, and those to which none does.
-_EMPTIED = ("strands_sessions", "strands_leases", "strands_storage", "strands_chunks")
+_EMPTIED = ("strands_sessions", "strands_leases", "strands_storage", "strands_chunks", "strands_memories")
 
 _OURS = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')"
 

@@ -35,7 +35,7 @@ _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _IDLE_TIMEOUT = "SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', '10s', true)"
 
 _ADD = """
-    WITH clock AS (SELECT {in_time} AS in_time), added AS (
+    WITH added AS (
         INSERT INTO {memories} AS m (
             owner, store, memory_id, content, content_exact, content_hash, metadata, metadata_exact, search_vector,
             write_id, created_at, updated_at
@@ -43,7 +43,7 @@ _ADD = """
         SELECT %(owner)s, %(store)s, %(memory_id)s, %(content)s, %(content_exact)s, %(content_hash)s,
             %(metadata)s::jsonb, %(metadata_exact)s, pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s),
             %(write_id)s, pg_catalog.now(), pg_catalog.now()
-        FROM clock WHERE clock.in_time
+        WHERE {in_time}
         ON CONFLICT (owner, store, content_hash) DO UPDATE
         SET write_id = EXCLUDED.write_id, updated_at = GREATEST(m.updated_at, EXCLUDED.updated_at)
         WHERE EXCLUDED.metadata IS NULL OR m.write_id = EXCLUDED.write_id
@@ -54,7 +54,7 @@ _ADD = """
         RETURNING m.memory_id
     )"""
 _ADDED = """
-    SELECT CASE WHEN clock.in_time THEN {server_time} END, added.memory_id FROM clock LEFT JOIN added ON true
+    SELECT CASE WHEN {in_time} THEN {server_time} END, added.memory_id FROM (SELECT 1) AS one LEFT JOIN added ON true
 """  # no id: the memory has other metadata
 
 _ADD_VECTOR = """, vector AS (
