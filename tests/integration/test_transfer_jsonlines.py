@@ -236,7 +236,7 @@ def test_cut_off_stream_is_refused_wherever_it_is_cut(repository: PostgresSessio
         assert "is cut off before its last line" in refused(repository, lines[:end])
         torn = "".join(lines[: end + 1])[: -len(lines[end]) // 2].splitlines(keepends=True)
         assert re.search(f"is cut off before its last line|line {len(lines)} cannot be read", refused(repository, torn))
-    assert "contain no session" in refused(repository, [])
+    assert "there is nothing to import" in refused(repository, [])
 
 
 def test_missing_repeated_and_swapped_lines_are_refused(repository: PostgresSessionRepository) -> None:
