@@ -312,8 +312,8 @@ class PostgresSessionManager(Uncopyable, SessionManager):
 
     def _read_or_create_agent(self, agent: "LocalAgent") -> AgentRecord:
         # The session may have been deleted since it was opened, and created again by another owner.
-        read = partial(self._tables.conversations.read, self.session_id, agent.agent_id, owner=self._guard.owner)
-        conversation = read()
+        key, owner = (self.session_id, agent.agent_id), self._guard.owner
+        conversation = self._tables.conversations.read(*key, owner=owner)
         if conversation is None:
             stored, messages, window = new_agent(agent)
             write_id = uuid4()
@@ -325,12 +325,12 @@ class PostgresSessionManager(Uncopyable, SessionManager):
                         messages,
                         window=window,
                         write_id=write_id,
-                        owner=self._guard.owner,
+                        owner=owner,
                         term=self._guard.term,
                     )
                 except SessionExistsError:
                     # The loser of a race restores what the winner has stored, as if it had come later.
-                    conversation = read()
+                    conversation = self._tables.conversations.read(*key, owner=owner)
                     if conversation is None:
                         raise
         return new_record(agent, stored, window, write_id) if conversation is None else restore(agent, conversation)
