@@ -117,7 +117,7 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         self.session_repository = repository
         self._tables = session_tables(repository)
         self._workers = self._tables.database.workers
-        self._guard = WriteGuard(session_id, self._tables.leases)
+        self._guard = WriteGuard(session_id, self._tables.leases, owner=owner)
         self._agents: dict[str, AgentWriter] = {}
         self._multi_agents: dict[str, MultiAgentWriter] = {}
         self._snapshot_trigger = snapshot_trigger
@@ -311,18 +311,26 @@ class PostgresSessionManager(Uncopyable, SessionManager):
             return self._read_or_create_agent(agent)
 
     def _read_or_create_agent(self, agent: "LocalAgent") -> AgentRecord:
-        conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
+        # The session may have been deleted since it was opened, and created again by another owner.
+        key, owner = (self.session_id, agent.agent_id), self._guard.owner
+        conversation = self._tables.conversations.read(*key, owner=owner)
         if conversation is None:
             stored, messages, window = new_agent(agent)
             write_id = uuid4()
             with self._guard.writing(agent.agent_id):
                 try:
                     self._tables.agents.create(
-                        self.session_id, stored, messages, window=window, write_id=write_id, term=self._guard.term
+                        self.session_id,
+                        stored,
+                        messages,
+                        window=window,
+                        write_id=write_id,
+                        owner=owner,
+                        term=self._guard.term,
                     )
                 except SessionExistsError:
                     # The loser of a race restores what the winner has stored, as if it had come later.
-                    conversation = self._tables.conversations.read(self.session_id, agent.agent_id)
+                    conversation = self._tables.conversations.read(*key, owner=owner)
                     if conversation is None:
                         raise
         return new_record(agent, stored, window, write_id) if conversation is None else restore(agent, conversation)

@@ -132,8 +132,8 @@ def test_loser_of_a_race_for_a_new_agent_restores_what_the_winner_stored(
 ) -> None:
     read, winners = repository._tables.conversations.read, []
 
-    def read_while_another_creates(session_id: str, agent_id: str) -> Any:
-        found = read(session_id, agent_id)
+    def read_while_another_creates(session_id: str, agent_id: str, **options: Any) -> Any:
+        found = read(session_id, agent_id, **options)
         monkeypatch.undo()
         winners.append(build(repository, messages=greeting("winner"), state={"winner": 1}))
         winners[0]("more")

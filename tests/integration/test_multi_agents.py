@@ -189,8 +189,8 @@ def test_graph_created_by_another_manager_at_the_same_moment_is_restored(
     read = repository._tables.multi_agents.read
     others: list[Graph] = []
 
-    def read_while_another_creates(session_id: str, multi_agent_id: str) -> Any:
-        found = read(session_id, multi_agent_id)
+    def read_while_another_creates(session_id: str, multi_agent_id: str, **options: Any) -> Any:
+        found = read(session_id, multi_agent_id, **options)
         monkeypatch.undo()
         others.append(graph(repository, {"a": model("1"), "b": BrokenModel([])}, [("a", "b")]))
         with pytest.raises(ConnectionError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from strands import Agent
 from strands.session.file_session_manager import FileSessionManager
 from strands.types.session import Session, SessionAgent, SessionType
 
@@ -24,10 +25,12 @@ from strands_psycopg import (
 )
 from strands_psycopg.cli import main
 from strands_psycopg.repository import session_tables
+from strands_psycopg.scripted_model import ScriptedModel
 from strands_psycopg.transfer import FileSessions, export_files, export_session, import_session, import_sessions
 from support.agents import build
+from support.multi_agents import Team
 from support.payloads import ScramblingCodec
-from support.tables import one
+from support.tables import contents, one
 from support.wire import ONE, Wire
 from support.writes import message
 
@@ -123,6 +126,42 @@ def test_loser_of_a_race_to_create_a_session_is_refused_if_it_is_anothers(
 
     with pytest.raises(SessionOwnerError):
         open_session(repository, owner="Alice")
+
+
+@pytest.mark.parametrize("agent_exists", [False, True])
+def test_session_that_another_owner_has_created_anew_is_neither_restored_nor_written(
+    repository: PostgresSessionRepository, connection: Connection, agent_exists: bool
+) -> None:
+    manager = PostgresSessionManager("s", repository, owner="Alice")
+    opened = [manager, PostgresSessionManager("s", repository, owner="Alice")]
+    repository.delete_session("s")
+    open_session(repository, owner="Mallory")
+    if agent_exists:
+        build(repository, state={"of": "Mallory"})("a secret")
+        repository.create_multi_agent("s", Team("default", {"of": "Mallory"}))
+    before = contents(connection)
+
+    agent = Agent(callback_handler=None, model=ScriptedModel([["ok"]]), messages=[{"role": "user", "content": []}])
+    with pytest.raises(SessionOwnerError, match="does not belong to the given owner"):
+        opened[0].initialize(agent)
+    team = Team("default", {"of": "Alice"})
+    with pytest.raises(SessionOwnerError, match="does not belong to the given owner"):
+        opened[1].initialize_multi_agent(team)
+
+    assert (agent.state.get(), len(agent.messages), team.state) == ({}, 1, {"of": "Alice"})
+    assert contents(connection) == before
+
+
+def test_agent_is_not_reset_to_what_is_stored_after_its_session_got_another_owner(
+    repository: PostgresSessionRepository,
+) -> None:
+    manager = PostgresSessionManager("s", repository, owner="Alice")
+    agent = Agent(session_manager=manager, callback_handler=None, model=ScriptedModel([["ok"]]))
+    repository.annotate_session("s", owner="Mallory")
+    build(repository)("a secret")
+    with pytest.raises(SessionOwnerError):
+        asyncio.run(manager.restore_snapshot(agent))
+    assert agent.messages == []
 
 
 # What a session keeps

@@ -186,7 +186,9 @@ class AgentWriter(Collector):
         """
         with self._lock:
             check_loadable(self._agent)
-            conversation = self._tables.conversations.read(self._session_id, self._agent.agent_id)
+            conversation = self._tables.conversations.read(
+                self._session_id, self._agent.agent_id, owner=self._guard.owner
+            )
             if conversation is None:
                 return False
             self._record = restore(self._agent, conversation)

@@ -44,7 +44,7 @@ class MultiAgentWriter(Collector):
 
         The loser of a race between two processes finds what the winner has stored, as if it had come later.
         """
-        stored = self._rows.read(self._session_id, self._multi_agent.id)
+        stored = self._rows.read(self._session_id, self._multi_agent.id, owner=self._guard.owner)
         if stored is None:
             write_id = uuid4()
             with self._guard.writing(self._multi_agent.id):
@@ -54,10 +54,11 @@ class MultiAgentWriter(Collector):
                         self._multi_agent.id,
                         self._multi_agent.serialize_state(),
                         write_id=write_id,
+                        owner=self._guard.owner,
                         term=self._guard.term,
                     )
                 except SessionExistsError:
-                    stored = self._rows.read(self._session_id, self._multi_agent.id)
+                    stored = self._rows.read(self._session_id, self._multi_agent.id, owner=self._guard.owner)
                     if stored is None:
                         raise
         if stored is None:

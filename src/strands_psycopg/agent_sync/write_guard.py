@@ -15,9 +15,14 @@ class WriteGuard:
     Args:
         session_id: The session.
         leases: The leases of its repository.
+        owner: Whose session it must be; None if it may be anyone's.
+
+    Attributes:
+        owner: The same.
     """
 
-    def __init__(self, session_id: str, leases: Leases) -> None:
+    def __init__(self, session_id: str, leases: Leases, *, owner: str | None = None) -> None:
+        self.owner = owner
         self._session_id = session_id
         self._leases = leases
         self._lease = leases.current(session_id)

@@ -30,13 +30,13 @@ _CREATE = """
             %(conversation_manager_state)s::jsonb, %(conversation_manager_state_exact)s::text,
             %(_internal_state)s::jsonb, %(_internal_state_exact)s::text, %(memory_window)s::jsonb, %(write_id)s::uuid,
             pg_catalog.now(), pg_catalog.now()
-        WHERE {may_write}
+        WHERE {may_write} AND NOT {of_another_owner}
         ON CONFLICT (session_id, agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
         RETURNING a.created_at, a.updated_at
     ), {touch_session_of_t}
-    SELECT {allowed_at}, {times_of_t},
-        t.created_at IS NULL AND fence.holds AND NOT EXISTS (
+    SELECT {allowed_at}, {times_of_t}, {of_another_owner},
+        t.created_at IS NULL AND fence.holds AND NOT {of_another_owner} AND NOT EXISTS (
             SELECT true FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
         ) AS suppressed
     FROM {fence_of_insert} LEFT JOIN t ON true
@@ -272,6 +272,7 @@ class Agents:
         *,
         window: Window | None = None,
         write_id: UUID,
+        owner: str | None = None,
         term: UUID | None = None,
     ) -> None:
         """Store a new agent with its first messages, in one transaction, and set their times.
@@ -282,14 +283,17 @@ class Agents:
             messages: Its first messages, numbered from 0.
             window: Which of them it holds in memory; None if they are the end of its log.
             write_id: The write id of this call.
+            owner: Whose session it must be; None if it may be anyone's.
             term: The term of the lease on the session, if this process holds one.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.
+            SessionOwnerError: The session does not belong to ``owner``.
             SessionExistsError: Another call created the agent.
             SessionNotFoundError: The session does not exist.
         """
         row = agent_row(self._payloads, session_id, AgentChange.of(agent, window), write_id, term)
+        row["owner"] = check_owner(owner)
         operation = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
             message_rows = [
@@ -305,7 +309,9 @@ class Agents:
             result = run_explained(operation, lambda: self._database.transact(operation, store))
         else:
             result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
-        allowed_at, created_at, _, _ = result.rows[0]
+        allowed_at, created_at, _, of_another_owner, _ = result.rows[0]
+        if created_at is None and of_another_owner:
+            raise SessionOwnerError.of(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if created_at is None:
             raise SessionExistsError(f"{operation}: the agent already exists; read it instead")

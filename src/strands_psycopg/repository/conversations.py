@@ -8,8 +8,10 @@ from psycopg.rows import TupleRow
 from strands.types.content import Message
 
 from strands_psycopg.database import Database
+from strands_psycopg.errors import SessionOwnerError
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import StoredAgent, stored_agent
+from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import gc_paused
@@ -52,13 +54,14 @@ _NEXT = """
 """
 
 _READ = """
-    SELECT NULL::bigint, {agent_columns}, coalesce((
+    SELECT NULL::bigint, {agent_columns}, CASE WHEN {owned} THEN coalesce((
         SELECT v.variant_id + 1 FROM {message_variants} AS v
         WHERE v.session_id = %(session_id)s AND v.agent_id = %(agent_id)s ORDER BY v.variant_id DESC LIMIT 1
-    ), 1)
+    ), 1) END
     FROM {agents} AS t WHERE t.session_id = %(session_id)s AND t.agent_id = %(agent_id)s
     UNION ALL
     """ + MESSAGES_OF_WINDOW.replace("{source}", "{agents}").replace("{next}", _NEXT)
+# The last column of the first row is NULL: the session belongs to another owner.
 
 
 class StoredMessage(NamedTuple):
@@ -105,15 +108,21 @@ class Conversations:
         self._payloads = payloads
         self._read = compose(database, _READ)
 
-    def read(self, session_id: str, agent_id: str) -> Conversation | None:
-        """Return an agent with its messages, or None if it does not exist."""
+    def read(self, session_id: str, agent_id: str, *, owner: str | None = None) -> Conversation | None:
+        """Return an agent with its messages, or None if it does not exist.
+
+        Raises:
+            SessionOwnerError: The session does not belong to ``owner``, and that is not None.
+        """
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"restoring agent {agent_id!r} of session {session_id!r}"
-        rows = self._database.fetch(operation, self._read, key).rows
+        rows = self._database.fetch(operation, self._read, {**key, "owner": check_owner(owner)}).rows
         agents = [row for row in rows if row[0] is None]
         if not agents:
             return None
         *columns, next_variant_id = agents[0][1:]
+        if next_variant_id is None:
+            raise SessionOwnerError.of(operation, session_id)
         stored = stored_agent(self._payloads, session_id, agent_id, columns)
         places = stored_places(stored.window, stored.agent.conversation_manager_state, stored.next_message_id)
         messages = in_places(self._payloads, session_id, agent_id, places, rows)

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError
+from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError, SessionOwnerError
 from strands_psycopg.payload import Payloads
+from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.identifiers import check_id
 
@@ -16,20 +17,20 @@ _CREATE = """
         )
         SELECT %(session_id)s::text, %(multi_agent_id)s::text, %(state)s::jsonb, %(state_exact)s::text,
             %(write_id)s::uuid, pg_catalog.now(), pg_catalog.now()
-        WHERE {may_write}
+        WHERE {may_write} AND NOT {of_another_owner}
         ON CONFLICT (session_id, multi_agent_id) DO UPDATE SET write_id = EXCLUDED.write_id
         WHERE a.write_id = EXCLUDED.write_id
         RETURNING a.multi_agent_id
     ), {touch_session_of_t}
-    SELECT {allowed_at}, t.multi_agent_id IS NOT NULL,
-        t.multi_agent_id IS NULL AND fence.holds AND NOT EXISTS (
+    SELECT {allowed_at}, t.multi_agent_id IS NOT NULL, {of_another_owner},
+        t.multi_agent_id IS NULL AND fence.holds AND NOT {of_another_owner} AND NOT EXISTS (
             SELECT true FROM {multi_agents} WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
         ) AS suppressed
     FROM {fence_of_insert} LEFT JOIN t ON true
 """
 
 _READ = """
-    SELECT state::text, state_exact, write_id::text FROM {multi_agents}
+    SELECT state::text, state_exact, write_id::text, {owned} FROM {multi_agents}
     WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
 """
 
@@ -76,6 +77,7 @@ class MultiAgents:
         state: dict[str, Any],
         *,
         write_id: UUID,
+        owner: str | None = None,
         term: UUID | None = None,
     ) -> None:
         """Store a new multi-agent.
@@ -85,28 +87,39 @@ class MultiAgents:
             multi_agent_id: The multi-agent.
             state: The state that it serialized.
             write_id: The write id of this call.
+            owner: Whose session it must be; None if it may be anyone's.
             term: The term of the lease on the session, if this process holds one.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.
+            SessionOwnerError: The session does not belong to ``owner``.
             SessionExistsError: Another call created the multi-agent.
             SessionNotFoundError: The session does not exist.
         """
         operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
-        row = _row(self._payloads, session_id, multi_agent_id, state, write_id, term)
+        row = _row(self._payloads, session_id, multi_agent_id, state, write_id, term) | {"owner": check_owner(owner)}
         result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
-        allowed_at, created, _ = result.rows[0]
+        allowed_at, created, of_another_owner, _ = result.rows[0]
+        if not created and of_another_owner:
+            raise SessionOwnerError.of(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if not created:
             raise SessionExistsError(f"{operation}: the multi-agent already exists; read it instead")
 
-    def read(self, session_id: str, multi_agent_id: str) -> StoredMultiAgent | None:
-        """Return a multi-agent's state, or None if it does not exist."""
+    def read(self, session_id: str, multi_agent_id: str, *, owner: str | None = None) -> StoredMultiAgent | None:
+        """Return a multi-agent's state, or None if it does not exist.
+
+        Raises:
+            SessionOwnerError: The session does not belong to ``owner``, and that is not None.
+        """
         operation = f"reading multi-agent {multi_agent_id!r} of session {session_id!r}"
-        rows = self._database.fetch(operation, self._read, _key(session_id, multi_agent_id)).rows
+        row = {**_key(session_id, multi_agent_id), "owner": check_owner(owner)}
+        rows = self._database.fetch(operation, self._read, row).rows
         if not rows:
             return None
-        text, exact, write_id = rows[0]
+        text, exact, write_id, owned = rows[0]
+        if not owned:
+            raise SessionOwnerError.of(operation, session_id)
         state = self._payloads.decode(text, exact, session_id, multi_agent_id, "multi_agent")
         return StoredMultiAgent(state, UUID(write_id))
 
