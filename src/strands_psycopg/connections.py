@@ -94,25 +94,25 @@ class _PoolFilter(logging.Filter):
     for a connection.
 
     Attributes:
-        names: The names of these pools.
-        connections: Their connections.
+        connections: The connections of these pools.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[object] = set()
         self.connections: WeakSet[object] = WeakSet()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log a record."""
         subject = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        is_own = subject in (self.names if isinstance(subject, str) else self.connections)
+        is_own = subject.startswith(_POOL_NAME) if isinstance(subject, str) else subject in self.connections
         if not is_own or record.levelno != logging.WARNING:
             return True
         record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
         return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
+# What the name of a pool begins with, unless the caller has named it.
+_POOL_NAME = "strands-psycopg-"
 _pool_numbers = count(1)
 _pool_filter = _PoolFilter()
 logging.getLogger("psycopg.pool").addFilter(_pool_filter)
@@ -196,8 +196,7 @@ class ManagedPool:
         self._dsn = dsn
         self._options: dict[str, Any] = dict(pool_options)
         self._connection_class = self._options.pop("connection_class", Connection)
-        self._options.setdefault("name", f"strands-psycopg-{next(_pool_numbers)}")
-        _pool_filter.names.add(self._options["name"])
+        self._options.setdefault("name", f"{_POOL_NAME}{next(_pool_numbers)}")
         self._options.setdefault("min_size", 1)
         self._options.setdefault("max_size", max(10, self._options["min_size"]))
         # The pool's own backoff would outlast an outage by far; retries are the database layer's task.

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
@@ -26,10 +25,11 @@ from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
 from strands_psycopg.agent_sync.record import AgentRecord
 from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
 from strands_psycopg.agent_sync.write_guard import WriteGuard
+from strands_psycopg.closeable import Closeable
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.identifiers import parse_snapshot_id
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.annotations import AnnotatedSession, Annotations, Metadata
-from strands_psycopg.repository.identifiers import parse_snapshot_id
 from strands_psycopg.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SnapshotTrigger(Protocol):
         """Return whether to save a checkpoint of ``agent_data``."""
 
 
-class PostgresSessionManager(Uncopyable, SessionManager):
+class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
     """A Strands session manager that stores the agents of a session in PostgreSQL, message by message.
 
     It differs from Strands' ``RepositorySessionManager`` in three ways. While an agent runs, its hooks wait for the
@@ -131,7 +131,7 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         if session is None:
             new = annotations.annotated(Session(self.session_id, SessionType.AGENT))
             try:
-                return self.session_repository.create_session(new)
+                return self._checked(self.session_repository.create_session(new), annotations.owner)
             except SessionExistsError:
                 session = self._read_session(annotations.owner)
                 if session is None:  # another process has created it, and a third one has deleted it
@@ -146,8 +146,11 @@ class PostgresSessionManager(Uncopyable, SessionManager):
         # A repository that overrides it need not know owners, unless there is one.
         options = {} if owner is None else {"owner": owner}
         session = self.session_repository.read_session(self.session_id, **options)
+        return None if session is None else self._checked(session, owner)
+
+    def _checked(self, session: Session, owner: str | None) -> Session:
         # The repository has checked it, unless it overrides the method and does not pass the owner on.
-        if owner is not None and session is not None and Annotations.of(session).owner != owner:
+        if owner is not None and Annotations.of(session).owner != owner:
             raise SessionOwnerError.of(f"opening session {self.session_id!r}", self.session_id)
         return session
 
@@ -210,14 +213,6 @@ class PostgresSessionManager(Uncopyable, SessionManager):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} session_id={self.session_id!r} repository={self.session_repository!r}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Register the hooks of Strands' session managers: as coroutines that write in worker threads, or blocking."""

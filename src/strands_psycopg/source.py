@@ -63,8 +63,3 @@ def shared_payloads(source: object) -> Payloads:
     """Return what encodes and decodes the values of a source: without a payload codec unless it is a repository."""
     payloads = getattr(getattr(source, "_tables", None), "payloads", None)
     return payloads if isinstance(payloads, Payloads) else Payloads()
-
-
-def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can store a text."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -121,3 +121,10 @@ def test_purge_of_an_owners_sessions(run: Run, repository: PostgresSessionReposi
     code, printed, _ = run("purge", "--idle-for", "1d", "--owner", "Alice")
     assert (code, printed[:18]) == (0, "deleted 2 sessions")
     assert left(repository) == {"other"}
+
+
+@pytest.mark.parametrize("command", [["delete", "one"], ["erase"], ["purge", "--idle-for", "1d"]])
+def test_empty_owner_is_wrong_usage(run: Run, command: list[str]) -> None:
+    code, printed, errors = run(*command, "--owner", "", "--dry-run")
+    assert (code, printed) == (2, "")
+    assert "owner must have 1 to 255 characters, not 0" in errors

@@ -499,7 +499,7 @@ def test_what_does_not_exist_fails(
         ),
         (
             ["purge", "--idle-for", "0s"],
-            "idle_for must be more than 0 seconds and at most 36500 days, not 0:00:00",
+            "idle_for must be more than 0 seconds and at most 36,500 days, not 0:00:00",
         ),
         (["purge", "--idle-for", "1s", "--batch-size", "0"], "batch_size must be an integer from 1 to 10000, not 0"),
     ],
@@ -524,6 +524,11 @@ def test_fork(run: Run, repository: PostgresSessionRepository, connection: Conne
         0,
         "forked chat to a: 1 agent, 0 messages\n",
         "",
+    )
+    assert run("fork", "chat", "all", "--agent", "b", "--until", "999") == (
+        0,
+        "forked chat to all: 1 agent, 1 message\n",
+        "there are no more messages before 999, so all were copied\n",
     )
     code, printed, _ = run("fork", "chat", "b", "--agent", "b", "--json")
     summary = repository._tables.listing.read("b")

@@ -361,9 +361,9 @@ def test_repository_with_a_payload_codec_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": ""}, "name must be a string of 1 to 255"),
-        ({"owner": "\0"}, "owner must be a string of 1 to 255"),
-        ({"owner": ""}, "owner must be a string of 1 to 255"),
+        ({"name": ""}, "name must have 1 to 255"),
+        ({"owner": "\0"}, "owner must not contain NUL"),
+        ({"owner": ""}, "owner must have 1 to 255"),
         ({"max_search_results": 0}, "max_search_results must be at least 1"),
         ({"min_score": 2}, "min_score must be a number from 0 to 1"),
         ({"min_similarity": math.nan}, "min_similarity must be a number from -1 to 1"),

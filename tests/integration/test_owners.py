@@ -499,3 +499,12 @@ def test_metadata_on_the_command_line_must_be_an_object(text: str, capsys: pytes
     with pytest.raises(SystemExit):
         main(["sessions", "--metadata", text])
     assert "argument --metadata: must be a JSON object" in capsys.readouterr().err
+
+
+def test_repository_that_creates_sessions_without_their_owner_is_noticed(dsn: str) -> None:
+    class Forgetful(PostgresSessionRepository):
+        def create_session(self, session: Session, **kwargs: Any) -> Session:
+            return super().create_session(Session(session.session_id, session.session_type))
+
+    with Forgetful(dsn) as repository, pytest.raises(SessionOwnerError):
+        PostgresSessionManager("s", repository, owner="alice")

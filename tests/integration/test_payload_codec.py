@@ -296,7 +296,7 @@ def test_restore_reads_no_more_messages_than_the_agent_holds(
     assert read is not None
     assert read.stored.window is None
     found = tables.database.fetch(
-        "counting", tables.conversations._read, {"session_id": "s", "agent_id": "default"}
+        "counting", tables.conversations._read, {"session_id": "s", "agent_id": "default", "owner": None}
     ).rows
     assert len(found) == 1 + 4
     # Strands' own update of an agent, and an import.
@@ -305,7 +305,7 @@ def test_restore_reads_no_more_messages_than_the_agent_holds(
     scrambled.update_agent("s", stored)
     import_session(scrambled, export_session(scrambled, "s"), session_id="imported")
     for session_id in ("s", "imported"):
-        key = {"session_id": session_id, "agent_id": "default"}
+        key = {"session_id": session_id, "agent_id": "default", "owner": None}
         assert len(tables.database.fetch("counting", tables.conversations._read, key).rows) == 1 + 4
         assert dump(build(scrambled, session_id, conversation_manager=manager())) == dump(agent)
 

@@ -214,7 +214,7 @@ def test_every_idle_session_is_found_whatever_the_size_of_batches(
 def test_sessions_with_many_messages_are_taken_fewer_at_a_time(
     repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_MAX_BATCH_MESSAGES", 13)
+    monkeypatch.setattr(retention, "MAX_BATCH_MESSAGES", 13)
     fill(repository, *"abcde")
     for index in range(3, 20):
         repository.create_message("c", "a", message(index, "hello"))

@@ -11,6 +11,7 @@ import pytest
 from strands.types.session import Session, SessionType
 
 from strands_psycopg import PostgresSessionRepository, PostgresStorage, StorageConflictError, StoragePurgeResult
+from strands_psycopg.batches import batches
 from strands_psycopg.storage import purging
 from support.storage import NO_CHUNKS, OF_SESSIONS, SCOPED, Tables, chunks, needs_storage, values
 from support.tables import one
@@ -185,13 +186,12 @@ def test_a_purge_keeps_what_is_being_written_or_was_renewed_meanwhile(
     for key in ("locked", "old", "renewed"):
         run(storage.write(key, SIZES["large"]))
     expire(connection)
-    batches = purging._batches
 
-    def renew(found: Any) -> Any:
+    def renew(*arguments: Any) -> Any:
         connection.execute("UPDATE strands_storage SET expires_at = NULL WHERE key = 'renewed'")
-        return batches(found)
+        return batches(*arguments)
 
-    monkeypatch.setattr(purging, "_batches", renew)
+    monkeypatch.setattr(purging, "batches", renew)
     with watcher.transaction():
         watcher.execute("SELECT true FROM strands_storage WHERE key = 'locked' FOR UPDATE")
         assert storage.purge() == StoragePurgeResult(1, len(SIZES["large"]))

@@ -9,6 +9,7 @@ from strands_psycopg.cli.options import TABLES, Commands, Parser, open_repositor
 from strands_psycopg.errors import SessionNotFoundError, SessionOwnerError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
+from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.erasure import ErasureResult
 from strands_psycopg.repository.listing import SessionSummary
 
@@ -67,9 +68,11 @@ def _read_summaries(repository: PostgresSessionRepository, arguments: argparse.N
     """Return the summaries of the sessions to delete.
 
     Raises:
+        ValueError: The owner cannot be one.
         SessionNotFoundError: One does not exist.
         SessionOwnerError: One belongs to another owner.
     """
+    check_owner(arguments.owner)
     found = []
     for session_id in dict.fromkeys(arguments.sessions):
         summary = session_tables(repository).listing.read(session_id)

@@ -5,15 +5,16 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
 from psycopg_pool import ConnectionPool
-from typing_extensions import Self, TypedDict
+from typing_extensions import TypedDict
 
+from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
 from strands_psycopg.errors import BadFileError
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.memory.embedding import Embed, Embedder, check_dimensions
 from strands_psycopg.memory.entries import Entries
 from strands_psycopg.memory.entry import (
@@ -34,7 +35,7 @@ from strands_psycopg.memory.memory_search import Hit, MemorySearch
 from strands_psycopg.memory.vectors import Vectors, check_vectors, find_vectors
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.pool_options import PoolOptions
-from strands_psycopg.source import HasDatabase, is_storable, open_database, shared_payloads
+from strands_psycopg.source import HasDatabase, open_database, shared_payloads
 from strands_psycopg.uncopyable import Uncopyable
 from strands_psycopg.words import check_text_search_config, stop_words, tsquery
 
@@ -58,7 +59,6 @@ _MAX_RESULTS = 1000
 _DEFAULT_RESULTS = 10
 
 _MAX_LIMIT = 1000
-_MAX_NAME_LENGTH = 255
 _MAX_AGE = timedelta(days=36_500)
 
 
@@ -77,7 +77,7 @@ class PostgresSearchOptions(SearchOptions, total=False):
     min_similarity: float
 
 
-class PostgresMemoryStore(Uncopyable, MemoryStore):
+class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
     """Strands' ``MemoryStore`` in PostgreSQL; one object per process serves all its agents, threads and event loops.
 
     Memories belong to a store and to an owner. A store sees those of its own name and owner only.
@@ -160,12 +160,12 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
     ) -> None:
         if not hasattr(MemoryStore, "initialize"):
             raise ImportError("PostgresMemoryStore needs strands-agents 1.46 or newer: pip install -U strands-agents")
-        self.name = _check_name("name", name)
+        self.name = check_id("name", name)
         self.description = description
         self.max_search_results = None if max_search_results is None else _check_results(max_search_results)
         self.writable = writable
         self.extraction = extraction
-        self._owner = "" if owner is None else _check_name("owner", owner)
+        self._owner = "" if owner is None else check_id("owner", owner)
         self._min_score = _check_range("min_score", min_score, 0)
         self._min_similarity = _check_range("min_similarity", min_similarity, -1)
         self._allow_duplicates = allow_duplicates
@@ -431,14 +431,6 @@ class PostgresMemoryStore(Uncopyable, MemoryStore):
             f"table_prefix={database.table_prefix}{owner}>"
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _parse(self, number: int, line: str) -> dict[str, object]:
         try:
             return parse_line(line, self._dimensions)
@@ -478,14 +470,6 @@ def _entry(hit: Hit) -> MemoryEntry:
     if hit.similarity is not None:
         metadata[SIMILARITY] = hit.similarity
     return MemoryEntry(content=memory.content, metadata=metadata)
-
-
-def _check_name(argument: str, value: object) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME_LENGTH or not is_storable(value):
-        raise ValueError(
-            f"{argument} must be a string of 1 to {_MAX_NAME_LENGTH} characters without NUL or lone surrogates"
-        )
-    return value
 
 
 def _check_results(value: object) -> int:

@@ -5,26 +5,25 @@ acknowledgement was lost finds its own id and succeeds. Any other write to the s
 statement itself.
 """
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from psycopg_pool import ConnectionPool
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
+from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
+from strands_psycopg.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import PayloadCodec, Payloads
 from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
 from strands_psycopg.repository.erasure import ErasureResult
-from strands_psycopg.repository.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.repository.status import Status, read_status
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 _MAX_TTL = 86_400.0
 
 
-class PostgresSessionRepository(Uncopyable, SessionRepository):
+class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
     """A Strands ``SessionRepository`` that stores sessions in PostgreSQL.
 
     It is thread-safe; one per process is enough. The constructor does not connect. A pool built from a DSN opens at
@@ -127,22 +126,6 @@ class PostgresSessionRepository(Uncopyable, SessionRepository):
         return (
             f"<{type(self).__name__} {database.address} schema={database.schema} table_prefix={database.table_prefix}>"
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)
 
     def lease(self, session_id: str, *, wait: float = 30.0, ttl: float = 60.0, owner: str | None = None) -> Lease:
         """Return a lease, a context manager (``with`` or ``async with``) that holds a session exclusively.

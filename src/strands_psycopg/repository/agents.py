@@ -13,10 +13,10 @@ from strands.types.session import SessionAgent, SessionMessage
 from strands_psycopg.codec import encode
 from strands_psycopg.database import NO_DEADLINE, Database, Result
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages, append_conflict, message_row, update_conflict
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 

@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from strands.types.session import Session
 
 from strands_psycopg.codec import decode, encode
+from strands_psycopg.identifiers import check_id, check_text
 from strands_psycopg.payload import Columns, Payloads
-from strands_psycopg.repository.identifiers import check_id, check_text
 
 _MAX_TITLE_LENGTH = 1_000
 
@@ -99,7 +99,7 @@ class Annotations(NamedTuple):
         self.check()
         metadata, metadata_exact = encode_metadata(self.metadata)
         return {
-            "owner": self.owner,
+            "owner": check_owner(self.owner),
             "title": None if self.title is None else payloads.encode_title(self.title, session_id),
             "metadata": metadata,
             "metadata_exact": metadata_exact,

@@ -6,10 +6,10 @@ from uuid import UUID
 from psycopg.types.numeric import Int8
 
 from strands_psycopg.database import Database
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, in_places
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import update_conflict
 from strands_psycopg.repository.window import Window
 

@@ -9,11 +9,11 @@ from strands.types.content import Message
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionOwnerError
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import StoredAgent, stored_agent
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import compose
-from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import gc_paused
 from strands_psycopg.repository.window import stored_places
 

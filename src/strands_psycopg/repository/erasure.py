@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeVar
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.repository.fragments import compose
-from strands_psycopg.repository.identifiers import check_id
-from strands_psycopg.repository.retention import Retention, batches
+from strands_psycopg.repository.retention import MAX_BATCH_MESSAGES, Retention
 
 _T = TypeVar("_T")
 
@@ -216,13 +218,6 @@ class _Transactions:
         return self._database.transact("erasing an owner's data", begin_and_work, response_timeout=_RESPONSE_TIMEOUT)
 
 
-class _OwnedSession(NamedTuple):
-    """A session of the owner, with the number of its messages."""
-
-    session_id: str
-    messages: int
-
-
 class _SessionLostError(Exception):
     """A session has got another owner, or was deleted, while its rows were being deleted."""
 
@@ -252,8 +247,8 @@ class _Sessions:
         rows = self._database.fetch("listing an owner's sessions", self._list, parameters).rows
         if not rows:
             return None
-        found = [_OwnedSession(session_id, messages) for session_id, _agents, messages, *_ in rows]
-        session_ids = [each.session_id for each in next(batches(found))]
+        found = [(session_id, messages) for session_id, _agents, messages, *_ in rows]
+        session_ids = [session_id for session_id, _ in next(batches(found, MAX_BATCH_MESSAGES, itemgetter(1)))]
         try:
             return self._transactions.run(partial(self._delete_within, owner, session_ids))
         except _SessionLostError:

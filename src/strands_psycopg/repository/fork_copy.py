@@ -3,12 +3,13 @@
 With a payload codec, documents are decoded as those of the session and encoded as those of the fork.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
+from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
 from strands_psycopg.payload import PayloadKind, Payloads
 from strands_psycopg.repository.fragments import compose
@@ -249,7 +250,7 @@ class _TableCopy:
             return
         cursor.execute(self._open, fork, prepare=False)
         while rows := cursor.execute(_FETCH, prepare=False).fetchall():
-            for batch in _batches(rows):
+            for batch in batches(rows, _MAX_BATCH_CHARACTERS, _size):
                 encoded = self._encoded(batch, str(fork["source_id"]), str(fork["session_id"]))
                 cursor.execute(self._copy, fork | encoded)
         cursor.execute(_CLOSE, prepare=False)
@@ -274,14 +275,5 @@ class _TableCopy:
         return self._payloads.encode(document, session_id, agent_id, kind, index)
 
 
-def _batches(rows: Sequence[TupleRow]) -> Iterator[list[TupleRow]]:
-    batch: list[TupleRow] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += sum(len(value) for value in row if isinstance(value, str))
-        if size >= _MAX_BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _size(row: TupleRow) -> int:
+    return sum(len(value) for value in row if isinstance(value, str))

@@ -10,6 +10,7 @@ from strands.types.content import Message
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionExistsError, SessionForkError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import AgentChange, agent_row, stored_agent
 from strands_psycopg.repository.annotations import check_owner
@@ -17,7 +18,6 @@ from strands_psycopg.repository.conversations import decoded_message
 from strands_psycopg.repository.fork_copy import ForkCopy
 from strands_psycopg.repository.fork_point import ForkedAgent, ForkPoint, at_checkpoint
 from strands_psycopg.repository.fragments import compose
-from strands_psycopg.repository.identifiers import check_id, check_index
 from strands_psycopg.repository.listing import Listing, SessionSummary
 from strands_psycopg.repository.sessions import Sessions
 from strands_psycopg.repository.window import Variant, Window

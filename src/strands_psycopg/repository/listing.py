@@ -11,10 +11,10 @@ from psycopg.types.numeric import Int8
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionNotFoundError
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import Annotations, Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
-from strands_psycopg.repository.identifiers import check_id
 
 _MAX_LIMIT = 1000
 

@@ -5,10 +5,10 @@ from uuid import UUID
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
     WITH t AS (

@@ -9,9 +9,9 @@ from psycopg.types.numeric import Int8
 from strands.types.content import Message
 
 from strands_psycopg.database import Database, Result
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.identifiers import check_id
 
 _REDACTED = """
     SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),

@@ -9,21 +9,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 from uuid import uuid4
 
 from psycopg import Cursor, errors
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
+from strands_psycopg.durations import check_duration
 from strands_psycopg.repository.annotations import Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
 
 _MAX_BATCH_SIZE = 10_000
 
 # Per transaction; a session with more messages is a batch of its own.
-_MAX_BATCH_MESSAGES = 20_000
+MAX_BATCH_MESSAGES = 20_000
 
 # In seconds, for one transaction. One session may have a million messages.
 _RESPONSE_TIMEOUT = 600.0
@@ -31,7 +33,6 @@ _RESPONSE_TIMEOUT = 600.0
 # In seconds: a session's last activity may be so much later than its updated_at.
 _ACTIVITY_RESOLUTION = 60.0
 
-_MAX_IDLE = timedelta(days=36_500)
 
 # Set explicitly, since the server or the pool may have another default: each statement must see what was committed
 # while an earlier one waited.
@@ -152,15 +153,6 @@ class _IdleSession(NamedTuple):
     multi_agents: int
 
 
-class _Counted(Protocol):
-    @property
-    def messages(self) -> int:
-        """The number of messages of a session."""
-
-
-_S = TypeVar("_S", bound=_Counted)
-
-
 class _SessionInUseError(Exception):
     """A session of the batch is locked, leased or no longer idle."""
 
@@ -209,7 +201,7 @@ class Retention:
             ValueError: An argument is out of range.
         """
         selection: dict[str, object] = {
-            "idle": _seconds(idle_for),
+            "idle": check_duration("idle_for", idle_for) + _ACTIVITY_RESOLUTION,
             "owner": check_owner(owner),
             "metadata": encode_metadata(metadata)[0],
         }
@@ -224,7 +216,7 @@ class Retention:
             parameters = {**position, **selection, "limit": Int8(batch_size)}
             rows = self._database.fetch("listing idle sessions", self._list_idle, parameters).rows
             idle_sessions = [_IdleSession(*row) for row in rows]
-            for batch in batches(idle_sessions):
+            for batch in batches(idle_sessions, MAX_BATCH_MESSAGES, lambda each: each.messages):
                 if dry_run:
                     yield sum(
                         (PurgeResult(1, each.agents, each.messages, each.multi_agents) for each in batch), PurgeResult()
@@ -287,25 +279,3 @@ class Retention:
         cursor.execute(self._delete_children, batch)
         cursor.execute(self._delete_leases, batch)
         return PurgeResult(sessions, agents, messages, multi_agents)
-
-
-def _seconds(idle_for: timedelta | float) -> float:
-    """Return the age of ``updated_at``, in seconds, from which on a session has certainly been idle for that time."""
-    seconds = idle_for.total_seconds() if isinstance(idle_for, timedelta) else float(idle_for)
-    if not 0 < seconds <= _MAX_IDLE.total_seconds():
-        raise ValueError(f"idle_for must be more than 0 seconds and at most {_MAX_IDLE.days} days, not {idle_for}")
-    return seconds + _ACTIVITY_RESOLUTION
-
-
-def batches(sessions: Sequence[_S]) -> Iterator[list[_S]]:
-    """Split sessions into batches with a limited number of messages."""
-    batch: list[_S] = []
-    messages = 0
-    for session in sessions:
-        if batch and messages + session.messages > _MAX_BATCH_MESSAGES:
-            yield batch
-            batch, messages = [], 0
-        batch.append(session)
-        messages += session.messages
-    if batch:
-        yield batch

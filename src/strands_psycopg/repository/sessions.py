@@ -8,10 +8,10 @@ from strands.types.session import Session, SessionType
 
 from strands_psycopg.database import NO_DEADLINE, Database, Result
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.identifiers import check_id
 
 _CREATE = """
     WITH t AS (

@@ -1,27 +1,28 @@
 """Strands' ``Storage`` on PostgreSQL: bytes stored under keys, for snapshots, offloaded results and memories."""
 
-import asyncio
 import builtins
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from psycopg_pool import ConnectionPool
 from typing_extensions import Self, Unpack
 
+from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
+from strands_psycopg.durations import check_duration
 from strands_psycopg.errors import PostgresStorageError, SessionNotFoundError, StrandsPsycopgError
+from strands_psycopg.identifiers import check_id, is_storable
 from strands_psycopg.lease import Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import Payloads
 from strands_psycopg.pool_options import PoolOptions
-from strands_psycopg.source import HasDatabase, is_storable, open_database, shared_payloads
+from strands_psycopg.source import HasDatabase, open_database, shared_payloads
 from strands_psycopg.storage.chunk_store import ChunkStore
-from strands_psycopg.storage.purging import StoragePurgeResult, ValuePurge, checked_seconds
+from strands_psycopg.storage.purging import StoragePurgeResult, ValuePurge
 from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import SeenWrites
 from strands_psycopg.storage.text_search import searchable_text
@@ -39,16 +40,13 @@ except ImportError:  # before strands-agents 1.54
 _T = TypeVar("_T")
 
 
-_MAX_OWNER_LENGTH = 255
-
-
 class _Options(NamedTuple):
     text_search_config: str
     search_limit: int
     expires_in: float | None
 
 
-class PostgresStorage(Uncopyable, Storage):
+class PostgresStorage(Uncopyable, Closeable, Storage):
     """Strands' ``Storage`` in PostgreSQL; one object per process serves all its agents, threads and event loops.
 
     Keys are normalised and refused as by Strands' own backends: repeated slashes count as one, leading and trailing
@@ -132,7 +130,7 @@ class PostgresStorage(Uncopyable, Storage):
         normalized = _normalize_prefix(prefix).rstrip("/")
         _check_characters("prefix", normalized)
         # A prefix contains no //, so that no two owners and prefixes have the same scope.
-        scope = Scope(normalized if owner is None else f"{_checked_owner(owner)}//{normalized}", owner)
+        scope = Scope(normalized if owner is None else f"{check_id('owner', owner)}//{normalized}", owner)
         options = _checked_options(text_search_config, search_limit, expires_in)
         database, is_own = open_database(
             source,
@@ -197,22 +195,6 @@ class PostgresStorage(Uncopyable, Storage):
             f"<{type(self).__name__} {database.address} schema={database.schema} table_prefix={database.table_prefix} "
             f"{self._shown}{namespace}>"
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)
 
     def namespace(self, prefix: str) -> Self:
         """Return a view of the values whose keys begin with ``prefix`` and a ``/``, under keys without these.
@@ -402,16 +384,8 @@ def _checked_options(
 ) -> _Options:
     if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
         raise ValueError(f"search_limit must be a positive integer, not {search_limit!r}")
-    seconds = None if expires_in is None else checked_seconds("expires_in", expires_in)
+    seconds = None if expires_in is None else check_duration("expires_in", expires_in)
     return _Options(check_text_search_config(text_search_config), search_limit, seconds)
-
-
-def _checked_owner(owner: object) -> str:
-    if not isinstance(owner, str) or not 1 <= len(owner) <= _MAX_OWNER_LENGTH:
-        raise ValueError(f"owner must be a string of 1 to {_MAX_OWNER_LENGTH} characters")
-    if not is_storable(owner):
-        raise ValueError("owner must not contain NUL or a lone surrogate")
-    return str.__str__(owner)  # what is formatted of a member of a ``str`` enumeration is its name
 
 
 def _check_size(key: str, value: bytes | bytearray | memoryview) -> None:

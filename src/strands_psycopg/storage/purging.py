@@ -1,6 +1,6 @@
 """Deletion of values that have expired or were not written for some time, concurrently with writers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -10,7 +10,9 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
+from strands_psycopg.durations import check_duration
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.transactions import Transactions
@@ -21,7 +23,6 @@ _MAX_BATCH_SIZE = 10_000
 # Per transaction; a larger value is a batch of its own.
 _MAX_BATCH_BYTES = 32 * 2**20
 
-_MAX_SECONDS = timedelta(days=36_500).total_seconds()
 
 _IS_OLD = """(
         s.expires_at <= pg_catalog.now()
@@ -95,7 +96,7 @@ class ValuePurge:
         Raises:
             ValueError: ``idle_for`` or ``batch_size`` is out of range.
         """
-        idle = None if idle_for is None else checked_seconds("idle_for", idle_for)
+        idle = None if idle_for is None else check_duration("idle_for", idle_for)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MAX_BATCH_SIZE:
             raise ValueError(f"batch_size must be an integer from 1 to {_MAX_BATCH_SIZE}, not {batch_size!r}")
         return self._run(prefix, idle, batch_size, dry_run, term)
@@ -109,7 +110,7 @@ class ValuePurge:
         while True:
             rows = self._database.fetch(operation, self._list, parameters | {"after": after}).rows
             page = [_OldValue(*row) for row in rows]
-            for batch in _batches(page):
+            for batch in batches(page, _MAX_BATCH_BYTES, lambda value: value.size):
                 if dry_run:
                     yield StoragePurgeResult(len(batch), sum(value.size for value in batch))
                 else:
@@ -135,29 +136,3 @@ class ValuePurge:
         if has_released:
             self._transactions.delete_released()
         return result
-
-
-def checked_seconds(argument: str, time: timedelta | float) -> float:
-    """Return a time in seconds.
-
-    Raises:
-        ValueError: It is not positive, or longer than a century.
-    """
-    seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
-    if not 0 < seconds <= _MAX_SECONDS:
-        raise ValueError(f"{argument} must be more than 0 seconds and at most 36,500 days, not {time}")
-    return seconds
-
-
-def _batches(values: Sequence[_OldValue]) -> Iterator[list[_OldValue]]:
-    """Split values into batches of a limited size."""
-    batch: list[_OldValue] = []
-    size = 0
-    for value in values:
-        if batch and size + value.size > _MAX_BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(value)
-        size += value.size
-    if batch:
-        yield batch

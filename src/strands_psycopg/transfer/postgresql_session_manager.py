@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Generator, Iterator
 from datetime import datetime, timezone
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from psycopg import Connection, sql
 from psycopg_pool import ConnectionPool
 from strands.types.session import Session, SessionAgent
-from typing_extensions import LiteralString, Self
+from typing_extensions import LiteralString
 
+from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SchemaError, TransferError
 from strands_psycopg.transfer.rows import Row, SessionRow, multi_agent_row, session_row
@@ -57,7 +57,7 @@ _IDS_PAGE = 1_000
 _MESSAGES_PAGE = 200
 
 
-class PostgresqlSessionManagerTables:
+class PostgresqlSessionManagerTables(Closeable):
     """The tables of strands-postgresql-session-manager as a source for ``import_sessions``; a context manager.
 
     Args:
@@ -97,14 +97,6 @@ class PostgresqlSessionManagerTables:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._database.address} schema={self._database.schema}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the pool, unless it is the caller's."""

@@ -9,12 +9,12 @@ from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg.errors import SessionNotFoundError, TransferError
+from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.agents import session_agent
 from strands_psycopg.repository.annotations import Annotations
 from strands_psycopg.repository.fragments import compose
-from strands_psycopg.repository.identifiers import check_id
 from strands_psycopg.repository.messages import Messages
 from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer.rows import MessageRow, PartRow, ValueRow, message_row

@@ -25,9 +25,14 @@ def check_text(field: str, value: object, min_length: int, max_length: int) -> s
         raise ValueError(f"{field} must be a string, not {type(value).__name__}")
     if not min_length <= len(value) <= max_length:
         raise ValueError(f"{field} must have {min_length} to {max_length:,} characters, not {len(value):,}")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_storable(value):
         raise ValueError(f"{field} must not contain NUL or a lone surrogate")
-    return value
+    return str.__str__(value)  # of a member of a ``str`` enumeration, what is formatted or stored would be its name
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can store a text."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_index(field: str, value: object) -> int:
