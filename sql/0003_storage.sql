@@ -5,10 +5,8 @@
 -- order. Each chunk is stored once for all values of a scope, or of a session, so that the next version of a long
 -- conversation adds only what is new.
 --
--- A chunk is inserted before the first value that uses it and deleted after the last one. A transaction that replaces or
--- deletes a value marks the chunks that the value no longer uses as released; a later transaction deletes those that no
--- other value uses either. A process that is killed in between leaves nothing but marks, and the next write or deletion
--- of a large value in the same scope deletes those chunks.
+-- A chunk counts the values that use it. The transaction that stores, replaces or deletes a value also changes the counts
+-- of its chunks, and deletes those that no value uses any more.
 --
 -- A scope is the prefix of a storage; that of a storage with an owner is the owner, // and the prefix. A prefix contains
 -- no //, so every scope belongs to one owner or to none. Every key starts with the scope or the session, so that the
@@ -39,20 +37,17 @@ ALTER TABLE strands_storage ALTER COLUMN chunk_ids SET STORAGE EXTERNAL;
 
 -- Every search of a GIN index reads its pending list in full, so the list is kept short; without one, each write would
 -- cost ten times the WAL.
-CREATE INDEX strands_storage_chunk_ids ON strands_storage USING gin (chunk_ids) WITH (gin_pending_list_limit = 512);
-
 CREATE INDEX strands_storage_search_vector ON strands_storage
 USING gin (search_vector) WITH (gin_pending_list_limit = 512);
 
+-- Counting must not copy the data, so it is stored out of line, and there is room for the new version of a row.
 CREATE TABLE strands_chunks (
-    scope    text COLLATE "C" NOT NULL,
-    chunk_id uuid NOT NULL,                   -- 128 bits of BLAKE2b of the data, keyed by the scope
-    data     bytea NOT NULL,
-    released boolean NOT NULL DEFAULT false,  -- a value no longer uses it; another one may
+    scope           text COLLATE "C" NOT NULL,
+    chunk_id        uuid NOT NULL,               -- 128 bits of BLAKE2b of the data, keyed by the scope
+    data            bytea NOT NULL,
+    reference_count integer NOT NULL DEFAULT 1,  -- how many values use it
     PRIMARY KEY (scope, chunk_id)
-);
-
-CREATE INDEX strands_chunks_released ON strands_chunks (scope, chunk_id) WHERE released;
+) WITH (toast_tuple_target = 512, fillfactor = 70);
 
 CREATE TABLE strands_session_storage (
     session_id    text COLLATE "C" NOT NULL REFERENCES strands_sessions ON DELETE CASCADE,
@@ -70,15 +65,10 @@ CREATE TABLE strands_session_storage (
 
 ALTER TABLE strands_session_storage ALTER COLUMN chunk_ids SET STORAGE EXTERNAL;
 
-CREATE INDEX strands_session_storage_chunks ON strands_session_storage
-USING gin (chunk_ids) WITH (gin_pending_list_limit = 512);
-
 CREATE TABLE strands_session_chunks (
-    session_id text COLLATE "C" NOT NULL REFERENCES strands_sessions ON DELETE CASCADE,
-    chunk_id   uuid NOT NULL,
-    data       bytea NOT NULL,
-    released   boolean NOT NULL DEFAULT false,
+    session_id      text COLLATE "C" NOT NULL REFERENCES strands_sessions ON DELETE CASCADE,
+    chunk_id        uuid NOT NULL,
+    data            bytea NOT NULL,
+    reference_count integer NOT NULL DEFAULT 1,
     PRIMARY KEY (session_id, chunk_id)
-);
-
-CREATE INDEX strands_session_chunks_released ON strands_session_chunks (session_id, chunk_id) WHERE released;
+) WITH (toast_tuple_target = 512, fillfactor = 70);

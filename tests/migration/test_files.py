@@ -14,10 +14,9 @@ SOURCES = Path(__file__).parents[2] / "sql"
 CHECKSUMS = [
     ("0001_sessions.sql", "1bad047a2d82974f4986d480bc210c281c857823da4f63d7a5862c1ccdb6694c"),
     ("0002_leases.sql", "c474f568a52cca1186880de5ecfc5e96c1713f248020be2299008c761ca38ac8"),
-    ("0003_storage.sql", "761d36ed43da145baa16b58f91ec32fad9d00dc426d4cef2643f4bce6c624ea7"),
+    ("0003_storage.sql", "dc5f9869da9980019a1e903c8df2d53b1a347d2b2f2bbc646735884baea1d9ea"),
     ("0004_analytics.sql", "b0762d3b68b666796d95ebbc41c41b67549f376ab89a2aaeb88997b469585ac7"),
     ("0005_memories.sql", "011555a3729ec59ff987aeb7de0eaf691964032ce6507e623c29489d6d65c84d"),
-    ("1001_memory_vectors.sql", "e6d9521271a2452c2be0c5ae9d282d14b51fb98e91319847c0685b658b4272b4"),
 ]
 
 

@@ -11,37 +11,47 @@ from hashlib import blake2b
 from uuid import UUID
 from zlib import crc32
 
-# In bytes; the mean is 3,000 to 5,000.
-_MIN_SIZE = 1024
-_MAX_SIZE = 16_384
+# In bytes, for a value of less than 256 KiB; the mean is about 6,000.
+_MIN_SIZE = 2048
+_MAX_SIZE = 32_768
 
 # A boundary is only considered after eight bytes with these lowest bits: quick to find, and about one in 256 bytes,
-# whatever the alphabet. One in eight of these candidates is a boundary, decided by a checksum of the bytes before it.
+# whatever the alphabet. One in 16 of these candidates is a boundary, decided by a checksum of the bytes before it.
 _LOWEST_BIT = bytes(byte & 1 for byte in range(256))
 _CANDIDATE = b"\1\0\0\1\0\1\1\0"
 _WINDOW = 32
-_MASK = 7
+_BOUNDARIES = 16
 
 
 def split(data: bytes) -> list[memoryview]:
     """Split a value into chunks, in order; an empty value has none."""
     view = memoryview(data)
     lowest_bits = data.translate(_LOWEST_BIT)
+    scale = _scale(len(data))
     chunks = []
     start = 0
     while start < len(data):
-        end = _find_boundary(view, lowest_bits, start)
+        end = _find_boundary(view, lowest_bits, start, scale)
         chunks.append(view[start:end])
         start = end
     return chunks
 
 
-def _find_boundary(view: memoryview, lowest_bits: bytes, start: int) -> int:
-    limit = min(start + _MAX_SIZE, len(view))
-    end = start + _MIN_SIZE
+def _scale(size: int) -> int:
+    """Return by how much the chunks of a value are larger: twice as large for a value four times as large.
+
+    Each chunk costs the server a row, and a change costs a chunk. Versions of a value mostly have the same scale.
+    """
+    return 1 << max(0, (size.bit_length() - 17) // 2)
+
+
+def _find_boundary(view: memoryview, lowest_bits: bytes, start: int, scale: int) -> int:
+    limit = min(start + _MAX_SIZE * scale, len(view))
+    end = start + _MIN_SIZE * scale
+    mask = _BOUNDARIES * scale - 1
     while (candidate := lowest_bits.find(_CANDIDATE, end, limit)) >= 0:
         end = candidate + len(_CANDIDATE)
-        if not crc32(view[end - _WINDOW : end]) & _MASK:
+        if not crc32(view[end - _WINDOW : end]) & mask:
             return end
     return limit
 

@@ -1,5 +1,6 @@
 """Deletion of values that have expired or were not written for some time, concurrently with writers."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -76,7 +77,7 @@ class ValuePurge:
         self._database = database
         self._scope = scope
         self._chunks = chunks
-        self._transactions = Transactions(database, scope, chunks)
+        self._transactions = Transactions(database, scope)
         self._list = scope.compose(database, _LIST)
         self._lock = scope.compose(database, _LOCK)
         self._delete = scope.compose(database, _DELETE)
@@ -123,16 +124,13 @@ class ValuePurge:
     def _purge(self, operation: str, parameters: dict[str, object], term: UUID | None) -> StoragePurgeResult:
         """Delete those values that are still old and not in use."""
 
-        def work(cursor: Cursor[TupleRow], locked: list[TupleRow]) -> tuple[StoragePurgeResult, bool]:
+        def work(cursor: Cursor[TupleRow], locked: list[TupleRow]) -> StoragePurgeResult:
             keys = [key for (key,) in locked]
             deleted = cursor.execute(self._delete, parameters | {"keys": keys}).fetchall()
-            chunk_ids = {chunk_id for _, chunk_ids in deleted for chunk_id in chunk_ids or ()}
+            references = Counter(chunk_id for _, chunk_ids in deleted for chunk_id in set(chunk_ids or ()))
+            self._chunks.lock(references.keys(), cursor)
             with cursor.connection.pipeline():
-                released = self._chunks.release(chunk_ids, cursor)
-            result = StoragePurgeResult(len(deleted), sum(size for size, _ in deleted))
-            return result, released.fetchone() is not None
+                self._chunks.release(references, cursor)
+            return StoragePurgeResult(len(deleted), sum(size for size, _ in deleted))
 
-        result, has_released = self._transactions.run(operation, (self._lock, parameters), work, term=term)
-        if has_released:
-            self._transactions.delete_released()
-        return result
+        return self._transactions.run(operation, (self._lock, parameters), work, term=term)

@@ -52,8 +52,8 @@ _INSERT = (
 )
 
 _COPY_CHUNKS = """
-    INSERT INTO {chunks} (session_id, chunk_id, data, released)
-    SELECT %(scope)s::text, c.chunk_id, c.data, c.released FROM {chunks} AS c WHERE c.session_id = %(source_id)s
+    INSERT INTO {chunks} (session_id, chunk_id, data, reference_count)
+    SELECT %(scope)s::text, c.chunk_id, c.data, c.reference_count FROM {chunks} AS c WHERE c.session_id = %(source_id)s
 """
 
 _COPY_VALUES = (
@@ -137,12 +137,11 @@ class SessionValues:
         chunks = split(value.data)
         chunk_ids = [chunk_id(chunk, scope.hash_key) for chunk in chunks]
         by_id = dict(zip(chunk_ids, chunks, strict=True))
-        ids = sorted(by_id)
         row |= {"data": None, "chunk_ids": chunk_ids}
         with cursor.connection.pipeline():
-            inserted = ChunkStore(self._database, scope).insert(ids, [by_id[each] for each in ids], cursor)
+            added = ChunkStore(self._database, scope).add(by_id, set(), cursor)
             stored = new_cursor(cursor.connection).execute(self._insert, row)
-        return inserted is not None and len(inserted.fetchall()) == len(ids) and bool(stored.fetchall())
+        return sum(len(each.fetchall()) for each in added) == len(by_id) and bool(stored.fetchall())
 
     def copy(
         self, cursor: Cursor[TupleRow], source_id: str, session_id: str, write_id: UUID, payloads: Payloads

@@ -1,6 +1,5 @@
-"""Transactions that store or delete values, and those that delete the chunks that they released."""
+"""Transactions that store or delete values and their chunks."""
 
-import logging
 from collections.abc import Callable
 from typing import TypeVar
 from uuid import UUID
@@ -9,12 +8,9 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, new_cursor
-from strands_psycopg.errors import SessionNotFoundError, StrandsPsycopgError
-from strands_psycopg.storage.chunk_store import ChunkStore
+from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.write_checks import lease_lost
-
-logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -26,20 +22,16 @@ _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 # A client that is suspended, or whose machine is gone, would keep its locks for hours. The first of these settings ends
 # its transaction, but only after a statement that was sent outside a pipeline: psycopg ends a pipeline with a message
-# that stops the server's timer. The last one makes index scans complete, by which unused chunks are found.
+# that stops the server's timer.
 _CONFIGURE = """
     SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
         pg_catalog.set_config('tcp_keepalives_idle', '30', true),
         pg_catalog.set_config('tcp_keepalives_interval', '10', true),
-        pg_catalog.set_config('tcp_keepalives_count', '3', true),
-        pg_catalog.set_config('gin_fuzzy_search_limit', '0', true)
+        pg_catalog.set_config('tcp_keepalives_count', '3', true)
 """
 
 # The largest that PostgreSQL accepts, in milliseconds.
 _MAX_TIMEOUT = 2**31 - 1
-
-# If the server crashes, the deletion of chunks may be undone. They are then still marked as released.
-_SET_ASYNCHRONOUS_COMMIT = b"SELECT pg_catalog.set_config('synchronous_commit', 'off', true)"
 
 _LOCK_LEASE = "SELECT true FROM {leases} WHERE session_id = %(scope)s AND term = %(term)s FOR SHARE"
 
@@ -49,10 +41,9 @@ _FIND_SESSION = "SELECT true FROM {sessions} WHERE session_id = %(scope)s"
 class Transactions:
     """Runs transactions on the values of one storage."""
 
-    def __init__(self, database: Database, scope: Scope, chunks: ChunkStore) -> None:
+    def __init__(self, database: Database, scope: Scope) -> None:
         self._database = database
         self._scope = scope
-        self._chunks = chunks
         self._lock_lease = database.statement(_LOCK_LEASE)
         self._find_session = database.statement(_FIND_SESSION)
 
@@ -103,14 +94,3 @@ class Transactions:
         """
         if self._scope.is_session and not cursor.execute(self._find_session, self._scope.parameters).fetchall():
             raise SessionNotFoundError(f"{operation}: the session does not exist")
-
-    def delete_released(self) -> None:
-        """Delete released chunks, batch by batch. A failure is no error, since the next deletion tries again."""
-        try:
-            while self.run("deleting unused chunks", (_SET_ASYNCHRONOUS_COMMIT, {}), self._delete_batch):
-                pass
-        except StrandsPsycopgError as error:
-            logger.warning("error=<%s> | unused chunks were not deleted", error)
-
-    def _delete_batch(self, cursor: Cursor[TupleRow], _: list[TupleRow]) -> bool:
-        return self._chunks.delete_released(cursor)

@@ -4,7 +4,6 @@ Each statement makes the checks that the storage needs. If one that stores or de
 transaction tries again: it locks the lease and the value first, and raises what is wrong.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from uuid import UUID, uuid4
@@ -18,11 +17,11 @@ from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
-from strands_psycopg.storage.transactions import Row, Statement, Transactions
+from strands_psycopg.storage.transactions import Row, Transactions
 from strands_psycopg.storage.write_checks import Change, WriteChecks
 
-# In bytes. Up to this size one row takes no more space than a list of chunks would.
-MAX_INLINE_SIZE = 8192
+# In bytes. Up to this size one statement that writes all of it is faster than a transaction that writes a part.
+MAX_INLINE_SIZE = 32_768
 
 # In bytes; PostgreSQL sends up to a gigabyte.
 MAX_VALUE_SIZE = 256 * 2**20
@@ -131,7 +130,7 @@ class ValueWriter:
         self._database = database
         self._scope = scope
         self._chunks = chunks
-        self._transactions = Transactions(database, scope, chunks)
+        self._transactions = Transactions(database, scope)
         self._configuration = text_search_config
         self._expires_in = expires_in
         self._seen = seen
@@ -168,12 +167,12 @@ class ValueWriter:
                 row |= {"data": None, "chunk_ids": chunk_ids}
                 by_id = dict(zip(chunk_ids, chunks, strict=True))
                 work = partial(self._upsert_locked, change, row, by_id)
-                self._transact_and_clean_up(change, (self._lock, row), work)
+                self._transactions.run(change.operation, (self._lock, row), work, term=term)
                 return
             row |= {"data": data, "chunk_ids": None}
             if not self._run_inline(change, self._upsert_inline, row):
                 work = partial(self._upsert_locked, change, row, {})
-                self._transact_and_clean_up(change, (self._lock, row), work)
+                self._transactions.run(change.operation, (self._lock, row), work, term=term)
 
     def delete(self, key: str, *, term: UUID | None) -> None:
         """Delete a value, if there is one.
@@ -190,7 +189,7 @@ class ValueWriter:
             row = change.parameters
             if not self._run_inline(change, self._delete_inline, row):
                 work = partial(self._release_deleted, change, row)
-                self._transact_and_clean_up(change, (self._delete, row), work)
+                self._transactions.run(change.operation, (self._delete, row), work, term=term)
 
     def _replacing(self, key: str, write_id: UUID) -> AbstractContextManager[list[UUID] | None]:
         return nullcontext() if self._seen is None else self._seen.replacing(key, write_id)
@@ -208,42 +207,40 @@ class ValueWriter:
         chunks: dict[UUID, memoryview],
         cursor: Cursor[TupleRow],
         locked: list[TupleRow],
-    ) -> bool:
-        """Store a value in a transaction that has locked its row; return whether there are released chunks."""
+    ) -> None:
+        """Store a value in a transaction that has locked its row."""
         for _ in range(_MAX_ROUNDS):
             if not change.is_expected(locked):
                 self._transactions.check_session(change.operation, cursor)
                 raise change.conflict()
-            new = sorted(chunks.keys() - self._chunks.lock_existing(chunks, cursor))
-            unused = set(locked[0][0] or ()) - chunks.keys() if locked else set()
+            replaced = set(locked[0][0] or ()) if locked else set()
+            unused = dict.fromkeys(replaced - chunks.keys(), 1)
+            added = {chunk_id: chunks[chunk_id] for chunk_id in chunks.keys() - replaced}
+            existing = self._chunks.lock(added.keys() | unused.keys(), cursor)
             with cursor.connection.pipeline():
-                inserted = self._chunks.insert(new, [chunks[chunk_id] for chunk_id in new], cursor)
+                stored = self._chunks.add(added, existing, cursor)
                 upsert = new_cursor(cursor.connection).execute(self._upsert, row | {"locked": bool(locked)})
-                released = self._chunks.release(unused, cursor)
-            if inserted is not None and len(inserted.fetchall()) != len(new):
+                self._chunks.release(unused, cursor)
+            if sum(len(each.fetchall()) for each in stored) != len(added):
                 break
             if upsert.fetchall():
-                return released.fetchone() is not None
+                return
+            with cursor.connection.pipeline():
+                self._chunks.release(dict.fromkeys(added, 1), cursor)
             locked = cursor.execute(self._lock, row).fetchall()
         raise DatabaseError(
             f"{change.operation}: the database reported success, but did not store everything; look for a trigger or "
             "rule on its tables that suppresses rows"
         )
 
-    def _release_deleted(self, change: Change, row: Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> bool:
-        """Release the chunks of a value that this transaction has deleted; return whether there are released chunks."""
+    def _release_deleted(self, change: Change, row: Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> None:
+        """Release the chunks of a value that this transaction has deleted."""
         # There is no value, or one that may not be deleted.
         if not deleted and change.expected is not None:
             locked = cursor.execute(self._lock, row).fetchall()
             if not change.is_expected(locked):
                 raise change.conflict()
+        unused = set(deleted[0][0] or ()) if deleted else set()
+        self._chunks.lock(unused, cursor)
         with cursor.connection.pipeline():
-            released = self._chunks.release(set(deleted[0][0] or ()) if deleted else set(), cursor)
-        return released.fetchone() is not None
-
-    def _transact_and_clean_up(
-        self, change: Change, first: Statement, work: Callable[[Cursor[TupleRow], list[TupleRow]], bool]
-    ) -> None:
-        """Store or delete a value in a transaction, then delete released chunks in further ones."""
-        if self._transactions.run(change.operation, first, work, term=change.term):
-            self._transactions.delete_released()
+            self._chunks.release(dict.fromkeys(unused, 1), cursor)
