@@ -72,7 +72,7 @@ def test_what_is_written_is_read(storage: Any) -> None:
     assert run(storage.read("session/1/state.json")) == b'{"b": 1, "a": 2}'
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xfe\0", bytes(range(256)) * 5000, b"x" * 8192, b"x" * 8193])
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xfe\0", bytes(range(256)) * 5000, b"x" * 32_768, b"x" * 32_769])
 def test_bytes_come_back_as_they_were(storage: Any, data: bytes) -> None:
     run(storage.write("k", data))
     assert run(storage.read("k")) == data

@@ -142,8 +142,8 @@ def test_schemas_table_prefixes_and_prefixes_keep_storages_apart(
         storages = [PostgresStorage(repository), *scoped, in_schema, in_tables]
         for number, storage in enumerate(storages):
             storage.ensure_schema()
-            run(storage.write("k", b"%d" % number * 20_000))
-        assert [run(storage.read("k")) for storage in storages] == [b"%d" % number * 20_000 for number in range(5)]
+            run(storage.write("k", b"%d" % number * 40_000))
+        assert [run(storage.read("k")) for storage in storages] == [b"%d" % number * 40_000 for number in range(5)]
         assert [run(storage.list("")) for storage in storages] == [["k"]] * 5
         assert run(storages[1].search("0")) == []
 
@@ -169,7 +169,7 @@ def test_storages_of_prefixes_and_owners_that_look_alike_do_not_see_each_other(
         {"owner": "a/", "prefix": "b"},
         {"owner": "a//b"},
     ]
-    for large in (1, 20_000):
+    for large in (1, 40_000):
         for name in names:
             run(PostgresStorage(repository, **name).namespace("n").write("k", str(name).encode() * large))
         for name in names:
@@ -182,7 +182,7 @@ def test_storages_of_prefixes_and_owners_that_look_alike_do_not_see_each_other(
 def test_the_owner_of_a_storage_is_in_its_rows(
     repository: PostgresSessionRepository, connection: psycopg.Connection[Any]
 ) -> None:
-    for key, size in (("small", 1), ("large", 20_000)):
+    for key, size in (("small", 1), ("large", 40_000)):
         run(PostgresStorage(repository, owner="alice", prefix="notes").write(key, b"x" * size))
         run(PostgresStorage(repository, prefix="notes").write(key, b"x" * size))
     rows = connection.execute("SELECT scope, owner, key FROM strands_storage ORDER BY scope, key").fetchall()

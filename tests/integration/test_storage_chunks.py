@@ -53,34 +53,18 @@ def test_storages_with_different_prefixes_share_no_chunks(
     assert run(second.read("k")) == VALUE
 
 
-def test_chunks_that_other_storages_released_are_theirs(
-    repository: PostgresSessionRepository, connection: Connection
-) -> None:
-    first, second = PostgresStorage(repository, prefix="1"), PostgresStorage(repository, prefix="2")
-    for storage in (first, second):
-        run(storage.write("k", VALUE))
-    connection.execute("DELETE FROM strands_storage WHERE scope = '1'")
-    connection.execute("UPDATE strands_chunks SET released = true WHERE scope = '1'")
-    released = chunks(connection).released
-    run(second.delete("k"))
-    assert (chunks(connection).number, chunks(connection).released) == (released, released)
-    run(first.write("k", VALUE[::-1]))
-    run(first.delete("k"))
-    assert chunks(connection) == NO_CHUNKS
-
-
 def test_a_new_version_stores_only_what_is_new(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("1", VALUE))
     before = chunks(connection)
     run(storage.write("2", VALUE[20_000:] + b"one more message" * 60))
-    assert chunks(connection).size - before.size < 40_000
+    assert chunks(connection).size - before.size < 80_000
     assert run(storage.read("1")) == VALUE
     assert run(storage.read("2")) == VALUE[20_000:] + b"one more message" * 60
 
 
 def test_equal_chunks_of_one_value_are_stored_once(storage: PostgresStorage, connection: Connection) -> None:
     run(storage.write("k", bytes(1_000_000)))
-    assert chunks(connection).size < 40_000
+    assert chunks(connection).size < 100_000
     assert run(storage.read("k")) == bytes(1_000_000)
 
 
@@ -91,7 +75,7 @@ def test_replacing_a_value_deletes_the_chunks_that_it_no_longer_uses(
     run(storage.write("k", VALUE))
     run(storage.write("k", after))
     remaining = chunks(connection)
-    assert (remaining.size, remaining.unused, remaining.released) == (len(after) if len(after) > 8192 else 0, 0, 0)
+    assert (remaining.size, remaining.unused, remaining.miscounted) == (len(after) if len(after) > 32_768 else 0, 0, 0)
 
 
 def test_deleting_the_last_value_that_uses_a_chunk_deletes_the_chunk(
@@ -103,7 +87,7 @@ def test_deleting_the_last_value_that_uses_a_chunk_deletes_the_chunk(
     for number, version in enumerate(versions):
         assert run(storage.read(f"{number}")) == version
         run(storage.delete(f"{number}"))
-        assert chunks(connection).unused == chunks(connection).released == 0
+        assert chunks(connection).unused == chunks(connection).miscounted == 0
     assert chunks(connection) == NO_CHUNKS
 
 
@@ -118,27 +102,6 @@ def test_deleting_many_values_at_once_leaves_no_chunks(
 
     run(work())
     assert chunks(connection) == NO_CHUNKS
-
-
-def test_more_chunks_than_one_batch_are_deleted(storage: PostgresStorage, connection: Connection) -> None:
-    run(storage.write("k", random.Random(4).randbytes(6_000_000)))
-    assert chunks(connection).number > 1000
-    run(storage.delete("k"))
-    assert chunks(connection) == NO_CHUNKS
-
-
-def test_chunks_that_a_killed_process_left_released_are_deleted_by_the_next_write(
-    storage: PostgresStorage, connection: Connection
-) -> None:
-    run(storage.write("used", VALUE))
-    run(storage.write("k", VALUE[::-1]))
-    connection.execute("DELETE FROM strands_storage WHERE key = 'k'")
-    connection.execute("UPDATE strands_chunks SET released = true")
-    assert chunks(connection).unused > 0
-    run(storage.write("other", VALUE))
-    remaining = chunks(connection)
-    assert (remaining.size, remaining.unused, remaining.released) == (len(VALUE), 0, 0)
-    assert run(storage.read("used")) == VALUE
 
 
 def test_a_missing_chunk_is_an_error(storage: PostgresStorage, connection: Connection) -> None:

@@ -341,7 +341,7 @@ def said(agent: Agent) -> list[str]:
     return [content["text"] for message in agent.messages for content in message["content"]]
 
 
-@pytest.mark.parametrize("length", [1, 20_000])
+@pytest.mark.parametrize("length", [1, 40_000])
 def test_of_two_snapshot_managers_of_a_session_the_overtaken_one_raises(
     storage: PostgresStorage, other: PostgresStorage, length: int
 ) -> None:

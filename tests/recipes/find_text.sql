@@ -38,14 +38,4 @@ WHERE position(convert_to(:'text', 'UTF8') IN coalesce(data, (
     FROM unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal)
     JOIN strands_session_chunks AS c ON c.session_id = s.session_id AND c.chunk_id = item.chunk_id
 ))) > 0
-UNION ALL
--- Unused chunks that a killed process left behind; the next write or deletion of a large value deletes them.
-SELECT 'chunk', scope, chunk_id::text FROM strands_chunks AS c
-WHERE position(convert_to(:'text', 'UTF8') IN data) > 0
-    AND NOT EXISTS (SELECT FROM strands_storage AS s WHERE s.scope = c.scope AND s.chunk_ids @> ARRAY[c.chunk_id])
-UNION ALL
-SELECT 'session chunk', session_id, chunk_id::text FROM strands_session_chunks AS c
-WHERE position(convert_to(:'text', 'UTF8') IN data) > 0 AND NOT EXISTS (
-    SELECT FROM strands_session_storage AS s WHERE s.session_id = c.session_id AND s.chunk_ids @> ARRAY[c.chunk_id]
-)
 ORDER BY 1, 2, 3;

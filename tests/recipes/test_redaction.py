@@ -28,7 +28,7 @@ from support import programs
 from support.agents import GuardedModel, build, save_checkpoint
 from support.multi_agents import Team
 from support.servers import QuickServer
-from support.storage import has_storage, needs_storage
+from support.storage import has_storage
 from support.tables import Connection, one, texts
 from support.waiting import wait_until
 
@@ -128,25 +128,6 @@ def test_copies_are_found_wherever_they_are(repository: PostgresSessionRepositor
     expected += ["variant|edited|a 1"]
 
     assert found(direct_dsn) == expected
-
-
-@needs_storage
-def test_chunks_that_a_killed_process_has_left_are_found_until_they_go(
-    repository: PostgresSessionRepository, connection: Connection, direct_dsn: str
-) -> None:
-    build(repository, "s")
-    storages = (PostgresStorage(repository, prefix="p"), repository.storage("s"))
-    for storage in storages:
-        asyncio.run(storage.write("large", SECRET.encode() + bytes(20_000)))
-    for kind in ("", "session_"):
-        gone = f"WITH gone AS (DELETE FROM strands_{kind}storage) UPDATE strands_{kind}chunks SET released = true"
-        connection.execute(gone.encode())
-    assert [line.split("|")[:2] for line in found(direct_dsn)] == [["chunk", "p"], ["session chunk", "s"]]
-
-    for storage in storages:
-        asyncio.run(storage.write("other", bytes(20_000)))
-        asyncio.run(storage.delete("other"))
-    assert found(direct_dsn) == []
 
 
 def test_server_that_logs_statements_logs_the_text_unless_told_otherwise() -> None:

@@ -16,10 +16,14 @@ needs_storage = pytest.mark.skipif(not has_storage, reason="strands-agents befor
 Connection = psycopg.Connection[Any]
 
 _COUNT_CHUNKS = """
-    SELECT count(*), coalesce(sum(length(data)), 0), count(*) FILTER (
-        WHERE NOT EXISTS (SELECT FROM {values} AS s WHERE s.{scope} = c.{scope} AND c.chunk_id = ANY(s.chunk_ids))
-    ), count(*) FILTER (WHERE released)
-    FROM {chunks} AS c
+    SELECT count(*), coalesce(sum(length(data)), 0), count(*) FILTER (WHERE users = 0),
+        count(*) FILTER (WHERE reference_count <> users)
+    FROM (
+        SELECT c.data, c.reference_count, (
+            SELECT count(*) FROM {values} AS s WHERE s.{scope} = c.{scope} AND c.chunk_id = ANY(s.chunk_ids)
+        ) AS users
+        FROM {chunks} AS c
+    ) AS c
 """
 
 _SELECT_VALUES = """
@@ -51,13 +55,13 @@ class Chunks(NamedTuple):
         number: All chunks.
         size: Their bytes.
         unused: Chunks that no value uses.
-        released: Chunks that are marked as released.
+        miscounted: Chunks whose count is not that of the values that use them.
     """
 
     number: int
     size: int
     unused: int
-    released: int
+    miscounted: int
 
 
 NO_CHUNKS = Chunks(0, 0, 0, 0)

@@ -81,7 +81,8 @@ BROKEN = {
     """,
     "DELETE of rows that a subquery finds with SKIP LOCKED": """
         DELETE FROM public.strands_chunks WHERE scope = %(scope)s AND chunk_id IN (
-            SELECT chunk_id FROM public.strands_chunks WHERE scope = %(scope)s AND released FOR UPDATE SKIP LOCKED
+            SELECT chunk_id FROM public.strands_chunks
+            WHERE scope = %(scope)s AND reference_count = 0 FOR UPDATE SKIP LOCKED
         )
     """,
     "a SELECT locks rows by a time that may be another node's": """

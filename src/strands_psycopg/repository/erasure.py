@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeVar
+from uuid import UUID
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
@@ -21,6 +22,8 @@ from strands_psycopg.database import Database
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.retention import MAX_BATCH_MESSAGES, Retention
+from strands_psycopg.storage.chunk_store import ChunkStore
+from strands_psycopg.storage.scope import Scope
 
 _T = TypeVar("_T")
 
@@ -69,12 +72,10 @@ _LIST_SCOPES = f"SELECT DISTINCT scope FROM {{chunks}} WHERE {_OF_OWNERS_SCOPE}"
 
 _COUNT_CHUNKS = f"SELECT pg_catalog.count(*) FROM {{chunks}} WHERE {_OF_OWNERS_SCOPE}"
 
-# A chunk that a value uses is not deleted: who writes a value has locked its chunks until it is stored. The operator is
-# qualified, since one for uuid[] in another schema would win over PostgreSQL's own for any array.
+# A chunk that a value uses is not deleted: who writes a value has locked its chunks until it is stored.
 _UNUSED = """
     NOT EXISTS (
-        SELECT true FROM {storage} AS v
-        WHERE v.scope = %(scope)s AND v.chunk_ids OPERATOR(pg_catalog.@>) ARRAY[c.chunk_id]
+        SELECT true FROM {storage} AS v WHERE v.scope = %(scope)s AND c.chunk_id = ANY(v.chunk_ids)
     )
 """
 
@@ -96,27 +97,32 @@ class _Table(NamedTuple):
         name: Its name, which is also that of its count in ``ErasureResult``.
         key: Its primary key.
         condition: Which rows are the owner's, by its index.
+        returning: What their deletion returns.
     """
 
     name: str
     key: str
     condition: str
+    returning: str
 
     def fill_in(self, template: str) -> str:
         """Return a statement for this table."""
-        return _for_table(template, self.name).replace("{key}", self.key).replace("{condition}", self.condition)
+        return (
+            _for_table(template, self.name)
+            .replace("{key}", self.key)
+            .replace("{condition}", self.condition)
+            .replace("{returning}", self.returning)
+        )
 
 
-# What an owner has beside sessions and chunks.
-_TABLES = (
-    _Table("storage", "scope, key", f"owner = %(owner)s AND {_IN_SCOPES}"),
-    _Table("memories", "owner, store, memory_id", "owner = %(owner)s"),
-)
+_STORAGE = _Table("storage", "scope, key", f"owner = %(owner)s AND {_IN_SCOPES}", "scope, chunk_ids")
+_MEMORIES = _Table("memories", "owner, store, memory_id", "owner = %(owner)s", "true")
 
 _DELETE_ROWS = """
     DELETE FROM {table} WHERE {condition} AND ({key}) IN (
         SELECT {key} FROM {table} WHERE {condition} LIMIT %(limit)s
     )
+    RETURNING {returning}
 """
 
 _COUNT_ROWS = "SELECT pg_catalog.count(*) FROM {table} WHERE {condition}"
@@ -175,7 +181,8 @@ class Erasure:
         transactions = _Transactions(database, retention)
         self._parts: Sequence[_Part] = (
             _Sessions(database, transactions),
-            *(_Rows(database, transactions, table) for table in _TABLES),
+            _Values(database, transactions, _STORAGE),
+            _Rows(database, transactions, _MEMORIES),
             _Chunks(database, transactions),
         )
 
@@ -287,8 +294,25 @@ class _Rows:
         return Counter({self._name: count}) if count else None
 
 
+class _Values(_Rows):
+    """The values of the owner's storages, and the chunks that only they use."""
+
+    def delete(self, owner: str) -> Counter[str] | None:
+        return self._transactions.run(partial(self._delete_within, owner))
+
+    def _delete_within(self, owner: str, cursor: Cursor[TupleRow]) -> Counter[str] | None:
+        values = cursor.execute(self._delete, {"owner": owner, "limit": Int8(_ROWS_PER_BATCH)}).fetchall()
+        references: dict[str, Counter[UUID]] = {}
+        for scope, chunk_ids in values:
+            references.setdefault(scope, Counter()).update(set(chunk_ids or ()))
+        chunks = 0
+        for scope in sorted(references):
+            chunks += ChunkStore(self._database, Scope(scope)).release(references[scope], cursor)
+        return Counter(storage=len(values), chunks=chunks) if values else None
+
+
 class _Chunks:
-    """The chunks of the owner's storages that no value uses any more."""
+    """Chunks of the owner's storages that no value uses, since somebody has deleted the values with SQL."""
 
     def __init__(self, database: Database, transactions: _Transactions) -> None:
         self._database = database

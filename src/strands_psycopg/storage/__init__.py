@@ -55,7 +55,7 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
 
     A storage has the values that were written with the same owner and prefix, and no others: storages with different
     prefixes do not see each other's keys, even if one prefix begins with the other. To share values, use one prefix and
-    ``namespace``. A value above 8 KB is split into content-defined chunks, each of which is stored once for all values
+    ``namespace``. A value above 32 KB is split into content-defined chunks, each of which is stored once for all values
     of the storage: the next snapshot of a long conversation adds only what is new.
 
     Calls wait for the database in worker threads, never on the event loop. Nothing connects before the first call. Each

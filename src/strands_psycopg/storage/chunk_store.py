@@ -89,17 +89,31 @@ class ChunkStore:
             added.append(new_cursor(cursor.connection).execute(self._insert, parameters))
         return added
 
-    def release(self, references: Mapping[UUID, int], cursor: Cursor[TupleRow]) -> None:
-        """Count values that no longer use chunks, within a pipeline; delete those that no other value uses.
+    def release(self, references: Mapping[UUID, int], cursor: Cursor[TupleRow]) -> int:
+        """Count values that no longer use chunks; return how many chunks were deleted, since no other value uses them.
 
         Args:
-            references: How many values no longer use each of them. They are locked.
+            references: How many values no longer use each of the chunks.
             cursor: A cursor of the transaction.
         """
+        self.lock(references.keys(), cursor)
+        with cursor.connection.pipeline():
+            deletions = self.release_locked(references, cursor)
+        return sum(each.rowcount for each in deletions)
+
+    def release_locked(self, references: Mapping[UUID, int], cursor: Cursor[TupleRow]) -> list[Cursor[TupleRow]]:
+        """Do what ``release`` does, for chunks that are locked and within a pipeline.
+
+        Returns:
+            Cursors whose row counts are those of deleted chunks.
+        """
+        deletions = []
         for number in set(references.values()):
             parameters = self._parameters([key for key, value in references.items() if value == number])
-            for statement in (self._delete_unused, self._remove_references):
-                new_cursor(cursor.connection).execute(statement, parameters | {"number": number})
+            parameters["number"] = number
+            deletions.append(new_cursor(cursor.connection).execute(self._delete_unused, parameters))
+            new_cursor(cursor.connection).execute(self._remove_references, parameters)
+        return deletions
 
     def _parameters(self, chunk_ids: Collection[UUID]) -> dict[str, object]:
         return self._scope.parameters | {"chunk_ids": list(chunk_ids)}

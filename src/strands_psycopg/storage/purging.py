@@ -128,9 +128,7 @@ class ValuePurge:
             keys = [key for (key,) in locked]
             deleted = cursor.execute(self._delete, parameters | {"keys": keys}).fetchall()
             references = Counter(chunk_id for _, chunk_ids in deleted for chunk_id in set(chunk_ids or ()))
-            self._chunks.lock(references.keys(), cursor)
-            with cursor.connection.pipeline():
-                self._chunks.release(references, cursor)
+            self._chunks.release(references, cursor)
             return StoragePurgeResult(len(deleted), sum(size for size, _ in deleted))
 
         return self._transactions.run(operation, (self._lock, parameters), work, term=term)

@@ -214,19 +214,19 @@ class ValueWriter:
                 self._transactions.check_session(change.operation, cursor)
                 raise change.conflict()
             replaced = set(locked[0][0] or ()) if locked else set()
+            existing = self._chunks.lock(chunks.keys() | replaced, cursor)
             unused = dict.fromkeys(replaced - chunks.keys(), 1)
-            added = {chunk_id: chunks[chunk_id] for chunk_id in chunks.keys() - replaced}
-            existing = self._chunks.lock(added.keys() | unused.keys(), cursor)
+            # Among them are those that somebody has deleted with SQL.
+            added = {chunk_id: chunks[chunk_id] for chunk_id in chunks.keys() - (replaced & existing)}
             with cursor.connection.pipeline():
                 stored = self._chunks.add(added, existing, cursor)
                 upsert = new_cursor(cursor.connection).execute(self._upsert, row | {"locked": bool(locked)})
-                self._chunks.release(unused, cursor)
+                self._chunks.release_locked(unused, cursor)
             if sum(len(each.fetchall()) for each in stored) != len(added):
                 break
             if upsert.fetchall():
                 return
-            with cursor.connection.pipeline():
-                self._chunks.release(dict.fromkeys(added, 1), cursor)
+            self._chunks.release(dict.fromkeys(added, 1), cursor)
             locked = cursor.execute(self._lock, row).fetchall()
         raise DatabaseError(
             f"{change.operation}: the database reported success, but did not store everything; look for a trigger or "
@@ -241,6 +241,4 @@ class ValueWriter:
             if not change.is_expected(locked):
                 raise change.conflict()
         unused = set(deleted[0][0] or ()) if deleted else set()
-        self._chunks.lock(unused, cursor)
-        with cursor.connection.pipeline():
-            self._chunks.release(dict.fromkeys(unused, 1), cursor)
+        self._chunks.release(dict.fromkeys(unused, 1), cursor)
