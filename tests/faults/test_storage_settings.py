@@ -43,7 +43,6 @@ def test_deleting_half_of_the_values_leaves_the_other_half_and_no_unused_chunk(
     async def use(storage: PostgresStorage) -> None:
         for key, value in values.items():
             await storage.write(key, value)
-        # The index then finds what it does not have in a list of its own.
         connection.execute("VACUUM (ANALYZE) strands_storage")
         for key in list(values)[::2]:
             await storage.delete(key)
