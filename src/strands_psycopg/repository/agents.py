@@ -17,7 +17,8 @@ from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.messages import Messages, append_conflict, message_row, update_conflict
+from strands_psycopg.repository.messages import Messages, message_row
+from strands_psycopg.repository.refusals import Refusals
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 
 _CREATE = """
@@ -54,13 +55,8 @@ _UPDATE_AND_APPEND = """
     ), u AS (
         {update_agent} AND EXISTS (SELECT true FROM t) RETURNING created_at, updated_at
     ), {touch_session_of_u}
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
-        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
-        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged}
-            AND (t.created_at IS NOT NULL OR coalesce({next_message_id}, 0) = %(message_id)s) AS suppressed
-    FROM {fence_of_insert} LEFT JOIN t ON true LEFT JOIN u ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # both are stored or neither; times are NULL: another writer has updated the agent or stored a message
+    SELECT {server_time}, {times_of_t}, {times_of_u} FROM u LEFT JOIN t ON true
+"""  # no row: nothing was stored (see Refusals)
 
 # Of an agent without a message, and without new variants.
 _UPDATE = """
@@ -70,10 +66,7 @@ _UPDATE = """
     unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     )
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, NULL, NULL, {times_of_u}, NULL,
-        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged} AS suppressed
-    FROM fence LEFT JOIN u ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+    SELECT {server_time}, NULL, NULL, {times_of_u} FROM u
 """  # as _UPDATE_AND_APPEND
 
 # The message is optional. Everything but it depends on the update of the agent, and that on the message.
@@ -101,14 +94,7 @@ _STORE = """
     ), unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     ), {touch_session_of_u}
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
-        CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END,
-        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged} AND (
-            t.created_at IS NOT NULL OR %(message_id)s::bigint IS NULL
-            OR coalesce({next_message_id}, 0) = %(message_id)s
-        ) AS suppressed
-    FROM {fence_of_insert} LEFT JOIN t ON true LEFT JOIN u ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+    SELECT {server_time}, {times_of_t}, {times_of_u} FROM u LEFT JOIN t ON true
 """  # as _UPDATE_AND_APPEND
 
 _REPLACE_MESSAGES = """
@@ -254,6 +240,7 @@ class Agents:
         self._database = database
         self._payloads = payloads
         self._messages = Messages(database, payloads)
+        self._refusals = Refusals(database)
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
         self._update_and_append = compose(database, _UPDATE_AND_APPEND)
@@ -386,15 +373,9 @@ class Agents:
         if not change.is_plain or message is None:
             statement = self._update if message is None and not change.variants else self._store
             row |= self._variant_rows(session_id, change)
-        result = run_explained(operation, lambda: self._database.write(operation, statement, row))
-        allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id, self._database)
-        if not exists:
-            raise SessionNotFoundError(f"{operation}: the agent does not exist")
-        if message is not None and created_at is None and next_index != message.message_id:
-            raise append_conflict(operation, session_id, agent_id, message, next_index)
-        if agent_created_at is None:
-            raise update_conflict(operation, session_id, agent_id, None if message is None else message.message_id)
+        message_id = None if message is None else message.message_id
+        stored = self._refusals.write(operation, statement, row, message_id)
+        _, created_at, updated_at, agent_created_at, agent_updated_at = stored
         if message is not None:
             message.created_at, message.updated_at = created_at, updated_at or created_at
         return agent_created_at, agent_updated_at or agent_created_at
