@@ -116,6 +116,7 @@ def statements(monkeypatch: pytest.MonkeyPatch, composed: list[Composed], dsn: s
         PostgresStorage(plain, guard_overwrites=True),
     ):
         plain.storage("s")
+        plain.storage("s", owner="Alice")
         plain.ensure_schema()
         if has_memory:
             asyncio.run(keep_memories(PostgresMemoryStore("m", plain, owner="o")))

@@ -81,7 +81,10 @@ def test_each_session_has_values_and_chunks_of_its_own(
 
 @sizes
 def test_a_write_to_a_session_that_does_not_exist_is_refused(
-    repository: PostgresSessionRepository, connection: Connection, value: bytes
+    repository: PostgresSessionRepository,
+    connection: Connection,
+    value: bytes,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     storage = repository.storage("missing")
     missing(storage, "k", value)
@@ -89,6 +92,8 @@ def test_a_write_to_a_session_that_does_not_exist_is_refused(
     missing(storage, "k", value)
     run(storage.delete("k"))
     assert (run(storage.list("")), run(storage.search("apple"))) == ([], [])
+    # Nothing of psycopg's, which would be printed if the application configures no logging.
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
     assert (values(connection, OF_SESSIONS), chunks(connection, OF_SESSIONS)) == ({}, NO_CHUNKS)
 
 

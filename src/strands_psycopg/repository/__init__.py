@@ -159,6 +159,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         self,
         session_id: str,
         *,
+        owner: str | None = None,
         expires_in: timedelta | float | None = None,
         text_search_config: str = "simple",
         search_limit: int = 100,
@@ -170,10 +171,14 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         ``guard_overwrites`` does. A write to a session that does not exist, or not any more, raises
         ``PostgresStorageError``, whose cause is a ``SessionNotFoundError``, so build the session's manager first.
 
+        With ``owner``, each call checks in its own statement that the session, if it exists, belongs to it. Otherwise
+        it raises ``PostgresStorageError``, whose cause is a ``SessionOwnerError``.
+
         Each call returns a writer of its own. Managers and agents that work on the session together share one.
 
         Args:
             session_id: The session.
+            owner: Whose session it is; None if any session may be read and written.
             expires_in: The time after which values expire, as for ``PostgresStorage``.
             text_search_config: As for ``PostgresStorage``.
             search_limit: As for ``PostgresStorage``.
@@ -187,6 +192,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
             self._tables.payloads,
             self._tables.leases,
             check_id("session_id", session_id),
+            owner=check_owner(owner),
             expires_in=expires_in,
             text_search_config=text_search_config,
             search_limit=search_limit,

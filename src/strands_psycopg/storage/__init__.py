@@ -346,6 +346,7 @@ class SessionStorage(PostgresStorage):
         payloads: What encodes and decodes the values.
         leases: The leases that this process holds on sessions.
         session_id: The session.
+        owner: Who the session must belong to; None if that is not checked.
         expires_in: As of ``PostgresStorage``, and so are the others.
         text_search_config: See ``expires_in``.
         search_limit: See ``expires_in``.
@@ -362,6 +363,7 @@ class SessionStorage(PostgresStorage):
         leases: Leases,
         session_id: str,
         *,
+        owner: str | None,
         expires_in: timedelta | float | None,
         text_search_config: str,
         search_limit: int,
@@ -369,8 +371,8 @@ class SessionStorage(PostgresStorage):
         _check_strands()
         options = _checked_options(text_search_config, search_limit, expires_in)
         self._own_database = None
-        self._shown = f"session_id={session_id!r}"
-        scope = Scope(session_id, is_session=True)
+        self._shown = f"session_id={session_id!r}" if owner is None else f"session_id={session_id!r} owner={owner!r}"
+        scope = Scope(session_id, owner, is_session=True)
         self._build(database, scope, payloads, leases, SeenWrites(), options)
 
 
