@@ -103,7 +103,8 @@ def test_owner_reads_and_changes_everything(repository: PostgresSessionRepositor
     assert storage.purge(idle_for=1e-6).values == 1
     assert values(connection, OF_SESSIONS) == {}
     assert chunks(connection, OF_SESSIONS).number == 0
-    assert asyncio.run(storage.list()) == asyncio.run(storage.search("apple")) == []
+    assert asyncio.run(storage.list()) == []
+    assert asyncio.run(storage.search("apple")) == []
 
 
 def test_session_that_does_not_exist_is_nobodys(repository: PostgresSessionRepository) -> None:

@@ -245,6 +245,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         owner: str | Unchanged | None = UNCHANGED,
         title: str | Unchanged | None = UNCHANGED,
         metadata: Metadata | Unchanged | None = UNCHANGED,
+        expected_owner: str | None = None,
     ) -> None:
         """Set the owner, title or metadata of a session.
 
@@ -253,12 +254,19 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
             owner: Whose session it is from now on; None is nobody's. What is not passed stays as it is.
             title: Its title; None removes it.
             metadata: Its metadata, which replace the previous ones; None removes them.
+            expected_owner: Whose session it is so far; None annotates any session.
 
         Raises:
             SessionNotFoundError: The session does not exist.
+            SessionOwnerError: The session does not belong to ``expected_owner``, and that is not None.
         """
         self._tables.sessions.annotate(
-            session_id, owner=owner, title=title, metadata=metadata, term=self._term(session_id)
+            session_id,
+            owner=owner,
+            title=title,
+            metadata=metadata,
+            expected_owner=expected_owner,
+            term=self._term(session_id),
         )
 
     def delete_session(self, session_id: str, *, owner: str | None = None, **kwargs: Any) -> None:
