@@ -258,6 +258,30 @@ def test_a_fork_finds_what_its_agents_had_stashed(
         assert len(run(storage.list(""))) == len(run(repository.storage("s").list("")))
 
 
+@needs_stash
+def test_a_deleted_agent_leaves_neither_stash_nor_snapshots_and_others_keep_theirs(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    for agent_id in ("a", "a2"):
+        managed(repository, replies=REPLIES, agent_id=agent_id)("weigh x")
+    storage = repository.storage("s")
+    kept = {"context/s/scopes/agent/ab", "session/s/scopes/multiAgent/a/k", "context/t/scopes/agent/a/k", "a/k"}
+    for key in ("session/s/scopes/agent/a/snapshots/snapshot_latest.json", *kept):
+        run(storage.write(key, LARGE))
+    run(repository.storage("t").write("context/s/scopes/agent/a/k", LARGE))
+    kept |= {"t/context/s/scopes/agent/a/k"}
+    before = values(connection, OF_SESSIONS)
+    stash = {key for key in before if key.startswith("context/s/scopes/agent/a2/")}
+    assert stash
+
+    repository.delete_agent("s", "a")
+
+    assert values(connection, OF_SESSIONS) == {key: before[key] for key in kept | stash}
+    assert chunks(connection, OF_SESSIONS)[2:] == (0, 0)
+    with pytest.raises(SessionNotFoundError):
+        repository.delete_agent("s", "a")
+
+
 def fingerprint(connection: Connection, session_id: str) -> list[Any]:
     query = """
         SELECT key, size, search_vector::text, updated_at, expires_at, chunk_ids

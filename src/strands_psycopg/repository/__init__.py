@@ -429,7 +429,11 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         return self._tables.listing.agents(session_id)
 
     def delete_agent(self, session_id: str, agent_id: str, *, owner: str | None = None) -> None:
-        """Delete an agent with its messages and checkpoints.
+        """Delete an agent with its messages, its checkpoints and, in the session's storage, its stash.
+
+        So it does with the snapshots that Strands' own ``SnapshotSessionManager`` stores there. The keys of other
+        values do not tell their agent, such as those of Strands' ``ContextOffloader``, and those in a namespace of the
+        application's. They remain until the session is deleted.
 
         Raises:
             SessionNotFoundError: The agent does not exist.
