@@ -127,7 +127,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def test_nothing_of_an_owner_is_left_in_any_column(
     repository: PostgresSessionRepository, other: PostgresSessionRepository, connection: Connection
 ) -> None:
-    text = uuid.uuid4().hex
+    text = f"marker{uuid.uuid4().hex}"  # one word for a text search
     leave(repository, connection, f"Alice {text}", text)
     assert find(connection, text) == PLACES
 
@@ -161,7 +161,7 @@ def everything(connection: Connection) -> dict[str, list[str]]:
     return contents(connection) | storage
 
 
-def test_small_batches_and_a_session_created_meanwhile(
+def test_small_batches_and_an_end_although_more_is_stored_after_each(
     repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(erasure, "_SESSIONS_PER_BATCH", 2)
@@ -169,14 +169,24 @@ def test_small_batches_and_a_session_created_meanwhile(
     for number in range(5):
         leave(repository, connection, "Alice", f"{number}")
 
-    batches = repository._tables.erasure.erase("Alice", dry_run=False)
-    results = [next(batches) for _ in range(4)]
-    leave(repository, connection, "Alice", "late")
-    results += batches
+    # As imports can store them.
+    connection.execute("UPDATE strands_sessions SET created_at = '2100-01-01' WHERE session_id = 'session 0'")
+    connection.execute("UPDATE strands_memories SET updated_at = '2100-01-01' WHERE store = '0'")
+
+    results = []
+    for batch in repository._tables.erasure.erase("Alice", dry_run=False):
+        results.append(batch)
+        leave(repository, connection, "Alice", f"late {len(results)}")
+        assert len(results) < 100
 
     assert max(each.sessions for each in results) == 2
     assert max(each.storage for each in results) == 1
-    assert sum(results, ErasureResult()) == sum([LEFT] * 6, ErasureResult())
+    assert sum(results, ErasureResult()) == sum([LEFT] * 5, ErasureResult())
+    left = sum([LEFT] * len(results), ErasureResult())
+    assert repository.erase(owner="Alice", dry_run=True) == left
+    monkeypatch.undo()
+    assert repository.erase(owner="Alice") == left
+    assert repository.erase(owner="Alice", dry_run=True) == ErasureResult()
 
 
 @pytest.mark.parametrize("leased", [False, True])

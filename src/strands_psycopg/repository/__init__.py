@@ -404,12 +404,15 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         return sum(batches, PurgeResult())
 
     def erase(self, *, owner: str, dry_run: bool = False) -> ErasureResult:
-        """Delete everything that an owner has left, and return how much was deleted from each table.
+        """Delete everything that an owner has left so far, and return how much was deleted from each table.
 
-        That is the sessions of this owner with everything in them, and the values of storages with this owner. Running
-        agents and their leases do not stop it: an agent's next write raises ``SessionNotFoundError``. It deletes in
-        small transactions until nothing is left, including what is stored meanwhile. If it fails, call it again. A
-        batch whose acknowledgement was lost is not counted.
+        That is the sessions of this owner with everything in them, and the values of storages and memories with this
+        owner. Running agents and their leases do not stop it: an agent's next write raises ``SessionNotFoundError``. It
+        deletes in small transactions. If it fails, call it again. A batch whose acknowledgement was lost is not
+        counted.
+
+        Sessions, values and memories that are stored under the owner after it has started remain, so end the owner's
+        access first. Another call with ``dry_run`` counts what is left.
 
         Args:
             owner: The owner, as it was given to managers and storages.
