@@ -26,7 +26,7 @@ from strands_psycopg.storage.purging import StoragePurgeResult, ValuePurge
 from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import SeenWrites
 from strands_psycopg.storage.text_search import searchable_text
-from strands_psycopg.storage.value_reader import ValueReader
+from strands_psycopg.storage.value_reader import ValueReader, ValueSummary
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
 from strands_psycopg.uncopyable import Uncopyable
 from strands_psycopg.words import check_text_search_config, stop_words, tsquery
@@ -374,6 +374,18 @@ class SessionStorage(PostgresStorage):
         self._shown = f"session_id={session_id!r}" if owner is None else f"session_id={session_id!r} owner={owner!r}"
         scope = Scope(session_id, owner, is_session=True)
         self._build(database, scope, payloads, leases, SeenWrites(), options)
+
+
+def list_values(storage: PostgresStorage, prefix: str) -> list[ValueSummary]:
+    """Return the values of a storage whose keys begin with a prefix, with their sizes, for modules of this package.
+
+    Raises:
+        StorageError: As ``PostgresStorage.list``.
+    """
+    prefix = _normalize_prefix(prefix)
+    _check_characters("prefix", prefix)
+    with _translate_errors(storage._scope):
+        return storage._reader.summaries(prefix)
 
 
 def _check_strands() -> None:

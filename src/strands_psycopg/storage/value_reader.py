@@ -47,6 +47,18 @@ _LIST = """
     ORDER BY found.key
 """.replace("{current}", CURRENT)
 
+_LIST_SUMMARIES = """
+    SELECT {refused}, found.key, found.size, found.updated_at, found.expires_at
+    FROM {checked} (
+        SELECT s.key, s.size,
+            pg_catalog.to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS updated_at,
+            pg_catalog.to_char(s.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS expires_at
+        FROM {values} AS s
+        WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND {current}
+    ) AS found {if_allowed}
+    ORDER BY found.key
+""".replace("{current}", CURRENT)
+
 _SEARCH = """
     SELECT {refused}, s.key, s.score, s.size, {whole_value}
     FROM {checked} (
@@ -75,6 +87,23 @@ class SearchHit:
     data: bytes
 
 
+@dataclass(frozen=True)
+class ValueSummary:
+    """What a list says of a value.
+
+    Attributes:
+        key: Its key.
+        size: Its number of bytes, as it is stored.
+        updated_at: When it was written, in UTC as ISO 8601.
+        expires_at: When it expires, in the same form; None if it does not.
+    """
+
+    key: str
+    size: int
+    updated_at: str
+    expires_at: str | None
+
+
 class ValueReader:
     """Reads the values of one storage.
 
@@ -92,6 +121,7 @@ class ValueReader:
         self._seen = seen
         self._read = scope.compose(database, _READ)
         self._list = scope.compose(database, _LIST)
+        self._list_summaries = scope.compose(database, _LIST_SUMMARIES)
         self._search = scope.compose(database, _SEARCH)
 
     def read(self, key: str) -> bytes | None:
@@ -121,6 +151,16 @@ class ValueReader:
         operation = f"listing {self._scope.describe(prefix)}"
         result = self._database.fetch(operation, self._list, self._scope.parameters | key_range(prefix))
         return [key for (key,) in allowed(operation, self._scope, result.rows)]
+
+    def summaries(self, prefix: str) -> list[ValueSummary]:
+        """Return the values whose keys begin with a prefix, sorted by key.
+
+        Raises:
+            StrandsPsycopgError: As ``keys``.
+        """
+        operation = f"listing {self._scope.describe(prefix)}"
+        result = self._database.fetch(operation, self._list_summaries, self._scope.parameters | key_range(prefix))
+        return [ValueSummary(*row) for row in allowed(operation, self._scope, result.rows)]
 
     def search(self, prefix: str, query: str, limit: int) -> list[SearchHit]:
         """Return up to ``limit`` values that match a ``tsquery`` and whose keys begin with a prefix, best match first.
