@@ -119,7 +119,7 @@ def test_small_batches_and_an_end_although_more_is_stored_after_each(
 ) -> None:
     monkeypatch.setattr(erasure, "_SESSIONS_PER_BATCH", 2)
     monkeypatch.setattr(erasure, "_ROWS_PER_BATCH", 1)
-    for number in range(5):
+    for number in range(3):
         leave(repository, connection, "Alice", f"{number}")
 
     # As imports can store them.
@@ -129,13 +129,15 @@ def test_small_batches_and_an_end_although_more_is_stored_after_each(
     results = []
     for batch in repository._tables.erasure.erase("Alice", dry_run=False):
         results.append(batch)
-        leave(repository, connection, "Alice", f"late {len(results)}")
+        late = f"late {len(results)}"
+        repository.create_session(Session(late, SessionType.AGENT), owner="Alice")
+        store_scoped_values(connection, f"Alice//{late}", "Alice", late)
         assert len(results) < 100
 
     assert max(each.sessions for each in results) == 2
     assert max(each.storage for each in results) == 1
-    assert sum(results, ErasureResult()) == sum([LEFT] * 5, ErasureResult())
-    left = sum([LEFT] * len(results), ErasureResult())
+    assert sum(results, ErasureResult()) == sum([LEFT] * 3, ErasureResult())
+    left = ErasureResult(sessions=len(results), storage=2 * len(results), chunks=len(results))
     assert repository.erase(owner="Alice", dry_run=True) == left
     monkeypatch.undo()
     assert repository.erase(owner="Alice") == left
