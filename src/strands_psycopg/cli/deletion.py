@@ -33,8 +33,9 @@ def add_to(commands: Commands) -> None:
         parents=[TABLES],
         allow_abbrev=False,
         help="delete everything of an owner",
-        description="Delete everything of an owner: sessions with everything in them, and values of storages. It asks "
-        "first. Agents may be running; their next write fails. If it is interrupted, run it again.",
+        description="Delete everything of an owner: sessions with everything in them, values of storages and memories. "
+        "It asks first. Agents may be running; their next write fails. What is stored under the owner after it has "
+        "started remains. If it is interrupted, run it again.",
     )
     erase.add_argument("--owner", required=True, metavar="NAME", help="whose data to delete")
     add_deletion_options(erase)
