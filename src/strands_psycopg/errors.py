@@ -9,7 +9,7 @@ from typing import Any
 from strands.types.exceptions import SessionException
 
 try:
-    from strands.types.exceptions import StorageError
+    from strands.types.exceptions import StorageError as StorageError
 except ImportError:  # before strands-agents 1.48
     StorageError = Exception  # type: ignore[assignment, misc]
 

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
 from queue import Empty, SimpleQueue
@@ -66,6 +67,12 @@ _RENEW = """
     UPDATE {leases} SET expires_at = pg_catalog.now() + pg_catalog.make_interval(secs => %(ttl)s)
     WHERE session_id = ANY(%(session_ids)s) AND term = ANY(%(terms)s)
     RETURNING term::text
+"""
+
+_READ_ALL = """
+    SELECT session_id, term::text, pg_catalog.to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+        pg_catalog.to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    FROM {leases} WHERE expires_at > pg_catalog.now() ORDER BY expires_at, session_id
 """
 
 _RELEASE = "DELETE FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s"
@@ -231,6 +238,23 @@ class _Holder(NamedTuple):
     seconds: float
 
 
+@dataclass(frozen=True)
+class LeaseSummary:
+    """A lease that some process holds.
+
+    Attributes:
+        session_id: The session.
+        term: Distinguishes this holder from earlier and later ones.
+        since: When it was acquired, in UTC by the server's clock, as ISO 8601.
+        until: When it expires if its holder does not renew it, in the same form.
+    """
+
+    session_id: str
+    term: str
+    since: str
+    until: str
+
+
 class Leases:
     """The leases that this process holds on sessions of one database, schema and prefix.
 
@@ -249,6 +273,7 @@ class Leases:
         self._acquire = database.statement(_ACQUIRE)
         self._renew = database.statement(_RENEW)
         self._release = database.statement(_RELEASE)
+        self._read_all = database.statement(_READ_ALL)
         self._reset()
         after_fork_in_child(self._reset)
         telemetry.observe_leases(self)
@@ -263,6 +288,10 @@ class Leases:
     def count(self) -> int:
         """Return how many leases this process holds."""
         return len(self._held)
+
+    def read_all(self) -> list[LeaseSummary]:
+        """Return the leases that are held by any process, those that expire first before the others."""
+        return [LeaseSummary(*row) for row in self._database.fetch("listing leases", self._read_all, {}).rows]
 
     def term(self, session_id: str) -> UUID | None:
         """Return the term that writes to a session must carry, or None if this process has no lease on it."""

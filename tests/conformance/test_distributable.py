@@ -30,6 +30,7 @@ SOURCES = Path(strands_psycopg.__file__).parent
 # Statements that look at all shards, and why they may.
 MAINTENANCE = {
     "Leases._renew": "renews all leases of a process; one by one where that fails",
+    "Leases._read_all": "lists all leases",
     "Listing._list": "lists all sessions",
     "Listing._list_prefix": "lists all sessions",
     "Listing._list_of_owner": "lists all sessions of an owner",
@@ -116,6 +117,7 @@ def statements(monkeypatch: pytest.MonkeyPatch, composed: list[Composed], dsn: s
         PostgresStorage(plain, guard_overwrites=True),
     ):
         plain.storage("s")
+        plain.storage("s", owner="Alice")
         plain.ensure_schema()
         if has_memory:
             asyncio.run(keep_memories(PostgresMemoryStore("m", plain, owner="o")))

@@ -20,6 +20,7 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.messages import Messages, message_row
 from strands_psycopg.repository.refusals import Refusals
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
+from strands_psycopg.storage.session_values import SessionValues, keys_of_agent
 
 _CREATE = """
     WITH t AS (
@@ -140,8 +141,21 @@ _DELETE = """
     ), c AS (
         DELETE FROM {checkpoints}
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
+    ), s AS (
+        DELETE FROM {session_storage}
+        WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t) AND (
+            key >= %(stash)s::text AND key < %(stash_end)s::text
+            OR key >= %(snapshots)s::text AND key < %(snapshots_end)s::text
+        )
+        RETURNING chunk_ids
+    ), k AS (
+        UPDATE {session_chunks} SET released = true
+        WHERE session_id = %(session_id)s AND chunk_id IN (SELECT pg_catalog.unnest(chunk_ids) FROM s)
+        RETURNING true
     )
     SELECT {allowed_at}, t.agent_id IS NOT NULL, {of_another_owner},
+        EXISTS (SELECT true FROM k)
+            OR EXISTS (SELECT true FROM {session_chunks} WHERE session_id = %(session_id)s AND released),
         t.agent_id IS NULL AND fence.holds AND {owned} AND EXISTS (
             SELECT true FROM {agents} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
         ) AS suppressed
@@ -250,6 +264,7 @@ class Agents:
         self._update = compose(database, _UPDATE.replace("{replace_messages}", replace_messages))
         self._store = compose(database, _STORE.replace("{replace_messages}", replace_messages))
         self._delete = compose(database, _DELETE)
+        self._values = SessionValues(database)
 
     def create(
         self,
@@ -381,7 +396,7 @@ class Agents:
         return agent_created_at, agent_updated_at or agent_created_at
 
     def delete(self, session_id: str, agent_id: str, *, owner: str | None = None, term: UUID | None = None) -> None:
-        """Delete an agent and its messages.
+        """Delete an agent with everything in the session that names it.
 
         Raises:
             SessionOwnerError: The session does not belong to ``owner``, and that is not None.
@@ -390,14 +405,16 @@ class Agents:
         """
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"deleting agent {agent_id!r} of session {session_id!r}"
-        row = {**key, "owner": check_owner(owner), "term": term}
+        row = {**key, **keys_of_agent(session_id, agent_id), "owner": check_owner(owner), "term": term}
         result = run_explained(operation, lambda: self._database.write(operation, self._delete, row))
-        allowed_at, deleted, of_another_owner, _ = result.rows[0]
+        allowed_at, deleted, of_another_owner, has_released, _ = result.rows[0]
         if not deleted and of_another_owner:
             raise SessionOwnerError.of(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
+        if has_released:
+            self._values.delete_released(session_id)
 
     def _variant_rows(self, session_id: str, change: AgentChange) -> dict[str, object]:
         """Return the parameters with which a statement replaces messages and stores variants."""

@@ -16,6 +16,7 @@ from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.text_search import searchable_text
+from strands_psycopg.storage.transactions import Transactions
 from strands_psycopg.storage.value_reader import CURRENT, WHOLE_VALUE, complete
 from strands_psycopg.storage.value_writer import MAX_INLINE_SIZE
 from strands_psycopg.watchdog import watchdog
@@ -144,6 +145,11 @@ class SessionValues:
             stored = new_cursor(cursor.connection).execute(self._insert, row)
         return inserted is not None and len(inserted.fetchall()) == len(ids) and bool(stored.fetchall())
 
+    def delete_released(self, session_id: str) -> None:
+        """Delete the chunks that no value of a session uses any more, in transactions of their own."""
+        scope = Scope(session_id, is_session=True)
+        Transactions(self._database, scope, ChunkStore(self._database, scope)).delete_released()
+
     def copy(
         self, cursor: Cursor[TupleRow], source_id: str, session_id: str, write_id: UUID, payloads: Payloads
     ) -> None:
@@ -185,6 +191,18 @@ def renamed_key(key: str, source_id: str, session_id: str) -> str:
         if key.startswith(prefix):
             return _prefix(folder, session_id) + key[len(prefix) :]
     return key
+
+
+def keys_of_agent(session_id: str, agent_id: str) -> dict[str, object]:
+    """Return the ranges of the keys in which Strands has put an agent's id: its stash, and its snapshots.
+
+    Each is from ``name`` up to ``name_end``, in the order of bytes.
+    """
+    ranges: dict[str, object] = {}
+    for name, folder in zip(("stash", "snapshots"), _FOLDERS, strict=True):
+        prefix = re.sub("/+", "/", f"{_prefix(folder, session_id)}agent/{agent_id}/")
+        ranges |= {name: prefix, f"{name}_end": prefix[:-1] + "0"}  # which follows the slash
+    return ranges
 
 
 def _prefix(folder: str, session_id: str) -> str:
