@@ -26,7 +26,7 @@ _SEPARATORS = re.compile(r"[\W_]+")
 
 
 class _Spelling(dict[int, int | str]):
-    """What stands for a character, by its code point: itself, unless it is a numeral that is neither digit nor letter."""
+    """What stands for a character, by its code point: itself, unless it is a numeral but neither digit nor letter."""
 
     def __missing__(self, code: int) -> int | str:
         character = chr(code)
