@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.contenders.filling import without_index
+from benchmarks.contenders.vector_index import without_index
 from benchmarks.memories import DIMENSIONS, embed, embed_one
 from strands_psycopg import PostgresMemoryStore, PostgresSessionRepository
 

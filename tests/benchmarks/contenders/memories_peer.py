@@ -8,8 +8,8 @@ from uuid import uuid4
 import psycopg
 from strands_postgres_store import PostgresMemoryStore
 
-from benchmarks.contenders.filling import without_index
 from benchmarks.contenders.urls import url
+from benchmarks.contenders.vector_index import without_index
 from benchmarks.memories import DIMENSIONS, embed_one
 
 _EXACT = "SELECT content FROM strands_memory ORDER BY embedding <=> %s::vector LIMIT %s"
