@@ -40,7 +40,7 @@ def stores(databases: Databases, server: str) -> Iterator[dict[str, PostgresMemo
 
 
 @pytest.mark.skipif(
-    not stop_words("simple"), reason="strands-agents before 1.62 has no stop words, with which more is found"
+    not stop_words("simple"), reason="strands-agents before 1.62 has no stop words"
 )
 def test_fusion_finds_more_than_words_alone(stores: dict[str, PostgresMemoryStore]) -> None:
     async def measure() -> dict[str, float]:
