@@ -206,6 +206,38 @@ def test_memory_of_words_gets_a_vector_when_it_is_added_again(
     assert found(store, "cycling")[0] == "cyclist"
 
 
+def test_memories_of_words_get_vectors_at_once(
+    store: PostgresMemoryStore, repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    words = PostgresMemoryStore("notes", repository)
+    add(words, *(f"cyclist {number}\0" for number in range(120)))
+    add(PostgresMemoryStore("other", repository), "cyclist")
+    add(store, "gardener")
+
+    assert run(store.embed_missing()) == 120
+    assert run(store.embed_missing()) == 0
+
+    assert vector_count(connection) == 121
+    assert found(store, "cycling 7", max_search_results=1) == ["cyclist 7\0"]
+    with pytest.raises(TypeError, match="needs a store with embed"):
+        run(words.embed_missing())
+
+
+def test_text_that_is_edited_while_it_is_embedded_gets_no_outdated_vector(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    words = PostgresMemoryStore("notes", repository)
+    [memory_id] = add(words, "cyclist")
+
+    async def embed(texts: list[str]) -> list[list[float]]:
+        await words.update(memory_id, content="gardener")
+        return embed_trigrams(texts)
+
+    store = PostgresMemoryStore("notes", repository, embed=embed, dimensions=DIMENSIONS)
+    assert run(store.embed_missing()) == 0
+    assert vector_count(connection) == 0
+
+
 def test_duplicates_have_vectors_of_their_own(repository: PostgresSessionRepository, connection: Connection) -> None:
     store = PostgresMemoryStore("notes", repository, allow_duplicates=True, embed=embed_trigrams, dimensions=DIMENSIONS)
     add(store, "cyclist", "cyclist")

@@ -14,6 +14,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from strands_psycopg import (
     DatabaseError,
+    PostgresMemoryStore,
     PostgresSessionRepository,
     PostgresStorage,
     PostgresStorageError,
@@ -29,6 +30,7 @@ from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer import export_session, import_session
 from support import transfers
 from support.agents import build
+from support.memories import needs_memory
 from support.multi_agents import Team
 from support.storage import has_storage
 from support.tables import one
@@ -304,3 +306,38 @@ def test_full_disk_of_the_server_has_advice() -> None:
     error = database._translate("storing", "could not extend file", psycopg.errors.DiskFull())
 
     assert str(error) == "storing: could not extend file; free some space on the server's disk"
+
+
+LOCALES = {"libc": "LOCALE 'C.UTF-8'", "builtin": "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"}
+
+
+@pytest.fixture(params=LOCALES)
+def localised_dsn(request: pytest.FixtureRequest, server: str, worker_id: str) -> Iterator[str]:
+    """A database whose parser of words knows letters and digits as its locale does."""
+    name = f"{request.param}_{worker_id}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        try:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {LOCALES[request.param]}".encode())
+        except psycopg.Error as error:
+            pytest.skip(f"the server has no such locale: {error.diag.message_primary}")
+        yield make_conninfo(server, dbname=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@needs_memory
+def test_same_words_are_found_on_every_locale(localised_dsn: str) -> None:
+    words = ["½", "x²", "①", "ⅷ", "Größe", "ЖУК", "東京", "١٢٣"]
+
+    async def missing(store: PostgresMemoryStore, storage: PostgresStorage) -> list[str]:
+        missing = []
+        for word in words:
+            await store.add(f"before {word} after")
+            await storage.write(word, f"before {word} after".encode())
+            memories, values = await store.search(word), await storage.search(word)
+            if [each.content for each in memories] != [f"before {word} after"] or len(values) != 1:
+                missing.append(word)
+        return missing
+
+    with PostgresSessionRepository(localised_dsn) as repository:
+        repository.ensure_schema()
+        assert asyncio.run(missing(PostgresMemoryStore("notes", repository), PostgresStorage(repository))) == []
