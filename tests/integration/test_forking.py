@@ -94,8 +94,8 @@ def test_fork_is_an_exact_copy(repository: PostgresSessionRepository, connection
 
     session = repository.read_session("fork")
     assert session is not None
-    times = datetime.fromisoformat(session.created_at), datetime.fromisoformat(session.updated_at)
-    assert summary == SessionSummary("fork", "AGENT", *times, 2, 8, 1)
+    stored_times = datetime.fromisoformat(session.created_at), datetime.fromisoformat(session.updated_at)
+    assert summary == SessionSummary("fork", "AGENT", *stored_times, 2, 8, 1)
     assert rows(connection, "strands_messages", "fork") == rows(connection, "strands_messages", "s")
     for table in ("strands_agents", "strands_multi_agents"):
         times = ("created_at", "updated_at")
