@@ -582,6 +582,13 @@ def test_wrong_value_is_wrong_usage(run: Run, arguments: list[str], message: str
     assert run(*arguments) == (2, "", f"strands-psycopg: error: {message}\n")
 
 
+def test_option_that_does_not_exist_and_number_that_is_none_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refuse(capsys, "show", "s", "--windows").endswith(
+        "unrecognized arguments: --windows; --help after the command lists its options"
+    )
+    assert refuse(capsys, "show", "s", "--last", "x").endswith("argument --last: must be a whole number, not 'x'")
+
+
 @pytest.mark.parametrize("command", ["show", "fork", "purge"])
 def test_missing_argument_is_wrong_usage(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert "required" in refuse(capsys, command)

@@ -37,6 +37,9 @@ class Parser(argparse.ArgumentParser):
             close = get_close_matches(match[1], re.findall(r"[\w-]+", match[2]), n=1)
             hint = f"did you mean {close[0]}?" if close else f"the commands are {match[2]}"
             message = f"there is no command {match[1]!r}; {hint}"
+        elif message.startswith("unrecognized arguments:"):
+            message = f"{message}; --help after the command lists its options"
+        message = message.replace("invalid int value:", "must be a whole number, not")
         super().error(message)
 
 
