@@ -502,6 +502,12 @@ def _is_postgresql_sqlstate(sqlstate: str) -> bool:
     return True
 
 
+_GRANTS = (
+    "let the owner of the tables run GRANT USAGE ON SCHEMA schema TO role and GRANT SELECT, INSERT, UPDATE, DELETE ON "
+    "ALL TABLES IN SCHEMA schema TO role; a role that migrates needs GRANT CREATE ON SCHEMA schema TO role too"
+)
+
+
 def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgError:
     match error:
         case UnreachableError():
@@ -520,7 +526,7 @@ def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgE
         case errors.UndefinedObject():
             advice = "use one that exists in the database, or create it"
         case errors.InsufficientPrivilege():
-            advice = "grant the role the privileges that the README lists"
+            advice = _GRANTS
         case errors.ReadOnlySqlTransaction():
             advice = "the server is read-only; connect to the primary (target_session_attrs=read-write)"
         case errors.QueryCanceled():

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,8 @@ def test_new_session_has_its_owner_title_and_metadata_exactly(repository: Postgr
     assert manager.session == repository.read_session("s")
     assert vars(repository.list_sessions().sessions[0]) == {
         **vars(manager.session),
+        "created_at": datetime.fromisoformat(manager.session.created_at),
+        "updated_at": datetime.fromisoformat(manager.session.updated_at),
         **{"agents": 0, "messages": 0, "multi_agents": 0, "metadata": METADATA},
     }
 

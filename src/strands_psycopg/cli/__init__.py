@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import metadata
 
 from strands_psycopg.cli import analytics, deletion, demo, leases, memories, schema, sessions, show, storage, transfer
-from strands_psycopg.cli.options import CODEC, DEFAULTS, TABLES, Parser, connection_hint
+from strands_psycopg.cli.options import CODEC, DEFAULTS, TABLES, Parser, connection_hint, similar_sessions_hint
 from strands_psycopg.errors import StrandsPsycopgError
 from strands_psycopg.system_errors import explain
 
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stdout.flush()
     except StrandsPsycopgError as error:
-        return _fail(f"{error}{connection_hint(arguments, error)}", 1)
+        hint = connection_hint(arguments, error) or similar_sessions_hint(arguments, error)
+        return _fail(f"{error}{hint}", 1)
     except BrokenPipeError:
         # The reader of the pipe has ended, as head does.
         _discard_output()
