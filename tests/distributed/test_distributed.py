@@ -28,12 +28,6 @@ _NODE = re.compile(r"on server \S*@(\S+) connectionId")
 _WORKER = "SELECT node_name, node_port FROM citus_get_active_worker_nodes() LIMIT 1"
 
 
-@pytest.fixture(autouse=True)
-def _cluster(distributed_dsn: str | None) -> None:
-    if distributed_dsn is None:
-        pytest.skip("needs --dsn, an empty database of a Citus cluster")
-
-
 def saying(text: str, index: int) -> SessionMessage:
     return SessionMessage({"role": "user", "content": [{"text": text}]}, index)
 
