@@ -1,8 +1,7 @@
 """The package on a Citus cluster, with distributed tables; beside this, ``nox -s citus`` runs the conformance tests."""
 
 import asyncio
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -22,8 +21,6 @@ from support.storage import has_storage
 pytestmark = pytest.mark.citus
 
 Connection = psycopg.Connection[Any]
-
-_NODE = re.compile(r"on server \S*@(\S+) connectionId")
 
 _WORKER = "SELECT node_name, node_port FROM citus_get_active_worker_nodes() LIMIT 1"
 
@@ -89,23 +86,6 @@ def fill(repository: PostgresSessionRepository) -> None:
             asyncio.run(storage.write("l", b"l" * 10_000))
 
 
-@pytest.fixture
-def nodes() -> list[str]:
-    """The node of each command that the coordinator has sent for ``logging_repository``."""
-    return []
-
-
-@pytest.fixture
-def logging_repository(dsn: str, nodes: list[str]) -> Iterator[PostgresSessionRepository]:
-    def configure(connection: Connection) -> None:
-        connection.add_notice_handler(lambda notice: nodes.extend(_NODE.findall(notice.message_detail or "")))
-
-    options = make_conninfo(dsn, options="-c citus.log_remote_commands=on -c client_min_messages=notice")
-    with PostgresSessionRepository(options, min_size=1, max_size=1, configure=configure) as repository:
-        fill(repository)
-        yield repository
-
-
 @pytest.mark.parametrize("leased", [False, True], ids=["without a lease", "under a lease"])
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lease"])
 def test_method_is_carried_out_by_the_node_of_the_session(
@@ -113,16 +93,17 @@ def test_method_is_carried_out_by_the_node_of_the_session(
 ) -> None:
     if "torage" in method and not has_storage:
         pytest.skip("needs a newer Strands")
+    fill(logging_repository)
     with logging_repository.lease("s") if leased and method != "create_session" else logging_repository.lease("other"):
         nodes.clear()
         METHODS[method](logging_repository)
-        # Not even sent, if it is the coordinator.
         assert len(set(nodes)) <= 1
 
 
 def test_lease_is_taken_and_released_on_the_node_of_the_session(
     logging_repository: PostgresSessionRepository, nodes: list[str]
 ) -> None:
+    fill(logging_repository)
     nodes.clear()
     METHODS["lease"](logging_repository)
     assert len(set(nodes)) == 1

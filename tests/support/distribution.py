@@ -1,5 +1,6 @@
 """The tables, distributed over the nodes of a Citus cluster as the recipe does it."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,13 @@ def create(dsn: str) -> None:
         repository.ensure_schema()
     with psycopg.connect(dsn) as connection:
         connection.execute(RECIPE.read_bytes())
+
+
+def distribute_vectors(dsn: str) -> None:
+    """Distribute the table of vectors, which was created later than the others."""
+    [statement] = re.findall(rb"^SELECT [^;]+'strands_memory_vectors'[^;]+;", RECIPE.read_bytes(), re.M)
+    with psycopg.connect(dsn) as connection:
+        connection.execute(statement)
 
 
 def drop(dsn: str) -> None:
