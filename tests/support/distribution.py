@@ -61,7 +61,7 @@ def distribute_vectors(dsn: str) -> None:
 
 def drop(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
-        for table in sorted(names(dsn) & set(TABLES)):
+        for table in sorted(names(dsn) - set(VIEWS)):
             connection.execute(f"DROP TABLE strands_{table} CASCADE".encode())
 
 
