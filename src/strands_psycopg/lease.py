@@ -21,12 +21,19 @@ from threading import Thread
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
+from psycopg.rows import TupleRow
 from typing_extensions import Self
 
 from strands_psycopg import telemetry
 from strands_psycopg.calls import is_interrupted
 from strands_psycopg.database import Database
-from strands_psycopg.errors import DatabaseUnavailableError, SessionBusyError, SessionOwnerError, StrandsPsycopgError
+from strands_psycopg.errors import (
+    DatabaseUnavailableError,
+    SessionBusyError,
+    SessionOwnerError,
+    StrandsPsycopgError,
+    suppressed_error,
+)
 from strands_psycopg.process_forks import after_fork_in_child
 from strands_psycopg.system_errors import NO_THREAD, is_shutting_down
 from strands_psycopg.uncopyable import Uncopyable
@@ -76,6 +83,9 @@ _READ_ALL = """
 """
 
 _RELEASE = "DELETE FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s"
+
+# By how many seconds the clocks of two nodes may differ.
+_MAX_CLOCK_DIFFERENCE = 60.0
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -312,6 +322,7 @@ class Leases:
 
         Raises:
             SessionOwnerError: The session does not belong to the lease's owner.
+            DatabaseError: No one holds it, but the lease was not stored.
         """
         parameters = {
             "session_id": lease.session_id,
@@ -324,11 +335,11 @@ class Leases:
         operation = f"acquiring a lease on session {lease.session_id!r}"
         lease._in_doubt = True
         try:
-            rows = self._database.write(operation, self._acquire, parameters).rows
+            row = self._run_acquire(operation, parameters)
         except StrandsPsycopgError:
             lease._in_doubt = is_interrupted()
             raise
-        _, acquired, of_another_owner, since, until, seconds = rows[0]
+        _, acquired, of_another_owner, since, until, seconds = row
         if acquired:
             self._held[lease] = None
             self._keep(operation)
@@ -336,6 +347,15 @@ class Leases:
         if of_another_owner and not acquired:
             raise SessionOwnerError.of(operation, lease.session_id)
         return None if acquired else _Holder(since or "just now", until or "soon", float(seconds or 0))
+
+    def _run_acquire(self, operation: str, parameters: dict[str, object]) -> TupleRow:
+        """Run the statement; once more if no one holds the session, since another may have taken it meanwhile."""
+        for _ in range(2):
+            [row] = self._database.write(operation, self._acquire, parameters).rows
+            _, acquired, of_another_owner, *_, seconds = row
+            if acquired or of_another_owner or (seconds is not None and seconds > -_MAX_CLOCK_DIFFERENCE):
+                return row
+        raise suppressed_error(operation)
 
     def release(self, lease: Lease) -> None:
         """Release a session, unless another holder has taken over or this process has never held it.

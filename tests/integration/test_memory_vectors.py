@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strands_psycopg import EmbeddingError, PostgresMemoryStore, PostgresSessionRepository, SchemaError
 from strands_psycopg.migrator import Migrator
 from support.databases import Databases
-from support.memories import DIMENSIONS, embed_trigrams, needs_memory
+from support.memories import DIMENSIONS, embed_trigrams, has_pgvector, needs_memory
 from support.tables import Connection, one
 from support.waiting import until
 
@@ -31,9 +31,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 @pytest.fixture(scope="module")
 def vectors_template(server: str, databases: Databases, template: str) -> Iterator[str]:
     """The name of a migrated database with vectors, to be copied."""
-    with psycopg.connect(server) as look:
-        if not one(look, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector')"):
-            pytest.skip("the server does not have pgvector")
+    if not has_pgvector(server):
+        pytest.skip("the server does not have pgvector")
     with databases.create("vectors_template", template) as dsn:
         with PostgresMemoryStore("notes", dsn, dimensions=DIMENSIONS) as store:
             store.ensure_schema()

@@ -32,6 +32,7 @@ from support import transfers
 from support.agents import build
 from support.memories import needs_memory
 from support.multi_agents import Team
+from support.payloads import ScramblingCodec
 from support.storage import has_storage
 from support.tables import one
 
@@ -140,6 +141,7 @@ WRITES: dict[str, tuple[str, str, Callable[[PostgresSessionRepository], object]]
     "delete session": ("strands_sessions", "DELETE", lambda repository: repository.delete_session("s")),
     "delete agent": ("strands_agents", "DELETE", lambda repository: repository.delete_agent("s", "a")),
     "fork": ("strands_sessions", "INSERT", lambda repository: repository.fork_session("s", "t")),
+    "lease": ("strands_leases", "INSERT", lambda repository: repository.lease("s", wait=0).__enter__()),
     "import session": (
         "strands_sessions",
         "INSERT",
@@ -187,6 +189,40 @@ def test_value_that_a_trigger_suppresses_is_told_as_that(
 
     with pytest.raises(PostgresStorageError, match=SUPPRESSED):
         asyncio.run(storage.write("key", bytes(size)))
+
+
+OF_FORKS = ("agents", "messages", "message_variants", "checkpoints", "multi_agents")
+OF_STORAGES = ("session_storage", "session_chunks")
+
+
+@pytest.mark.parametrize("codec", [None, ScramblingCodec()], ids=["plain", "with a codec"])
+@pytest.mark.parametrize("table", [*OF_FORKS, *(OF_STORAGES if has_storage else ())])
+def test_fork_of_which_a_trigger_suppresses_a_row_is_not_stored(
+    dsn: str, connection: Connection, table: str, codec: ScramblingCodec | None
+) -> None:
+    with PostgresSessionRepository(dsn, payload_codec=codec) as repository:
+        transfers.fill(repository, "s")
+        counts = one(connection, f"SELECT count(*) FROM strands_{table}")
+        suppress(connection, f"strands_{table}", "INSERT")
+
+        with pytest.raises(DatabaseError, match=SUPPRESSED):
+            repository.fork_session("s", "t")
+
+        assert repository.read_session("t") is None
+        assert one(connection, f"SELECT count(*) FROM strands_{table}") == counts
+
+
+def test_lease_whose_takeover_a_trigger_suppresses_is_told_as_that(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    connection.execute(
+        "INSERT INTO strands_leases (session_id, term, acquired_at, expires_at)"
+        " VALUES ('s', gen_random_uuid(), '2020-01-01', '2020-01-01')"
+    )
+    suppress(connection, "strands_leases", "UPDATE")
+
+    with pytest.raises(DatabaseError, match=SUPPRESSED):
+        repository.lease("s", wait=0).__enter__()
 
 
 def test_writer_that_was_first_is_still_a_conflict(repository: PostgresSessionRepository) -> None:

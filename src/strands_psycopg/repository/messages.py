@@ -13,10 +13,10 @@ from strands.types.content import Message
 from strands.types.session import SessionMessage
 
 from strands_psycopg.database import NO_DEADLINE, Database
-from strands_psycopg.errors import SessionNotFoundError
+from strands_psycopg.errors import SessionNotFoundError, suppressed_error
 from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.redactions import Redactions
 from strands_psycopg.repository.refusals import Refusals
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from strands_psycopg.database import NO_DEADLINE, Database
-from strands_psycopg.errors import SessionConflictError, SessionNotFoundError
-from strands_psycopg.repository.fragments import check_lease, compose, suppressed_error
+from strands_psycopg.errors import SessionConflictError, SessionNotFoundError, suppressed_error
+from strands_psycopg.repository.fragments import check_lease, compose
 
 _EXPLAIN = """
     SELECT {allowed_at}, a.write_id, coalesce({next_message_id}, 0)

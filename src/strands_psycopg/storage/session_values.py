@@ -73,6 +73,11 @@ _COPY_VALUES = (
 """
 )
 
+_COUNT = """
+    SELECT (SELECT pg_catalog.count(*) FROM {chunks} AS c WHERE c.session_id = %(source_id)s),
+        (SELECT pg_catalog.count(*) FROM {values} AS s WHERE s.session_id = %(source_id)s)
+"""
+
 
 class SessionValue(NamedTuple):
     """A value of a session's storage, as it is stored.
@@ -103,6 +108,7 @@ class SessionValues:
         self._insert = scope.compose(database, _INSERT)
         self._copy_chunks = scope.compose(database, _COPY_CHUNKS)
         self._copy_values = scope.compose(database, _COPY_VALUES)
+        self._count = scope.compose(database, _COUNT)
 
     def read(self, cursor: Cursor[TupleRow], session_id: str) -> Generator[SessionValue, None, None]:
         """Yield the values of a session that have not expired, in the order of their keys, one of them in memory.
@@ -152,8 +158,8 @@ class SessionValues:
 
     def copy(
         self, cursor: Cursor[TupleRow], source_id: str, session_id: str, write_id: UUID, payloads: Payloads
-    ) -> None:
-        """Copy the values of a session to a new one.
+    ) -> bool:
+        """Copy the values of a session to a new one; return whether the database has stored all.
 
         Keys in which Strands has put the session's id get that of the new one. With a payload codec, values are decoded
         as those of the source and encoded as those of the new session.
@@ -165,9 +171,10 @@ class SessionValues:
         if not payloads.has_codec:
             for folder in _FOLDERS:
                 parameters |= {f"source_{folder}": _prefix(folder, source_id), folder: _prefix(folder, session_id)}
-            cursor.execute(self._copy_chunks, parameters)
-            cursor.execute(self._copy_values, parameters)
-            return
+            copies = (self._copy_chunks, self._copy_values)
+            copied = tuple(cursor.execute(copy, parameters).rowcount for copy in copies)
+            return cursor.execute(self._count, parameters).fetchall() == [copied]
+        is_stored = True
         source = Scope(source_id, is_session=True)
         cursor.execute(self._open, source.parameters, prepare=False)
         while rows := cursor.execute(_FETCH, prepare=False, binary=True).fetchall():
@@ -175,8 +182,9 @@ class SessionValues:
             key = renamed_key(value.key, source_id, session_id)
             document = payloads.decode_bytes(value.data, source_id, value.key)
             data = payloads.encode_bytes(document, session_id, key)
-            self.insert(cursor, session_id, value._replace(key=key, data=data), write_id)
+            is_stored &= self.insert(cursor, session_id, value._replace(key=key, data=data), write_id)
         cursor.execute(_CLOSE, prepare=False)
+        return is_stored
 
 
 def _value(scope: Scope, row: TupleRow) -> SessionValue:
