@@ -39,9 +39,7 @@ def stores(databases: Databases, server: str) -> Iterator[dict[str, PostgresMemo
         yield {"words": words, "fused": fused}
 
 
-@pytest.mark.skipif(
-    not stop_words("simple"), reason="strands-agents before 1.62 has no stop words"
-)
+@pytest.mark.skipif(not stop_words("simple"), reason="strands-agents before 1.62 has no stop words")
 def test_fusion_finds_more_than_words_alone(stores: dict[str, PostgresMemoryStore]) -> None:
     async def measure() -> dict[str, float]:
         await asyncio.gather(*map(stores["fused"].add, DATA["entries"]))
