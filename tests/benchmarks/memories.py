@@ -191,8 +191,8 @@ def _main() -> None:
             for measured in _measure(able, entries):
                 results.add(*measured)
             print(memories(results), flush=True)
-        if arguments.json is not None:
-            results.write(arguments.json)
+            if arguments.json is not None:
+                results.write(arguments.json)
 
 
 if __name__ == "__main__":
