@@ -220,8 +220,9 @@ class Database:
 
         A server that was stopped for a while executes, when it continues, the statements that it had received, even if
         they have been given up and repeated, and newer writes have followed. So the statement must store nothing unless
-        ``{in_time}``. The first column of its only row must be ``{server_time}`` if it was allowed to store, and NULL
-        if it was not. A process's first write is always in time, since the server's clock is not known before.
+        ``{in_time}``. The first column of its only row must be ``{server_time}`` if it was allowed to store; otherwise
+        NULL, or there is no row. A process's first write is always in time, since the server's clock is not known
+        before.
 
         A statement that waits for a row lock may likewise be executed after newer writes that wait for the same lock.
         Unless it can see from the row that others have written it, it must check ``{still_in_time}`` once it has the
@@ -245,7 +246,7 @@ class Database:
                     deadline = self._clock.earliest_at(attempt.deadline)
                     cursor.execute(statement, {**parameters, "deadline": deadline})
                     rows = cursor.fetchall()
-                    if rows[0][0] is not None:
+                    if rows and rows[0][0] is not None:
                         self._clock.observe(float(rows[0][0]), sent_at=sent_at)
                         return Result(rows, attempt.repeated)
                     # If the server found the deadline passed, and it has not passed here, the server's clock was set.
@@ -501,6 +502,12 @@ def _is_postgresql_sqlstate(sqlstate: str) -> bool:
     return True
 
 
+_GRANTS = (
+    "let the owner of the tables run GRANT USAGE ON SCHEMA schema TO role and GRANT SELECT, INSERT, UPDATE, DELETE ON "
+    "ALL TABLES IN SCHEMA schema TO role; a role that migrates needs GRANT CREATE ON SCHEMA schema TO role too"
+)
+
+
 def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgError:
     match error:
         case UnreachableError():
@@ -519,7 +526,7 @@ def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgE
         case errors.UndefinedObject():
             advice = "use one that exists in the database, or create it"
         case errors.InsufficientPrivilege():
-            advice = "grant the role the privileges that the README lists"
+            advice = _GRANTS
         case errors.ReadOnlySqlTransaction():
             advice = "the server is read-only; connect to the primary (target_session_attrs=read-write)"
         case errors.QueryCanceled():

@@ -9,7 +9,7 @@ from typing import Any
 from strands.types.exceptions import SessionException
 
 try:
-    from strands.types.exceptions import StorageError
+    from strands.types.exceptions import StorageError as StorageError
 except ImportError:  # before strands-agents 1.48
     StorageError = Exception  # type: ignore[assignment, misc]
 
@@ -255,3 +255,11 @@ class MissingExtraError(StrandsPsycopgError, ImportError):
 
 class ReportError(StrandsPsycopgError):
     """The report could not be written; the message says why."""
+
+
+def suppressed_error(operation: str) -> DatabaseError:
+    """Return the error that says that a write has not stored what it should, for no reason that is known here."""
+    return DatabaseError(
+        f"{operation}: the database reported success, but did not store or delete everything; look for a trigger or "
+        "rule on its tables that suppresses rows, or a policy that hides them"
+    )

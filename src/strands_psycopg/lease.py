@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
 from queue import Empty, SimpleQueue
@@ -20,12 +21,19 @@ from threading import Thread
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
+from psycopg.rows import TupleRow
 from typing_extensions import Self
 
 from strands_psycopg import telemetry
 from strands_psycopg.calls import is_interrupted
 from strands_psycopg.database import Database
-from strands_psycopg.errors import DatabaseUnavailableError, SessionBusyError, SessionOwnerError, StrandsPsycopgError
+from strands_psycopg.errors import (
+    DatabaseUnavailableError,
+    SessionBusyError,
+    SessionOwnerError,
+    StrandsPsycopgError,
+    suppressed_error,
+)
 from strands_psycopg.process_forks import after_fork_in_child
 from strands_psycopg.system_errors import NO_THREAD, is_shutting_down
 from strands_psycopg.uncopyable import Uncopyable
@@ -68,7 +76,16 @@ _RENEW = """
     RETURNING term::text
 """
 
+_READ_ALL = """
+    SELECT session_id, term::text, pg_catalog.to_char(acquired_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+        pg_catalog.to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    FROM {leases} WHERE expires_at > pg_catalog.now() ORDER BY expires_at, session_id
+"""
+
 _RELEASE = "DELETE FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s"
+
+# By how many seconds the clocks of two nodes may differ.
+_MAX_CLOCK_DIFFERENCE = 60.0
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -231,6 +248,23 @@ class _Holder(NamedTuple):
     seconds: float
 
 
+@dataclass(frozen=True)
+class LeaseSummary:
+    """A lease that some process holds.
+
+    Attributes:
+        session_id: The session.
+        term: Distinguishes this holder from earlier and later ones.
+        since: When it was acquired, in UTC by the server's clock, as ISO 8601.
+        until: When it expires if its holder does not renew it, in the same form.
+    """
+
+    session_id: str
+    term: str
+    since: str
+    until: str
+
+
 class Leases:
     """The leases that this process holds on sessions of one database, schema and prefix.
 
@@ -249,6 +283,7 @@ class Leases:
         self._acquire = database.statement(_ACQUIRE)
         self._renew = database.statement(_RENEW)
         self._release = database.statement(_RELEASE)
+        self._read_all = database.statement(_READ_ALL)
         self._reset()
         after_fork_in_child(self._reset)
         telemetry.observe_leases(self)
@@ -263,6 +298,10 @@ class Leases:
     def count(self) -> int:
         """Return how many leases this process holds."""
         return len(self._held)
+
+    def read_all(self) -> list[LeaseSummary]:
+        """Return the leases that are held by any process, those that expire first before the others."""
+        return [LeaseSummary(*row) for row in self._database.fetch("listing leases", self._read_all, {}).rows]
 
     def term(self, session_id: str) -> UUID | None:
         """Return the term that writes to a session must carry, or None if this process has no lease on it."""
@@ -283,6 +322,7 @@ class Leases:
 
         Raises:
             SessionOwnerError: The session does not belong to the lease's owner.
+            DatabaseError: No one holds it, but the lease was not stored.
         """
         parameters = {
             "session_id": lease.session_id,
@@ -295,11 +335,11 @@ class Leases:
         operation = f"acquiring a lease on session {lease.session_id!r}"
         lease._in_doubt = True
         try:
-            rows = self._database.write(operation, self._acquire, parameters).rows
+            row = self._run_acquire(operation, parameters)
         except StrandsPsycopgError:
             lease._in_doubt = is_interrupted()
             raise
-        _, acquired, of_another_owner, since, until, seconds = rows[0]
+        _, acquired, of_another_owner, since, until, seconds = row
         if acquired:
             self._held[lease] = None
             self._keep(operation)
@@ -307,6 +347,15 @@ class Leases:
         if of_another_owner and not acquired:
             raise SessionOwnerError.of(operation, lease.session_id)
         return None if acquired else _Holder(since or "just now", until or "soon", float(seconds or 0))
+
+    def _run_acquire(self, operation: str, parameters: dict[str, object]) -> TupleRow:
+        """Run the statement; once more if no one holds the session, since another may have taken it meanwhile."""
+        for _ in range(2):
+            [row] = self._database.write(operation, self._acquire, parameters).rows
+            _, acquired, of_another_owner, *_, seconds = row
+            if acquired or of_another_owner or (seconds is not None and seconds > -_MAX_CLOCK_DIFFERENCE):
+                return row
+        raise suppressed_error(operation)
 
     def release(self, lease: Lease) -> None:
         """Release a session, unless another holder has taken over or this process has never held it.

@@ -138,7 +138,9 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
                     raise
         changed = annotations.changes_of(session)
         if changed:
-            self.session_repository.annotate_session(self.session_id, **changed)
+            # As in ``_read_session``.
+            expected = {} if annotations.owner is None else {"expected_owner": annotations.owner}
+            self.session_repository.annotate_session(self.session_id, **{**changed, **expected})
             session = AnnotatedSession(**{**vars(session), **changed})
         return session
 

@@ -2,6 +2,9 @@
 
 A word is a run of letters and digits in lower case, much as in Strands' keyword search. The server's own parser keeps
 an address or a version number together, so that a search would not find its parts.
+
+Whether the parser sees a word in a numeral such as ``½`` or ``²`` depends on the locale of the database, so these are
+spelled as the number of their code point, in texts and in queries alike.
 """
 
 import re
@@ -22,9 +25,22 @@ _MAX_QUERY_WORDS = 64
 _SEPARATORS = re.compile(r"[\W_]+")
 
 
+class _Spelling(dict[int, int | str]):
+    """What stands for a character, by its code point: itself, unless it is a numeral but neither digit nor letter."""
+
+    def __missing__(self, code: int) -> int | str:
+        character = chr(code)
+        is_numeral = character.isnumeric() and not character.isdecimal() and not character.isalpha()
+        self[code] = f"u{code:x}" if is_numeral else code
+        return self[code]
+
+
+_SPELLING = _Spelling()
+
+
 def separate_words(text: str) -> str:
     """Return the words of a text, in lower case and separated by single spaces."""
-    return _SEPARATORS.sub(" ", text.lower())
+    return _SEPARATORS.sub(" ", text.lower().translate(_SPELLING))
 
 
 def stop_words(text_search_config: str) -> frozenset[str]:

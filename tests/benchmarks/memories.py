@@ -1,7 +1,8 @@
 """Memory stores side by side: adding, and searching by vectors among few and many memories.
 
 Run it with ``PYTHONPATH=tests python -m benchmarks.memories``; ``--peer`` takes the Python of an environment with
-strands-postgres-store. It starts a server of its own. Each contender has a process and a database of its own.
+strands-postgres-store. It starts a server of its own. Each contender has a process and a database of its own; they
+search and add in turn.
 
 Vectors have 384 dimensions and need no model: that of a text is the sum of three of 500 topics and noise, drawn from
 the text. So vectors lie in groups, as those of texts do. No query has a word of an entry.
@@ -11,22 +12,31 @@ import argparse
 import asyncio
 import json
 import operator
+import os
+import platform
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from hashlib import shake_128
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
 from typing import Any, Protocol
 
 DIMENSIONS = 384
 _TOPICS = 500
-_QUERIES = 40
-_WARM_UP = 5
+_QUERIES = 60
+_WARM_UP = 10
+
+# Above that, adding to a file memory takes too long, since each addition writes all.
+_MOST_IN_FILES = 1_000
 
 _Vector = list[float]
 
@@ -41,6 +51,9 @@ class Store(Protocol):
 
     def exact(self, query: str, limit: int) -> list[str] | None:
         """Return the texts nearest to a query, without an index; None if it has no vectors."""
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 @lru_cache(maxsize=_TOPICS)
@@ -72,75 +85,114 @@ def query(number: int) -> str:
     return f"query{number}"
 
 
-async def _timed(call: Callable[[int], Awaitable[object]], count: int) -> list[float]:
-    seconds = []
-    for number in range(_WARM_UP + count):
-        began = time.perf_counter()
-        await call(number)
-        if number >= _WARM_UP:
-            seconds.append(time.perf_counter() - began)
-    return seconds
-
-
-async def _measure(contender: Store) -> dict[str, float]:
-    store = contender.store
-    searches = await _timed(lambda number: store.search(query(number), {"max_search_results": 10}), _QUERIES)
-    measured = {"search": statistics.median(searches)}
-    hits = []
-    for number in range(_QUERIES):
-        exact = contender.exact(query(number), 10)
-        if exact is not None:
-            found = await store.search(query(number), {"max_search_results": 10})
-            hits.append(len(set(exact) & {each.content for each in found}) / len(exact))
-    if hits:
-        measured["recall"] = statistics.mean(hits)
-    adds = await _timed(lambda number: store.add(f"added {time.time_ns()} {number}"), _QUERIES)
-    return measured | {"add": statistics.median(adds)}
-
-
-def _work(name: str, dsn: str, folder: str, sizes: list[int]) -> None:
-    """Run one contender, in its own process."""
-    from importlib import import_module
-
-    contender = import_module(f"benchmarks.contenders.{name}").Contender(dsn, folder)
+def _work(name: str, dsn: str, folder: str) -> None:
+    """Run one contender, in its own process: for each line with a work and a number, print a line with a result."""
+    contender: Store = import_module(f"benchmarks.contenders.{name}").Contender(dsn, folder)
     filled = 0
-    for entries in sizes:
-        contender.fill(entry(number) for number in range(filled, entries))
-        print(json.dumps({"entries": entries, **asyncio.run(_measure(contender))}), flush=True)
-        filled = entries
+    loop = asyncio.new_event_loop()
+    for line in sys.stdin:
+        work, number = line.split()
+        measured = None
+        if work == "fill":
+            contender.fill(map(entry, range(filled, int(number))))
+            filled = int(number)
+        else:
+            measured = loop.run_until_complete(_do(contender, work, int(number)))
+        print(json.dumps(measured), flush=True)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
     contender.close()
 
 
-def _run(name: str, python: str, dsn: str, sizes: list[int]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = [python, "-m", "benchmarks.memories", "--work", name, dsn, folder, *map(str, sizes)]
-        output = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True).stdout
-    for line in output.splitlines():
-        measured = json.loads(line)
-        cells = [f"{measured['add'] * 1000:.3g}", f"{measured['search'] * 1000:.3g}"]
-        cells.append(f"{measured['recall']:.3f}" if "recall" in measured else "")
-        print(f"| {name} | {measured['entries']:,} | {' | '.join(cells)} |", flush=True)
+async def _do(contender: Store, work: str, number: int) -> float | None:
+    """Search or add and return the seconds that it took; or return the recall of a search."""
+    began = time.perf_counter()
+    if work == "add":
+        await contender.store.add(f"added {time.time_ns()} {number}")
+        return time.perf_counter() - began
+    found = await contender.store.search(query(number), {"max_search_results": 10})
+    if work == "search":
+        return time.perf_counter() - began
+    exact = contender.exact(query(number), 10)
+    return None if exact is None else len(set(exact) & {each.content for each in found}) / len(exact)
+
+
+class _Contender:
+    """A contender in its own process."""
+
+    def __init__(self, name: str, python: str, dsn: str, folder: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.memories", "--work", f"memories_{name}", dsn, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ,
+        )
+
+    def do(self, work: str, number: int) -> float | None:
+        """Run a work and return its result."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(work, number, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{work} of {self.name} failed; what it said is above")
+        measured: float | None = json.loads(answer)
+        return measured
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def _measure(contenders: list[_Contender], entries: int) -> Iterator[tuple[str, str, list[float]]]:
+    """Fill the stores and yield what was measured: the work, the contender and its figures."""
+    for each in contenders:
+        each.do("fill", entries)
+    for work in ("search", "recall", "add"):
+        measured: dict[str, list[float]] = {each.name: [] for each in contenders}
+        for number in range(_WARM_UP + _QUERIES):
+            for each in contenders:
+                value = each.do(work, number)
+                if value is not None and number >= _WARM_UP:
+                    measured[each.name].append(value)
+        for name, values in measured.items():
+            if values:
+                yield f"memories of {entries:,}: {work}", name, [mean(values)] if work == "recall" else values
 
 
 def _main() -> None:
     if sys.argv[1:2] == ["--work"]:
-        name, dsn, folder, *sizes = sys.argv[2:]
-        _work(name, dsn, folder, list(map(int, sizes)))
+        _work(*sys.argv[2:])
         return
+    # Not for the peer, whose environment has neither this library nor what draws.
+    from benchmarks.results import Results
     from benchmarks.server import databases
+    from benchmarks.tables import memories
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", metavar="PYTHON", help="of an environment with strands-postgres-store")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 100_000], help="numbers of entries, ascending")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
-    sizes = arguments.sizes
-    print("| store | entries | add, ms | search, ms | recall@10 |\n| --- | --: | --: | --: | --: |")
-    with databases() as served:
-        _run("memories_ours", sys.executable, served.dsn("ours"), sizes)
-        _run("memories_ours_by_owner", sys.executable, served.dsn("by owner"), sizes)
-        if arguments.peer:
-            _run("memories_peer", arguments.peer, served.dsn("peer"), sizes)
-        _run("memories_files", sys.executable, served.dsn("files"), [size for size in sizes if size <= 1_000])
+    pythons = {"ours": sys.executable, "ours_by_owner": sys.executable, "files": sys.executable}
+    if arguments.peer:
+        pythons["peer"] = arguments.peer
+    with databases() as served, tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        facts = {"Python": platform.python_version(), "PostgreSQL": served.version, "cores": os.cpu_count()}
+        results = Results(facts | {name: version(name) for name in ("strands-agents", "psycopg")})
+        contenders = []
+        for name, python in pythons.items():
+            contenders.append(_Contender(name, python, served.dsn(name), folder))
+            stack.callback(contenders[-1].close)
+        for entries in arguments.sizes:
+            able = [each for each in contenders if each.name != "files" or entries <= _MOST_IN_FILES]
+            for measured in _measure(able, entries):
+                results.add(*measured)
+            print(memories(results), flush=True)
+            if arguments.json is not None:
+                results.write(arguments.json)
 
 
 if __name__ == "__main__":

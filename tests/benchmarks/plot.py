@@ -27,6 +27,9 @@ NAMES = dict(
 
 _TEXT = "#808080"
 
+# In pixels, with seven for each contender.
+_ROW_HEIGHT = 56
+
 
 def draw(results: Results, works: list[str], path: Path) -> None:
     """Draw the milliseconds of works, a row for each and a mark for each contender, on a logarithmic scale."""
@@ -44,7 +47,7 @@ def draw(results: Results, works: list[str], path: Path) -> None:
                     }
                 )
     encoding: dict[str, Any] = {
-        "y": {"field": "work", "type": "nominal", "sort": works, "title": None},
+        "y": {"field": "work", "type": "nominal", "sort": works, "title": None, "scale": {"padding": 0.15}},
         "yOffset": {"field": "who", "type": "nominal", "sort": list(_COLOURS)},
         "color": {
             "field": "who",
@@ -68,12 +71,13 @@ def draw(results: Results, works: list[str], path: Path) -> None:
         "scale": {"type": "log", "nice": False},
         "axis": {
             "values": [10.0**exponent for exponent in range(-2, 5)],
-            "title": "milliseconds: median and quartiles",
+            "title": "milliseconds, median and quartiles: lower is better",
+            "orient": "top",
         },
     }
     specification = {
         "width": 560,
-        "height": {"step": 7, "for": "offset"},
+        "height": len(works) * _ROW_HEIGHT,
         "background": None,
         "config": {
             "view": {"stroke": None},
@@ -83,6 +87,12 @@ def draw(results: Results, works: list[str], path: Path) -> None:
         },
         "data": {"values": values},
         "layer": [
+            # Every other row has a ground, so that each mark is seen to belong to its row.
+            {
+                "data": {"values": [{"work": work} for work in works[::2]]},
+                "mark": {"type": "bar", "color": _TEXT, "opacity": 0.1, "height": {"band": 1.18}},
+                "encoding": {"y": encoding["y"], "x": {"value": 0}, "x2": {"value": "width"}},
+            },
             {
                 "mark": {"type": "rule", "strokeWidth": 2},
                 "encoding": {**encoding, "x": milliseconds, "x2": {"field": "upper"}},

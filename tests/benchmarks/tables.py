@@ -62,6 +62,20 @@ _CROWD = [
 ]
 
 
+# The contenders of the memory stores.
+_MEMORIES = {
+    "ours": "this library",
+    "ours_by_owner": "one of its 100 owners",
+    "peer": "strands-postgres-store",
+    "files": "FileMemoryStore on `PostgresStorage`",
+}
+_OF_MEMORIES = [
+    ("add among {}, ms", "add", 1000),
+    ("search among {}, ms", "search", 1000),
+    ("recall@10 among {}", "recall", 1),
+]
+
+
 def summary(results: Results) -> str:
     """Return the table of the README at the top, as Markdown."""
     return _milliseconds(results, [row for row in _SESSIONS if row[0] in _IN_SHORT], _STORED)
@@ -78,6 +92,18 @@ def tables(results: Results) -> Iterator[str]:
         ["goal", "at most", "measured"],
         [[goal.text, f"{goal.bound:g} {goal.unit}", _told(goal)] for goal in goals(results)],
     )
+
+
+def memories(results: Results) -> str:
+    """Return the table of the memory stores, as Markdown."""
+    sizes = dict.fromkeys(work.partition(":")[0].rpartition(" ")[2] for work in results.works)
+    lines = []
+    for size in sizes:
+        for text, measure, factor in _OF_MEMORIES:
+            figures = [results.figure(f"memories of {size}: {measure}", each) for each in _MEMORIES]
+            cells = ("" if figure is None else _number(figure.median * factor) for figure in figures)
+            lines.append([text.format(size), *cells])
+    return _table(["", *_MEMORIES.values()], lines)
 
 
 def _told(goal: Goal) -> str:

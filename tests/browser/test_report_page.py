@@ -157,6 +157,33 @@ def test_the_search_shows_what_matches(visit: Visit) -> None:
     assert len(visit.rows("sessions")) == 5
 
 
+def test_rows_are_shown_by_and_by_and_ids_do_not_wrap(
+    browser: Browser, repository: PostgresSessionRepository, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    connection.execute(
+        "INSERT INTO strands_sessions (session_id, session_type, owner, title, write_id, created_at, updated_at) "
+        "SELECT md5(n::text)::uuid::text, 'AGENT', 'alice@example.com', 'Trip no-' || n || '.', gen_random_uuid(), "
+        "now(), now() FROM generate_series(1, 1200) AS n"
+    )
+    write_report(repository, tmp_path / "report.html")
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        page = Visit(context.new_page(), (tmp_path / "report.html").as_uri()).page
+        rows, more = page.locator("#sessions tbody tr:visible"), page.get_by_role("button", name="Show more rows")
+        count = page.locator("output[for=sessions-search]")
+        expect(count).to_have_text("1,200 of 1,200")
+        expect(rows).to_have_count(500)
+        heights = "all => new Set(all.map(each => each.getBoundingClientRect().height)).size"
+        assert rows.locator("th").evaluate_all(heights) == 1
+        page.get_by_label("Search in Sessions").fill("no-1200.")
+        expect(count).to_have_text("1 of 1,200")
+        expect(more).to_be_hidden()
+        page.get_by_label("Search in Sessions").fill("")
+        more.click()
+        more.click()
+        expect(rows).to_have_count(1200)
+        expect(more).to_be_hidden()
+
+
 def test_a_heading_sorts_its_column(visit: Visit) -> None:
     heads = visit.page.locator("#sessions thead")
     heads.get_by_role("button", name="Session").click()

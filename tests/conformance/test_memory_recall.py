@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from strands_psycopg import PostgresMemoryStore
+from strands_psycopg.words import stop_words
 from support.databases import Databases
-from support.memories import DIMENSIONS, embed_trigrams, needs_memory, recall
-from support.tables import one
+from support.memories import DIMENSIONS, embed_trigrams, has_pgvector, needs_memory, recall
 
 pytestmark = needs_memory
 
@@ -26,9 +25,8 @@ DATA: dict[str, Any] = json.loads(Path(__file__).with_name("memory_recall.json")
 @pytest.fixture
 def stores(databases: Databases, server: str) -> Iterator[dict[str, PostgresMemoryStore]]:
     """Stores with all memories, by how they search."""
-    with psycopg.connect(server) as look:
-        if not one(look, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector')"):
-            pytest.skip("the server does not have pgvector")
+    if not has_pgvector(server):
+        pytest.skip("the server does not have pgvector")
     with (
         databases.create("memory_recall") as dsn,
         PostgresMemoryStore("notes", dsn, embed=embed_trigrams, dimensions=DIMENSIONS) as fused,
@@ -38,6 +36,7 @@ def stores(databases: Databases, server: str) -> Iterator[dict[str, PostgresMemo
         yield {"words": words, "fused": fused}
 
 
+@pytest.mark.skipif(not stop_words("simple"), reason="strands-agents before 1.62 has no stop words")
 def test_fusion_finds_more_than_words_alone(stores: dict[str, PostgresMemoryStore]) -> None:
     async def measure() -> dict[str, float]:
         await asyncio.gather(*map(stores["fused"].add, DATA["entries"]))

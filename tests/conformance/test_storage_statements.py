@@ -27,7 +27,7 @@ def wire() -> Wire:
     return Wire()
 
 
-@pytest.fixture(params=["plain", "guarded", "of a session", "of a session, in a lease"])
+@pytest.fixture(params=["plain", "guarded", "of a session", "of a session, in a lease", "of an owner's session"])
 def storage(request: pytest.FixtureRequest, dsn: str, wire: Wire) -> Iterator[PostgresStorage]:
     """A storage with a small and a large value; it has seen them, and that there is no ``new`` one."""
     options: dict[str, Any] = {"min_size": 1, "max_size": 1, "configure": wire.configure}
@@ -36,6 +36,9 @@ def storage(request: pytest.FixtureRequest, dsn: str, wire: Wire) -> Iterator[Po
         ExitStack() as stack,
     ):
         storage = PostgresStorage(repository, guard_overwrites=request.param == "guarded")
+        if request.param == "of an owner's session":
+            repository.create_session(Session("s", SessionType.AGENT), owner="Alice")
+            storage = repository.storage("s", owner="Alice")
         if request.param.startswith("of a session"):
             repository.create_session(Session("s", SessionType.AGENT))
             storage = repository.storage("s")

@@ -98,7 +98,8 @@ def test_right_taken_away_between_two_turns(
     assert error.sqlstate == "42501"
     assert str(error) == (
         f"{doing}: permission denied for table {table} (SQLSTATE 42501); "
-        "grant the role the privileges that the README lists"
+        "let the owner of the tables run GRANT USAGE ON SCHEMA schema TO role and GRANT SELECT, INSERT, UPDATE, DELETE "
+        "ON ALL TABLES IN SCHEMA schema TO role; a role that migrates needs GRANT CREATE ON SCHEMA schema TO role too"
     )
     assert len(model.calls) == 1
     assert contents(connection) == before

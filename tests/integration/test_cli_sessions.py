@@ -11,12 +11,14 @@ from typing import Any, cast
 
 import pytest
 from strands import Agent
+from strands.multiagent import GraphBuilder
 from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType, decode_bytes_values
 
-from strands_psycopg import PostgresSessionRepository
+from strands_psycopg import PostgresSessionManager, PostgresSessionRepository
 from strands_psycopg.cli import main, show
 from strands_psycopg.cli.options import parse_duration, parse_time
+from strands_psycopg.scripted_model import ScriptedModel
 from support import processes
 from support.agents import LOOK_UP, GuardedModel, build, look_up, manager_of, save_checkpoint
 from support.multi_agents import Team
@@ -48,6 +50,14 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
+def as_json(summary: Any) -> dict[str, Any]:
+    """Return what is printed of a summary."""
+    return {
+        name: value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+        for name, value in vars(summary).items()
+    }
+
+
 def age(connection: Connection, session_id: str, span: str) -> None:
     connection.execute(
         "UPDATE strands_sessions SET updated_at = now() - %s::interval WHERE session_id = %s", [span, session_id]
@@ -67,6 +77,14 @@ def fill(repository: PostgresSessionRepository, connection: Connection) -> None:
             "UPDATE strands_sessions SET updated_at = %s::timestamp AT TIME ZONE 'UTC' WHERE session_id = %s",
             [time, session_id],
         )
+
+
+class BrokenModel(ScriptedModel):
+    """Cannot be reached."""
+
+    async def stream(self, *arguments: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("the model is away")
+        yield
 
 
 # sessions
@@ -106,7 +124,7 @@ def test_sessions_for_programs(run: Run, repository: PostgresSessionRepository, 
     code, printed, errors = run("sessions", "--json", "--limit", "1", "--prefix", "ch")
     page = repository.list_sessions(prefix="ch")
     assert (code, errors) == (0, "")
-    assert json.loads(printed) == {"sessions": [vars(page.sessions[0])], "next": None}
+    assert json.loads(printed) == {"sessions": [as_json(page.sessions[0])], "next": None}
     code, printed, _ = run("sessions", "--json", "--limit", "1")
     assert json.loads(printed)["next"] == repository.list_sessions(limit=1).next is not None
 
@@ -182,7 +200,7 @@ def test_conversation_reads_well(run: Run, repository: PostgresSessionRepository
         0,
         """\
 session s
-created 2030-05-01 10:00:00 UTC, last active 2030-05-01 11:00 UTC; 1 agent, 4 messages, 0 multi-agents
+created 2030-05-01 10:00:00 UTC, last active 2030-05-01 11:00:00 UTC; 1 agent, 4 messages, 0 multi-agents
 
 agent default, 4 messages
 
@@ -239,10 +257,10 @@ user, not in the log
     shown = json.loads(run("show", "s", "--window", "--json")[1])
     summary = repository._tables.listing.read("s")
     assert summary is not None
-    assert shown["session"] == vars(summary)
+    assert shown["session"] == as_json(summary) | {"updated_at": shown["session"]["updated_at"]}
     assert shown["agents"] == [
         {
-            **vars(repository.list_agents("s")[0]),
+            **as_json(repository.list_agents("s")[0]),
             "window": [
                 {"message_id": None, "in_log": False, "message": agent.messages[0]},
                 {"message_id": 2, "in_log": False, "message": agent.messages[1]},
@@ -311,7 +329,7 @@ def test_checkpoints_are_listed(run: Run, repository: PostgresSessionRepository,
     shown = json.loads(run("show", "s", "--checkpoints", "--json", "--agent", "default", "--last", "1")[1])
     assert shown["agents"] == [
         {
-            **vars(repository.list_agents("s")[0]),
+            **as_json(repository.list_agents("s")[0]),
             "checkpoints": [
                 {"snapshot_id": snapshot_ids[1], "created_at": "2030-05-01T10:20:30.400000+00:00", "messages": 4}
             ],
@@ -370,6 +388,60 @@ def test_values_of_the_storage_are_shown_with_their_sizes(
     ]
     assert "storage" not in run("show", "s", "--agent", "default")[1]
     assert "values" not in json.loads(run("show", "s", "--json", "--agent", "default")[1])
+
+
+def test_graphs_and_swarms_are_shown_with_their_nodes(
+    run: Run, repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    builder = GraphBuilder()
+    for name, model in [("plan", ScriptedModel([["Two steps.\x1b[0m"]])), ("write", BrokenModel([]))]:
+        builder.add_node(Agent(name=name, model=model, callback_handler=None), name)
+    builder.add_edge("plan", "write")
+    builder.set_graph_id("book")
+    builder.set_max_node_executions(9)
+    builder.set_session_manager(PostgresSessionManager("s", repository))
+    with pytest.raises(Exception, match="the model is away"):
+        builder.build()("a book")
+    repository.create_multi_agent("s", Team("odd", {"node_results": {"n": 1}, "next_nodes_to_execute": [2]}))
+    connection.execute("UPDATE strands_multi_agents SET updated_at = '2030-05-01 10:20:30.4+00'")
+
+    code, printed, errors = run("show", "s")
+    assert (code, errors) == (0, "")
+    shown = re.sub(r"\d+ ms", "1 ms", printed).splitlines()
+    assert "last active 2030-05-01 10:20:30 UTC" in shown[1]
+    assert shown[3:] == [
+        "graph book, failed, 2030-05-01 10:20:30",
+        "  task",
+        "    a book",
+        "  node plan, completed, 1 ms, 10 tokens in, 5 tokens out",
+        "    Two steps.\\x1b[0m",
+        "  node write, failed, 1 ms, 0 tokens in, 0 tokens out",
+        "    the model is away",
+        "  next write",
+        "",
+        "multi-agent odd, no status, 2030-05-01 10:20:30",
+        "  node n, no status",
+        "  next 2",
+    ]
+    documents = json.loads(run("show", "s", "--json")[1])["multi_agents"]
+    assert [document["multi_agent_id"] for document in documents] == ["book", "odd"]
+    assert documents[0]["state"] == repository.read_multi_agent("s", "book")
+    assert '\n  state {"node_results": {"n": 1}, "next_nodes_to_execute": [2]}\n' in run("show", "s", "--state")[1]
+
+
+def test_states_are_shown_on_request(run: Run, repository: PostgresSessionRepository) -> None:
+    agent = build(repository)
+    agent.state.set("city", "Rome")
+    agent("hi")
+    assert "Rome" not in run("show", "s")[1]
+    printed = run("show", "s", "--state", "--window")[1]
+    assert '\n  state {"city": "Rome"}\n  conversation manager state {' in printed
+    stored = repository.read_agent("s", "default")
+    assert stored is not None
+    [shown] = json.loads(run("show", "s", "--state", "--json", "--agent", "default")[1])["agents"]
+    assert shown["state"] == {"city": "Rome"}
+    assert shown["conversation_manager_state"] == stored.conversation_manager_state
+    assert shown["internal_state"] == stored._internal_state
 
 
 def test_agents_are_shown_one_after_another_or_one_alone(
@@ -432,7 +504,7 @@ def test_conversation_for_programs_is_one_exact_document(run: Run, repository: P
     assert (code, errors) == (0, "")
     summary = repository._tables.listing.read("s")
     assert summary is not None
-    assert document["session"] == vars(summary)
+    assert document["session"] == as_json(summary) | {"updated_at": document["session"]["updated_at"]}
     agents = document["agents"]
     assert [(agent["agent_id"], len(agent["messages"])) for agent in agents] == [("a", 1), ("b", 1), ("none", 0)]
     assert decode_bytes_values(agents[0]["messages"][0]["message"]) == content
@@ -463,7 +535,9 @@ def test_session_of_nothing_is_shown(run: Run, repository: PostgresSessionReposi
     ("arguments", "message"),
     [
         (["show", "x"], "showing session 'x': it does not exist"),
-        (["show", "chat", "--agent", "x"], "showing session 'chat': it has no agent 'x'"),
+        (["show", "chat", "--agent", "x"], "showing session 'chat': it has no agent 'x'; its agents are 'a', 'b'"),
+        (["show", "chats"], "showing session 'chats': it does not exist; did you mean 'chat'?"),
+        (["show", "team", "--agent", "x"], "showing session 'team': it has no agent 'x'; it has no agents"),
         (["fork", "x", "y"], "forking session 'x' to 'y': session 'x' does not exist"),
         (
             ["fork", "chat", "team"],
@@ -508,6 +582,13 @@ def test_wrong_value_is_wrong_usage(run: Run, arguments: list[str], message: str
     assert run(*arguments) == (2, "", f"strands-psycopg: error: {message}\n")
 
 
+def test_option_that_does_not_exist_and_number_that_is_none_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refuse(capsys, "show", "s", "--windows").endswith(
+        "unrecognized arguments: --windows; --help after the command lists its options"
+    )
+    assert refuse(capsys, "show", "s", "--last", "x").endswith("argument --last: must be a whole number, not 'x'")
+
+
 @pytest.mark.parametrize("command", ["show", "fork", "purge"])
 def test_missing_argument_is_wrong_usage(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert "required" in refuse(capsys, command)
@@ -533,7 +614,7 @@ def test_fork(run: Run, repository: PostgresSessionRepository, connection: Conne
     code, printed, _ = run("fork", "chat", "b", "--agent", "b", "--json")
     summary = repository._tables.listing.read("b")
     assert summary is not None
-    assert (code, json.loads(printed)) == (0, vars(summary))
+    assert (code, json.loads(printed)) == (0, as_json(summary))
     assert texts(connection, "b", "b") == ["hi"]
 
 

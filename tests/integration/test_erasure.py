@@ -1,7 +1,6 @@
 """Erasure: nothing that an owner has left remains anywhere, all that others have does, and no agent holds it up."""
 
 import asyncio
-import json
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,40 +19,14 @@ from strands_psycopg import (
     SessionNotFoundError,
 )
 from strands_psycopg.repository import erasure, retention
-from support import agents
-from support.agents import GuardedModel, build
-from support.multi_agents import Team
+from support.agents import build
+from support.owners import find, leave
 from support.pausing import pause_before
 from support.retries import Retries
 from support.storage import has_storage
-from support.tables import Connection, contents, one, store_scoped_values, store_values
+from support.tables import Connection, contents, one, store_scoped_values
 from support.waiting import wait_until
 from support.writes import message
-
-
-def leave(repository: PostgresSessionRepository, connection: Connection, owner: str, text: str) -> None:
-    """Store a text of an owner in every place where text can be."""
-    session_id, agent_id = f"session {text}", f"agent {text}"
-    annotations: dict[str, Any] = {"owner": owner, "title": f"title {text}", "metadata": {"note": f"{text}\0"}}
-    PostgresSessionManager(session_id, repository, **annotations)
-    agent = build(repository, session_id, [[f"reply {text}"]], agent_id=agent_id, state={"note": f"\0{text}"})
-    agent(f"prompt {text} \0")
-    agent.model = GuardedModel([["no"]], f"redacted {text} \0")
-    agent(f"prompt {text}")
-    agent.messages[0]["content"] = [{"text": f"edited {text} \0"}]
-    agents.save_checkpoint(agent)
-    repository.create_multi_agent(session_id, Team(f"team {text}", {"task": f"{text} \0"}))
-    repository.lease(session_id, ttl=3600).__enter__()
-    store_values(connection, session_id, text)
-    store_scoped_values(connection, f"{owner}//{text}", owner, text)
-    connection.execute(
-        "INSERT INTO strands_memories (owner, store, memory_id, content, content_exact, content_hash, metadata, "
-        "metadata_exact, search_vector, write_id, created_at, updated_at) VALUES (%(owner)s, %(text)s, "
-        "gen_random_uuid(), %(text)s, %(text)s, gen_random_uuid(), %(metadata)s, %(text)s, to_tsvector('simple', "
-        "%(text)s), gen_random_uuid(), now(), now())",
-        {"owner": owner, "text": text, "metadata": json.dumps({"text": text})},
-    )
-
 
 # Every column in which its text can be.
 PLACES = {
@@ -92,26 +65,6 @@ LEFT = ErasureResult(
 )
 
 
-def find(connection: Connection, text: str) -> set[str]:
-    """Return every column of every table in which a text is, whatever the type."""
-    columns = connection.execute(
-        "SELECT table_name, column_name, data_type FROM information_schema.columns "
-        "JOIN information_schema.tables USING (table_schema, table_name) "
-        "WHERE table_schema = 'public' AND table_type = 'BASE TABLE'"
-    ).fetchall()
-    assert len(columns) > 80
-    found = set()
-    for table, column, kind in columns:
-        is_found = "position(%s::bytea IN {}) > 0" if kind == "bytea" else "position(%s IN {}::text) > 0"
-        query = sql.SQL("SELECT count(*) FROM {} WHERE " + is_found).format(
-            sql.Identifier(table), sql.Identifier(column)
-        )
-        (number,) = connection.execute(query, [text.encode() if kind == "bytea" else text]).fetchall()[0]
-        if number:
-            found.add(f"{table.removeprefix('strands_')}.{column}")
-    return found
-
-
 @pytest.fixture
 def other(dsn: str, pool_options: dict[str, Any]) -> Iterator[PostgresSessionRepository]:
     with PostgresSessionRepository(dsn, **pool_options) as repository:
@@ -127,7 +80,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def test_nothing_of_an_owner_is_left_in_any_column(
     repository: PostgresSessionRepository, other: PostgresSessionRepository, connection: Connection
 ) -> None:
-    text = uuid.uuid4().hex
+    text = f"marker{uuid.uuid4().hex}"  # one word for a text search
     leave(repository, connection, f"Alice {text}", text)
     assert find(connection, text) == PLACES
 
@@ -161,22 +114,34 @@ def everything(connection: Connection) -> dict[str, list[str]]:
     return contents(connection) | storage
 
 
-def test_small_batches_and_a_session_created_meanwhile(
+def test_small_batches_and_an_end_although_more_is_stored_after_each(
     repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(erasure, "_SESSIONS_PER_BATCH", 2)
     monkeypatch.setattr(erasure, "_ROWS_PER_BATCH", 1)
-    for number in range(5):
+    for number in range(3):
         leave(repository, connection, "Alice", f"{number}")
 
-    batches = repository._tables.erasure.erase("Alice", dry_run=False)
-    results = [next(batches) for _ in range(4)]
-    leave(repository, connection, "Alice", "late")
-    results += batches
+    # As imports can store them.
+    connection.execute("UPDATE strands_sessions SET created_at = '2100-01-01' WHERE session_id = 'session 0'")
+    connection.execute("UPDATE strands_memories SET updated_at = '2100-01-01' WHERE store = '0'")
+
+    results = []
+    for batch in repository._tables.erasure.erase("Alice", dry_run=False):
+        results.append(batch)
+        late = f"late {len(results)}"
+        repository.create_session(Session(late, SessionType.AGENT), owner="Alice")
+        store_scoped_values(connection, f"Alice//{late}", "Alice", late)
+        assert len(results) < 100
 
     assert max(each.sessions for each in results) == 2
     assert max(each.storage for each in results) == 1
-    assert sum(results, ErasureResult()) == sum([LEFT] * 6, ErasureResult())
+    assert sum(results, ErasureResult()) == sum([LEFT] * 3, ErasureResult())
+    left = ErasureResult(sessions=len(results), storage=2 * len(results), chunks=len(results))
+    assert repository.erase(owner="Alice", dry_run=True) == left
+    monkeypatch.undo()
+    assert repository.erase(owner="Alice") == left
+    assert repository.erase(owner="Alice", dry_run=True) == ErasureResult()
 
 
 @pytest.mark.parametrize("leased", [False, True])

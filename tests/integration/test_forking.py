@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
@@ -93,7 +94,8 @@ def test_fork_is_an_exact_copy(repository: PostgresSessionRepository, connection
 
     session = repository.read_session("fork")
     assert session is not None
-    assert summary == SessionSummary("fork", "AGENT", session.created_at, session.updated_at, 2, 8, 1)
+    stored_times = datetime.fromisoformat(session.created_at), datetime.fromisoformat(session.updated_at)
+    assert summary == SessionSummary("fork", "AGENT", *stored_times, 2, 8, 1)
     assert rows(connection, "strands_messages", "fork") == rows(connection, "strands_messages", "s")
     for table in ("strands_agents", "strands_multi_agents"):
         times = ("created_at", "updated_at")
@@ -213,7 +215,7 @@ def test_fork_is_of_one_moment_though_its_session_goes_on(
     repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(repository, agent_ids=("a",))
-    reached, go = pause_before(monkeypatch, repository._tables.forker._copy._messages._copy)
+    reached, go = pause_before(monkeypatch, repository._tables.forker._copy._agents._tables[1]._copy)
     with ThreadPoolExecutor() as threads, PostgresSessionRepository(dsn, **pool_options) as other:
         fork = threads.submit(repository.fork_session, "s", "fork")
         assert reached.wait(30)

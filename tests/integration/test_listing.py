@@ -55,6 +55,11 @@ def add_many(connection: Connection, count: int) -> None:
     connection.execute("VACUUM ANALYZE")
 
 
+def times(stored: Session | SessionAgent) -> tuple[datetime, datetime]:
+    """Return the times that a call has set."""
+    return datetime.fromisoformat(stored.created_at), datetime.fromisoformat(stored.updated_at)
+
+
 def ids(page: SessionPage) -> list[str]:
     return [session.session_id for session in page.sessions]
 
@@ -76,7 +81,7 @@ def test_session_is_listed_with_its_counts(repository: PostgresSessionRepository
     repository._tables.multi_agents.create("s", "m", {}, write_id=uuid4())
 
     assert repository.list_sessions() == SessionPage(
-        [SessionSummary("s", "AGENT", session.created_at, session.updated_at, agents=3, messages=5, multi_agents=1)],
+        [SessionSummary("s", "AGENT", *times(session), agents=3, messages=5, multi_agents=1)],
         next=None,
     )
 
@@ -90,10 +95,10 @@ def test_newest_activity_comes_first_and_ids_decide_between_equals(
     add(connection, "new", NOON + timedelta(microseconds=1))
     page = repository.list_sessions()
     assert ids(page) == ["new", "é", "b", "a", "Z", "old"]
-    assert page.sessions[0].updated_at == "2030-05-01T12:00:00.000001+00:00"
+    assert page.sessions[0].updated_at == NOON + timedelta(microseconds=1)
     assert (page.sessions[-1].created_at, page.sessions[-1].updated_at) == (
-        "2030-04-29T12:00:00.000000+00:00",
-        "2030-04-30T12:00:00.000000+00:00",
+        NOON - timedelta(days=2),
+        NOON - timedelta(days=1),
     )
 
 
@@ -212,7 +217,7 @@ def test_agents_are_listed_oldest_first(repository: PostgresSessionRepository) -
         repository.create_agent("s", created)
         for index in range(messages):
             repository.create_message("s", agent_id, SessionMessage({"role": "user", "content": []}, index))
-        expected.append(AgentSummary(agent_id, created.created_at, created.updated_at, messages))
+        expected.append(AgentSummary(agent_id, *times(created), messages))
     assert repository.list_agents("s") == expected
 
 

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strands_psycopg import EmbeddingError, PostgresMemoryStore, PostgresSessionRepository, SchemaError
 from strands_psycopg.migrator import Migrator
 from support.databases import Databases
-from support.memories import DIMENSIONS, embed_trigrams, needs_memory
+from support.memories import DIMENSIONS, embed_trigrams, has_pgvector, needs_memory
 from support.tables import Connection, one
 from support.waiting import until
 
@@ -31,9 +31,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 @pytest.fixture(scope="module")
 def vectors_template(server: str, databases: Databases, template: str) -> Iterator[str]:
     """The name of a migrated database with vectors, to be copied."""
-    with psycopg.connect(server) as look:
-        if not one(look, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector')"):
-            pytest.skip("the server does not have pgvector")
+    if not has_pgvector(server):
+        pytest.skip("the server does not have pgvector")
     with databases.create("vectors_template", template) as dsn:
         with PostgresMemoryStore("notes", dsn, dimensions=DIMENSIONS) as store:
             store.ensure_schema()
@@ -204,6 +203,38 @@ def test_memory_of_words_gets_a_vector_when_it_is_added_again(
 
     assert vector_count(connection) == 2
     assert found(store, "cycling")[0] == "cyclist"
+
+
+def test_memories_of_words_get_vectors_at_once(
+    store: PostgresMemoryStore, repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    words = PostgresMemoryStore("notes", repository)
+    add(words, *(f"cyclist {number}\0" for number in range(120)))
+    add(PostgresMemoryStore("other", repository), "cyclist")
+    add(store, "gardener")
+
+    assert run(store.embed_missing()) == 120
+    assert run(store.embed_missing()) == 0
+
+    assert vector_count(connection) == 121
+    assert found(store, "cycling 7", max_search_results=1) == ["cyclist 7\0"]
+    with pytest.raises(TypeError, match="needs a store with embed"):
+        run(words.embed_missing())
+
+
+def test_text_that_is_edited_while_it_is_embedded_gets_no_outdated_vector(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    words = PostgresMemoryStore("notes", repository)
+    [memory_id] = add(words, "cyclist")
+
+    async def embed(texts: list[str]) -> list[list[float]]:
+        await words.update(memory_id, content="gardener")
+        return embed_trigrams(texts)
+
+    store = PostgresMemoryStore("notes", repository, embed=embed, dimensions=DIMENSIONS)
+    assert run(store.embed_missing()) == 0
+    assert vector_count(connection) == 0
 
 
 def test_duplicates_have_vectors_of_their_own(repository: PostgresSessionRepository, connection: Connection) -> None:

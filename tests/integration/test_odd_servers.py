@@ -14,6 +14,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from strands_psycopg import (
     DatabaseError,
+    PostgresMemoryStore,
     PostgresSessionRepository,
     PostgresStorage,
     PostgresStorageError,
@@ -29,7 +30,9 @@ from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer import export_session, import_session
 from support import transfers
 from support.agents import build
+from support.memories import needs_memory
 from support.multi_agents import Team
+from support.payloads import ScramblingCodec
 from support.storage import has_storage
 from support.tables import one
 
@@ -138,6 +141,7 @@ WRITES: dict[str, tuple[str, str, Callable[[PostgresSessionRepository], object]]
     "delete session": ("strands_sessions", "DELETE", lambda repository: repository.delete_session("s")),
     "delete agent": ("strands_agents", "DELETE", lambda repository: repository.delete_agent("s", "a")),
     "fork": ("strands_sessions", "INSERT", lambda repository: repository.fork_session("s", "t")),
+    "lease": ("strands_leases", "INSERT", lambda repository: repository.lease("s", wait=0).__enter__()),
     "import session": (
         "strands_sessions",
         "INSERT",
@@ -185,6 +189,40 @@ def test_value_that_a_trigger_suppresses_is_told_as_that(
 
     with pytest.raises(PostgresStorageError, match=SUPPRESSED):
         asyncio.run(storage.write("key", bytes(size)))
+
+
+OF_FORKS = ("agents", "messages", "message_variants", "checkpoints", "multi_agents")
+OF_STORAGES = ("session_storage", "session_chunks")
+
+
+@pytest.mark.parametrize("codec", [None, ScramblingCodec()], ids=["plain", "with a codec"])
+@pytest.mark.parametrize("table", [*OF_FORKS, *(OF_STORAGES if has_storage else ())])
+def test_fork_of_which_a_trigger_suppresses_a_row_is_not_stored(
+    dsn: str, connection: Connection, table: str, codec: ScramblingCodec | None
+) -> None:
+    with PostgresSessionRepository(dsn, payload_codec=codec) as repository:
+        transfers.fill(repository, "s")
+        counts = one(connection, f"SELECT count(*) FROM strands_{table}")
+        suppress(connection, f"strands_{table}", "INSERT")
+
+        with pytest.raises(DatabaseError, match=SUPPRESSED):
+            repository.fork_session("s", "t")
+
+        assert repository.read_session("t") is None
+        assert one(connection, f"SELECT count(*) FROM strands_{table}") == counts
+
+
+def test_lease_whose_takeover_a_trigger_suppresses_is_told_as_that(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    connection.execute(
+        "INSERT INTO strands_leases (session_id, term, acquired_at, expires_at)"
+        " VALUES ('s', gen_random_uuid(), '2020-01-01', '2020-01-01')"
+    )
+    suppress(connection, "strands_leases", "UPDATE")
+
+    with pytest.raises(DatabaseError, match=SUPPRESSED):
+        repository.lease("s", wait=0).__enter__()
 
 
 def test_writer_that_was_first_is_still_a_conflict(repository: PostgresSessionRepository) -> None:
@@ -304,3 +342,38 @@ def test_full_disk_of_the_server_has_advice() -> None:
     error = database._translate("storing", "could not extend file", psycopg.errors.DiskFull())
 
     assert str(error) == "storing: could not extend file; free some space on the server's disk"
+
+
+LOCALES = {"libc": "LOCALE 'C.UTF-8'", "builtin": "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"}
+
+
+@pytest.fixture(params=LOCALES)
+def localised_dsn(request: pytest.FixtureRequest, server: str, worker_id: str) -> Iterator[str]:
+    """A database whose parser of words knows letters and digits as its locale does."""
+    name = f"{request.param}_{worker_id}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        try:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {LOCALES[request.param]}".encode())
+        except psycopg.Error as error:
+            pytest.skip(f"the server has no such locale: {error.diag.message_primary}")
+        yield make_conninfo(server, dbname=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@needs_memory
+def test_same_words_are_found_on_every_locale(localised_dsn: str) -> None:
+    words = ["½", "x²", "①", "ⅷ", "Größe", "ЖУК", "東京", "١٢٣"]
+
+    async def missing(store: PostgresMemoryStore, storage: PostgresStorage) -> list[str]:
+        missing = []
+        for word in words:
+            await store.add(f"before {word} after")
+            await storage.write(word, f"before {word} after".encode())
+            memories, values = await store.search(word), await storage.search(word)
+            if [each.content for each in memories] != [f"before {word} after"] or len(values) != 1:
+                missing.append(word)
+        return missing
+
+    with PostgresSessionRepository(localised_dsn) as repository:
+        repository.ensure_schema()
+        assert asyncio.run(missing(PostgresMemoryStore("notes", repository), PostgresStorage(repository))) == []

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ USES: dict[str, Callable[[PostgresSessionRepository], object]] = {
     "fork": lambda repository: repository.fork_session("s", "fork", owner="Alice"),
     "lease": lambda repository: repository.lease("s", owner="Alice", wait=0).__enter__(),
     "lease async": lambda repository: asyncio.run(repository.lease("s", owner="Alice", wait=0).__aenter__()),
+    "annotate": lambda repository: repository.annotate_session("s", title="mine", expected_owner="Alice"),
+    "claim": lambda repository: repository.annotate_session("s", owner="Alice", expected_owner="Alice"),
     "delete": lambda repository: repository.delete_session("s", owner="Alice"),
     "delete agent": lambda repository: repository.delete_agent("s", "a", owner="Alice"),
 }
@@ -128,6 +131,25 @@ def test_loser_of_a_race_to_create_a_session_is_refused_if_it_is_anothers(
         open_session(repository, owner="Alice")
 
 
+def test_session_that_got_another_owner_after_it_was_read_keeps_its_title(
+    repository: PostgresSessionRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_session(repository, owner="Alice", title="Trip")
+    tables = session_tables(repository)
+    read = tables.sessions.read
+
+    def read_and_give_away(*key: Any, **owner: Any) -> Session | None:
+        session = read(*key, **owner)
+        repository.annotate_session("s", owner="Mallory", expected_owner="Alice")
+        return session
+
+    monkeypatch.setattr(tables.sessions, "read", read_and_give_away)
+    with pytest.raises(SessionOwnerError, match="annotating session 's'"):
+        open_session(repository, owner="Alice", title="mine", metadata={"of": "Alice"})
+    monkeypatch.undo()
+    assert stored(repository) == ("Mallory", "Trip", "null")
+
+
 @pytest.mark.parametrize("agent_exists", [False, True])
 def test_session_that_another_owner_has_created_anew_is_neither_restored_nor_written(
     repository: PostgresSessionRepository, connection: Connection, agent_exists: bool
@@ -173,6 +195,8 @@ def test_new_session_has_its_owner_title_and_metadata_exactly(repository: Postgr
     assert manager.session == repository.read_session("s")
     assert vars(repository.list_sessions().sessions[0]) == {
         **vars(manager.session),
+        "created_at": datetime.fromisoformat(manager.session.created_at),
+        "updated_at": datetime.fromisoformat(manager.session.updated_at),
         **{"agents": 0, "messages": 0, "multi_agents": 0, "metadata": METADATA},
     }
 

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors
+from strands.types.session import Session, SessionType
 
-from strands_psycopg import PostgresSessionRepository
+from strands_psycopg import PostgresSessionRepository, report
 from strands_psycopg.cli import main
 from strands_psycopg.errors import DatabaseError, MissingExtraError, ReportError, SchemaError
 from strands_psycopg.report import (
@@ -24,10 +25,13 @@ from strands_psycopg.report import (
     Latency,
     SessionFigures,
     ToolFigures,
+    daily_plots,
+    formatting,
     read_statistics,
     write_report,
 )
 from strands_psycopg.report.page import replace
+from support.multi_agents import Team
 from support.transcripts import assistant, call, result, store, store_json, usage, user
 
 Connection = psycopg.Connection[Any]
@@ -35,8 +39,8 @@ Connection = psycopg.Connection[Any]
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 
 
-def day(back: int, time: str = "12:00:00") -> str:
-    return f"{datetime.now(timezone.utc).date() - timedelta(days=back)} {time}"
+def day(back: int, hour: str = "12:00:00") -> str:
+    return f"{datetime.now(timezone.utc).date() - timedelta(days=back)} {hour}"
 
 
 @pytest.fixture
@@ -233,6 +237,42 @@ def test_the_page_shows_owners_and_titles_if_there_are_any(talks: None, reposito
     assert ["new", "", "", "6"] in [row[:4] for row in page.rows]
     assert page.elements == plain.elements
     assert ["Session", "Messages"] in [row[:2] for row in plain.rows]
+
+
+def test_the_page_shows_graphs_and_swarms_if_there_are_any(talks: None, repository: PostgresSessionRepository) -> None:
+    repository.create_session(Session("team", SessionType.AGENT))
+    repository.create_multi_agent("team", Team("graph", {}))
+    page = Page(page_of(repository))
+    assert ["Session", "Messages", "Turns", "Graphs, swarms"] in [row[:4] for row in page.rows]
+    assert ["team", "0", "0", "1"] in [row[:4] for row in page.rows]
+    assert ["new", "6", "2", "0"] in [row[:4] for row in page.rows]
+
+
+def test_the_page_says_which_sessions_it_lists_if_there_are_more(
+    talks: None, repository: PostgresSessionRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "searches only" not in page_of(repository)
+    monkeypatch.setattr(report, "_LONGEST", 1)
+    page = page_of(repository)
+    assert "whole history; of 2, this lists and searches only the 1 sessions with the most messages." in page
+    assert 'data-listed="the 1 sessions with the most messages"' in page
+
+
+def test_the_label_of_a_day_is_in_the_middle_of_its_bar(talks: None, repository: PostgresSessionRepository) -> None:
+    statistics = read_statistics(repository, days=14)
+    last = daily_plots._values(statistics, [("messages", lambda day: day.messages)])[-1]
+    today = datetime.combine(statistics.until, time(), timezone.utc)
+    assert (last["start"], last["next"]) == (
+        (today - timedelta(hours=12)).isoformat(),
+        (today + timedelta(hours=12)).isoformat(),
+    )
+
+
+def test_numbers_have_one_form() -> None:
+    numbers = [0, 999, 1982, 9999, 10_000, 12_345, 999_400, 999_600, 4_560_000, 7 * 10**9, 2 * 10**12, 10**16]
+    assert [formatting.compact(number) for number in numbers] == [
+        *("0", "999", "1,982", "9,999", "10k", "12.3k", "999k", "1M", "4.56M", "7G", "2T", "10,000T"),
+    ]
 
 
 def test_the_page_asks_for_nothing_else(talks: None, repository: PostgresSessionRepository) -> None:

@@ -81,7 +81,10 @@ def test_each_session_has_values_and_chunks_of_its_own(
 
 @sizes
 def test_a_write_to_a_session_that_does_not_exist_is_refused(
-    repository: PostgresSessionRepository, connection: Connection, value: bytes
+    repository: PostgresSessionRepository,
+    connection: Connection,
+    value: bytes,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     storage = repository.storage("missing")
     missing(storage, "k", value)
@@ -89,6 +92,8 @@ def test_a_write_to_a_session_that_does_not_exist_is_refused(
     missing(storage, "k", value)
     run(storage.delete("k"))
     assert (run(storage.list("")), run(storage.search("apple"))) == ([], [])
+    # Nothing of psycopg's, which would be printed if the application configures no logging.
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
     assert (values(connection, OF_SESSIONS), chunks(connection, OF_SESSIONS)) == ({}, NO_CHUNKS)
 
 
@@ -251,6 +256,30 @@ def test_a_fork_finds_what_its_agents_had_stashed(
         assert run(storage.read("context/s")) == SMALL
         assert run(storage.read("contexts/s/scopes/k")) == LARGE
         assert len(run(storage.list(""))) == len(run(repository.storage("s").list("")))
+
+
+@needs_stash
+def test_a_deleted_agent_leaves_neither_stash_nor_snapshots_and_others_keep_theirs(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    for agent_id in ("a", "a2"):
+        managed(repository, replies=REPLIES, agent_id=agent_id)("weigh x")
+    storage = repository.storage("s")
+    kept = {"context/s/scopes/agent/ab", "session/s/scopes/multiAgent/a/k", "context/t/scopes/agent/a/k", "a/k"}
+    for key in ("session/s/scopes/agent/a/snapshots/snapshot_latest.json", *kept):
+        run(storage.write(key, LARGE))
+    run(repository.storage("t").write("context/s/scopes/agent/a/k", LARGE))
+    kept |= {"t/context/s/scopes/agent/a/k"}
+    before = values(connection, OF_SESSIONS)
+    stash = {key for key in before if key.startswith("context/s/scopes/agent/a2/")}
+    assert stash
+
+    repository.delete_agent("s", "a")
+
+    assert values(connection, OF_SESSIONS) == {key: before[key] for key in kept | stash}
+    assert chunks(connection, OF_SESSIONS)[2:] == (0, 0)
+    with pytest.raises(SessionNotFoundError):
+        repository.delete_agent("s", "a")
 
 
 def fingerprint(connection: Connection, session_id: str) -> list[Any]:

@@ -11,19 +11,20 @@ import pytest
 pytestmark = pytest.mark.packages
 
 ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(file.relative_to(ROOT) for file in (ROOT / "sql").rglob("*.sql"))
 
 MIGRATE = """
 import strands_psycopg
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.embedded import postgres
-from strands_psycopg.migrator import Migrator, packaged_migrations
+from strands_psycopg.migrator import Migrator, optional_migrations, packaged_migrations
 
 with postgres() as dsn, PostgresSessionRepository(dsn) as repository:
     repository.ensure_schema()
     assert Migrator(repository._database).pending() == []
     assert repository.read_session("s") is None
 print(strands_psycopg.__file__)
-print(*(f"{each.version:04}_{each.name}.sql" for each in packaged_migrations()))
+print(*(f"{each.version:04}_{each.name}.sql" for each in packaged_migrations() + optional_migrations()))
 """
 
 
@@ -54,7 +55,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(built: dict[str, Path], sour
         for file in (ROOT / "src").rglob("*")
         if file.suffix in {".py", ".html", ".css", ".js"}
     ]
-    scripts = [Path("strands_psycopg", file.relative_to(ROOT)) for file in (ROOT / "sql").iterdir()]
+    scripts = [Path("strands_psycopg", script) for script in SCRIPTS]
 
     with zipfile.ZipFile(built[source]) as wheel:
         names = wheel.namelist()
@@ -70,9 +71,7 @@ def test_the_sdist_holds_the_sources_and_the_tests(built: dict[str, Path]) -> No
         names = [member.name.partition("/")[2] for member in sdist.getmembers()]
 
     assert len(names) == len(set(names))
-    assert [name for name in names if name.startswith("sql/")] == [
-        f"sql/{file.name}" for file in sorted((ROOT / "sql").iterdir())
-    ]
+    assert [Path(name) for name in names if name.startswith("sql/")] == SCRIPTS
     assert {"pyproject.toml", "README.md", "LICENSE", "noxfile.py", "tests/conftest.py"} <= set(names)
 
 
@@ -90,5 +89,5 @@ def test_an_installed_package_migrates_a_database(
     module, scripts = run(python, "-I", "-c", MIGRATE, cwd=tmp_path).splitlines()
 
     assert Path(module).is_relative_to(ROOT / "src" if source == "checkout" else environment)
-    assert scripts.split() == sorted(file.name for file in (ROOT / "sql").iterdir())
+    assert scripts.split() == [script.name for script in SCRIPTS]
     assert run(environment / "bin" / "strands-psycopg", "--version", cwd=tmp_path)

@@ -26,6 +26,9 @@ SELECT create_distributed_table('strands_session_chunks', 'session_id', colocate
 SELECT create_distributed_table('strands_storage', 'scope', colocate_with => 'none');
 SELECT create_distributed_table('strands_chunks', 'scope', colocate_with => 'strands_storage');
 SELECT create_distributed_table('strands_memories', 'owner', colocate_with => 'none');
+-- The table of vectors, if memory stores have any. If it is created later, run this statement alone then.
+SELECT create_distributed_table(vectors, 'owner', colocate_with => 'strands_memories')
+FROM to_regclass('strands_memory_vectors') AS vectors WHERE vectors IS NOT NULL;
 SELECT create_reference_table('strands_migrations');
 
 -- A purge limits with SET LOCAL for how long it waits for locks. That must reach the nodes.

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -25,6 +26,8 @@ from support.writes import message
 _CLIENTS = scale(40, 100)
 _SESSIONS = scale(8, 20)
 _TURNS = 2
+
+PAGE = Path(__file__).with_name("README.md")
 
 # So many processes may be short of the processor.
 _DEADLINE = 120
@@ -216,14 +219,33 @@ def test_what_clients_are_told(direct_dsn: str, repository: PostgresSessionRepos
             assert first.name == "text"
             assert rest[-1] == Event("error", {"status": 409, "detail": "another turn of this session came between"})
 
+            assert answer(await ask(http, "s/turns/ä?", "who?", agent="helper-2")) is not None
+            other = (await http.get("/sessions/s%2Fturns%2F%C3%A4%3F?agent=helper-2")).json()
+            assert other[0]["content"][0]["text"] == "who?"
+            assert (await http.get("/sessions/s%2Fturns%2F%C3%A4%3F")).status_code == 404
+
+            hello = {"prompt": "hello"}
             for response, status in [
                 (await http.post("/sessions/s/turns", content=b"no JSON"), 400),
                 (await http.post("/sessions/s/turns", json=["no object"]), 400),
-                (await http.post(f"/sessions/{'s' * 256}/turns", json={"prompt": "hello"}), 400),
+                (await http.post("/sessions/s/turns", json={"prompt": None}), 400),
+                (await http.post("/sessions/s/turns", json={"prompt": " "}), 400),
+                (await http.post("/sessions/s/turns", json={**hello, "agent": "a/b"}), 400),
+                (await http.post(f"/sessions/{'s' * 256}/turns", json=hello), 400),
+                (await http.post("/sessions/%00/turns", json=hello), 400),
                 (await http.get("/sessions/unknown"), 404),
+                (await http.get("/sessions/%00"), 400),
+                (await http.get("/sessions/s?agent=unknown"), 404),
                 (await http.get("/health"), 200),
             ]:
-                assert response.status_code == status
+                assert response.status_code == status, response.text
+
+        async with client(web.url, owner="bob") as http:
+            assert (await http.post("/sessions/s/turns", json=hello)).status_code == 404
+            assert (await http.get("/sessions/s")).status_code == 404
+            del http.headers["X-Forwarded-User"]
+            assert (await http.post("/sessions/s/turns", json=hello)).status_code == 401
+            assert (await http.get("/sessions/s")).status_code == 401
 
     with Web(direct_dsn, LEASE_WAIT="0") as web:
         asyncio.run(talk())
@@ -250,3 +272,36 @@ def test_worker_outlives_the_database() -> None:
         server.stop()
         with Web(server.dsn, DATABASE_TIMEOUT="1") as web:
             asyncio.run(talk(server, web.url))
+
+
+def test_what_clients_of_the_block_on_the_page_are_told(
+    direct_dsn: str, repository: PostgresSessionRepository, tmp_path: Path
+) -> None:
+    [block] = re.findall(r"^```python\n(.*?^app = .*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    block = block.replace("postgresql://localhost/agents", direct_dsn).replace("wait=10", "wait=0")
+    block = block.replace("return Agent(", "from support.echo import Echo; return Agent(model=Echo(), ")
+    (tmp_path / "block_of_the_page.py").write_text(block)
+    go = tmp_path / "go"
+
+    async def talk() -> None:
+        hello = {"prompt": "hello"}
+        async with client(web.url) as http:
+            assert [event.name for event in await ask(http, "a/b", "hello")] == ["text", "text", "done"]
+            assert texts_of(repository, "a/b")[0] == "hello"
+            with repository.lease("a/b", wait=0):
+                assert (await http.post("/sessions/a%2Fb/turns", json=hello)).status_code == 409
+            async with turn(http, "a/b", f"wait until {go}") as events:
+                first = await anext(events)
+                repository.create_message("a/b", "default", message(3, "of a writer without a lease"))
+                go.touch()
+                assert first.name == "text"
+                assert [event async for event in events][-1] == Event("error", 409)
+            for path, body in [("s", {"prompt": None}), ("s", {}), ("s", []), ("s" * 300, hello)]:
+                assert (await http.post(f"/sessions/{path}/turns", json=body)).status_code == 400
+        async with client(web.url, owner="bob") as http:
+            assert (await http.post("/sessions/a%2Fb/turns", json=hello)).status_code == 404
+            del http.headers["X-Forwarded-User"]
+            assert (await http.post("/sessions/s/turns", json=hello)).status_code == 401
+
+    with Web(direct_dsn, application=("--app-dir", str(tmp_path), "block_of_the_page:app")) as web:
+        asyncio.run(talk())

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from pglast import ast, enums, parse_sql
 
-from strands_psycopg.migrator import packaged_migrations
+from strands_psycopg.migrator import optional_migrations, packaged_migrations
 
 # Of pglast's nodes, whose attributes may all be None as far as their types tell.
 Node: TypeAlias = Any
@@ -27,7 +27,8 @@ def distribution_columns() -> Mapping[str, str]:
 
     Both are without their prefix. The ledger of migrations is not among them: it is a reference table.
     """
-    found = [match for each in packaged_migrations() for match in _CREATED.findall(each.text)]
+    migrations = [*packaged_migrations(), *optional_migrations()]
+    found = [match for each in migrations for match in _CREATED.findall(each.text)]
     return {table or view: column or "session_id" for table, column, view in found}
 
 
@@ -78,6 +79,15 @@ class _Checker:
             for node in nodes:
                 if _is(node, ast.CommonTableExpr) and _is(node.ctequery, ast.SelectStmt):
                     yield f"{node.ctename} selects in a CTE beside INSERT ... SELECT"
+            # So are those of what a CTE has stored.
+            written = {
+                node.ctename
+                for node in nodes
+                if _is(node, ast.CommonTableExpr) and not _is(node.ctequery, ast.SelectStmt)
+            }
+            for node in nodes:
+                if _is(node, ast.InsertStmt) and _tables(node.selectStmt) & written:
+                    yield f"{self._table(node.relation)} by INSERT ... SELECT of what a CTE has written"
         # What an INSERT ... SELECT in the same statement stores has a write id, by which a late one is told.
         elif any(_is(node, ast.UpdateStmt, ast.DeleteStmt) and self._has_deadline(node) for node in nodes):
             yield "UPDATE or DELETE compares the deadline with the coordinator's time"
@@ -203,6 +213,11 @@ def _sources(parts: Sequence[Node]) -> Iterator[Node]:
             yield part
         elif _is(part, ast.JoinExpr):
             yield from _sources([part.larg, part.rarg])
+
+
+def _tables(part: object) -> set[str]:
+    """Return the names of the tables and CTEs that a part of a statement refers to."""
+    return {node.relname for node in _walk(part) if _is(node, ast.RangeVar)}
 
 
 def _conditions(query: Node) -> Iterator[Node]:

@@ -1,5 +1,6 @@
 """The tables, distributed over the nodes of a Citus cluster as the recipe does it."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,9 +52,16 @@ def create(dsn: str) -> None:
         connection.execute(RECIPE.read_bytes())
 
 
+def distribute_vectors(dsn: str) -> None:
+    """Distribute the table of vectors, which was created later than the others."""
+    [statement] = re.findall(rb"^SELECT [^;]+'strands_memory_vectors'[^;]+;", RECIPE.read_bytes(), re.M)
+    with psycopg.connect(dsn) as connection:
+        connection.execute(statement)
+
+
 def drop(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
-        for table in sorted(names(dsn) & set(TABLES)):
+        for table in sorted(names(dsn) - set(VIEWS)):
             connection.execute(f"DROP TABLE strands_{table} CASCADE".encode())
 
 

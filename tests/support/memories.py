@@ -4,9 +4,11 @@ import math
 import re
 from hashlib import blake2b
 
+import psycopg
 import pytest
 
 from strands_psycopg import PostgresMemoryStore
+from support.tables import one
 
 try:
     from strands.memory.types import MemoryStore as _MemoryStore
@@ -16,10 +18,18 @@ except ImportError:
 has_memory = hasattr(_MemoryStore, "initialize")
 needs_memory = pytest.mark.skipif(not has_memory, reason="strands-agents before 1.46 has no such memory stores")
 
+_HAS_PGVECTOR = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector')"
+
 DIMENSIONS = 256
 
 # Shorter words are mostly those of grammar, which would make all questions alike.
 _MIN_LENGTH = 4
+
+
+def has_pgvector(dsn: str) -> bool:
+    """Return whether the server has pgvector."""
+    with psycopg.connect(dsn) as connection:
+        return bool(one(connection, _HAS_PGVECTOR))
 
 
 def embed_trigrams(texts: list[str]) -> list[list[float]]:

@@ -6,10 +6,11 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 
@@ -35,10 +36,11 @@ runpy.run_module("uvicorn", run_name="__main__")
 
 
 class Web:
-    """Uvicorn with the application ``recipes.web_worker``, on a port of 127.0.0.1, for the time of its ``with`` block.
+    """Uvicorn with the recipe's application, on a port of 127.0.0.1, for the time of its ``with`` block.
 
     Args:
         dsn: The database.
+        application: What uvicorn's command is told to serve.
         workers: How many processes; with 1 there is no supervisor.
         **environment: Further variables.
 
@@ -47,7 +49,15 @@ class Web:
         last_words: What it has written until its end.
     """
 
-    def __init__(self, dsn: str, *, workers: int = 1, **environment: str) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        application: Sequence[str] = ("recipes.web_worker:app",),
+        workers: int = 1,
+        **environment: str,
+    ) -> None:
+        self._application = application
         self._workers = workers
         self._environment = {"DATABASE_URL": dsn, "MODEL": "support.echo:Echo", **environment}
 
@@ -55,7 +65,7 @@ class Web:
         self._log = tempfile.NamedTemporaryFile()
         # A worker that is short of the processor is not hung.
         options = ["--port", "0", "--workers", str(self._workers), "--timeout-worker-healthcheck", str(_DEADLINE)]
-        arguments = [self._log.name, json.dumps(self._environment), "recipes.web_worker:app", *options]
+        arguments = [self._log.name, json.dumps(self._environment), *self._application, *options]
         self._process = processes.start(_SCRIPT, *arguments)
         try:
             wait_until(self._serves, seconds=_DEADLINE)
@@ -105,17 +115,21 @@ class Event(NamedTuple):
     data: Any
 
 
-def client(url: str) -> httpx.AsyncClient:
-    """Return a client of the server there."""
-    return httpx.AsyncClient(base_url=url, timeout=_DEADLINE, limits=httpx.Limits(max_connections=None))
+def client(url: str, owner: str = "alice") -> httpx.AsyncClient:
+    """Return a client of the server there, who has logged in."""
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=url, timeout=_DEADLINE, limits=limits, headers={"X-Forwarded-User": owner})
 
 
 @asynccontextmanager
-async def turn(http: httpx.AsyncClient, session_id: str, prompt: str) -> AsyncIterator[AsyncIterator[Event]]:
+async def turn(
+    http: httpx.AsyncClient, session_id: str, prompt: str, **options: str
+) -> AsyncIterator[AsyncIterator[Event]]:
     """Ask until it is not refused any more, and give the events as they come. Leaving early hangs up."""
     give_up_at = time.monotonic() + _DEADLINE
     while True:
-        async with http.stream("POST", f"/sessions/{session_id}/turns", json={"prompt": prompt}) as response:
+        path = f"/sessions/{quote(session_id, safe='')}/turns"
+        async with http.stream("POST", path, json={"prompt": prompt, **options}) as response:
             if "Retry-After" not in response.headers:
                 response.raise_for_status()
                 yield _events(response)
@@ -125,9 +139,9 @@ async def turn(http: httpx.AsyncClient, session_id: str, prompt: str) -> AsyncIt
         await asyncio.sleep(int(response.headers["Retry-After"]))
 
 
-async def ask(http: httpx.AsyncClient, session_id: str, prompt: str) -> list[Event]:
+async def ask(http: httpx.AsyncClient, session_id: str, prompt: str, **options: str) -> list[Event]:
     """Ask until it is not refused any more, and give all events."""
-    async with turn(http, session_id, prompt) as events:
+    async with turn(http, session_id, prompt, **options) as events:
         return [event async for event in events]
 
 

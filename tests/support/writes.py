@@ -197,6 +197,12 @@ WRITES = [
         lambda repository, session_id: _update_multi_agent(repository, session_id, 2),
     ),
     Write(
+        "annotate_session",
+        lambda repository, session_id: repository.create_session(Session(session_id, SessionType.AGENT), owner="old"),
+        lambda repository, session_id: repository.annotate_session(session_id, owner="now", expected_owner="old"),
+        lambda repository, session_id: repository.annotate_session(session_id, owner="next", expected_owner="now"),
+    ),
+    Write(
         "delete_session",
         _create_message,
         lambda repository, session_id: repository.delete_session(session_id),

@@ -20,6 +20,13 @@ BROKEN = {
         )
         SELECT true
     """,
+    "memory_vectors by INSERT ... SELECT of what a CTE has written": """
+        WITH added AS (
+            INSERT INTO public.strands_memories (owner, memory_id) VALUES (%(owner)s, %(memory_id)s)
+            RETURNING memory_id
+        )
+        INSERT INTO public.strands_memory_vectors (owner, memory_id) SELECT %(owner)s, added.memory_id FROM added
+    """,
     "the row count of INSERT ... SELECT ... ON CONFLICT is that of selected rows": """
         INSERT INTO public.strands_leases AS l (session_id, term) SELECT %(session_id)s, %(term)s
         ON CONFLICT (session_id) DO UPDATE SET term = EXCLUDED.term WHERE EXCLUDED.acquired_at > l.expires_at

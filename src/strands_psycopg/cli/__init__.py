@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 
-from strands_psycopg.cli import analytics, deletion, demo, memories, schema, sessions, show, transfer
-from strands_psycopg.cli.options import CODEC, DEFAULTS, TABLES, Parser, connection_hint
+from strands_psycopg.cli import analytics, deletion, demo, leases, memories, schema, sessions, show, storage, transfer
+from strands_psycopg.cli.options import CODEC, DEFAULTS, TABLES, Parser, connection_hint, similar_sessions_hint
 from strands_psycopg.errors import StrandsPsycopgError
 from strands_psycopg.system_errors import explain
 
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stdout.flush()
     except StrandsPsycopgError as error:
-        return _fail(f"{error}{connection_hint(arguments, error)}", 1)
+        hint = connection_hint(arguments, error) or similar_sessions_hint(arguments, error)
+        return _fail(f"{error}{hint}", 1)
     except BrokenPipeError:
         # The reader of the pipe has ended, as head does.
         _discard_output()
@@ -99,8 +100,10 @@ def _build_parser() -> argparse.ArgumentParser:
     schema.add_to(commands)
     sessions.add_to(commands)
     deletion.add_to(commands)
+    leases.add_to(commands)
     show.add_to(commands)
     transfer.add_to(commands)
+    storage.add_to(commands)
     memories.add_to(commands)
     analytics.add_to(commands)
     demo.add_to(commands)

@@ -25,7 +25,7 @@ def add_to(commands: Commands) -> None:
     )
     delete.add_argument("sessions", type=parse_session_id, metavar="SESSION", nargs="+", help="id of a session")
     delete.add_argument("--owner", metavar="NAME", help="delete them only if all of them belong to this owner")
-    _add_options(delete)
+    add_deletion_options(delete)
     delete.set_defaults(run=_delete)
 
     erase = commands.add_parser(
@@ -33,25 +33,27 @@ def add_to(commands: Commands) -> None:
         parents=[TABLES],
         allow_abbrev=False,
         help="delete everything of an owner",
-        description="Delete everything of an owner: sessions with everything in them, and values of storages. It asks "
-        "first. Agents may be running; their next write fails. If it is interrupted, run it again.",
+        description="Delete everything of an owner: sessions with everything in them, values of storages and memories. "
+        "It asks first. Agents may be running; their next write fails. What is stored under the owner after it has "
+        "started remains. If it is interrupted, run it again.",
     )
     erase.add_argument("--owner", required=True, metavar="NAME", help="whose data to delete")
-    _add_options(erase)
+    add_deletion_options(erase)
     erase.set_defaults(run=_erase)
 
 
-def _add_options(command: Parser) -> None:
+def add_deletion_options(command: Parser) -> None:
+    """Add the options of every command that deletes."""
     command.add_argument("--yes", action="store_true", help="do not ask")
     command.add_argument("--dry-run", action="store_true", help="only count what would be deleted")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    _check_asking(arguments)
+    check_asking(arguments)
     with open_repository(arguments) as repository:
         found = _read_summaries(repository, arguments)
-        if not _confirm(arguments, f"Delete {_describe(found)}?"):
+        if not confirm(arguments, f"Delete {_describe(found)}?"):
             return 1
         if not arguments.dry_run:
             for each in found:
@@ -60,7 +62,7 @@ def _delete(arguments: argparse.Namespace) -> int:
         sessions = [dataclasses.asdict(each) for each in found]
         print(output.dump_json({"sessions": sessions, "dry_run": arguments.dry_run}, indent=2))
     else:
-        print(f"{_verb(arguments)} {_describe(found)}")
+        print(f"{verb(arguments)} {_describe(found)}")
     return 0
 
 
@@ -99,12 +101,12 @@ def _describe(sessions: list[SessionSummary]) -> str:
 
 
 def _erase(arguments: argparse.Namespace) -> int:
-    _check_asking(arguments)
+    check_asking(arguments)
     with open_repository(arguments) as repository:
         if not arguments.yes and not arguments.dry_run:
             counts = _counts(repository.erase(owner=arguments.owner, dry_run=True))
             listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts) or "nothing so far"
-            if not _confirm(arguments, f"Delete everything of {printable(arguments.owner)} ({listed})?"):
+            if not confirm(arguments, f"Delete everything of {printable(arguments.owner)} ({listed})?"):
                 return 1
         erased = ErasureResult()
         with output.progress("counting" if arguments.dry_run else "erasing") as advance:
@@ -114,7 +116,7 @@ def _erase(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(output.dump_json({**dataclasses.asdict(erased), "dry_run": arguments.dry_run}, indent=2))
     else:
-        print(f"{_verb(arguments)} {output.pluralize(sum(dataclasses.astuple(erased)), 'row')}")
+        print(f"{verb(arguments)} {output.pluralize(sum(dataclasses.astuple(erased)), 'row')}")
         if counts := _counts(erased):
             output.print_table(("table", "rows"), counts, right=("rows",))
     return 0
@@ -125,7 +127,7 @@ def _counts(result: ErasureResult) -> list[tuple[str, str]]:
     return [(name, f"{count:,}") for name, count in dataclasses.asdict(result).items() if count]
 
 
-def _check_asking(arguments: argparse.Namespace) -> None:
+def check_asking(arguments: argparse.Namespace) -> None:
     """Check that the command need not ask, or can.
 
     Raises:
@@ -137,7 +139,7 @@ def _check_asking(arguments: argparse.Namespace) -> None:
         )
 
 
-def _confirm(arguments: argparse.Namespace, question: str) -> bool:
+def confirm(arguments: argparse.Namespace, question: str) -> bool:
     """Ask whether to go on, unless the options say so."""
     if arguments.yes or arguments.dry_run:
         return True
@@ -149,5 +151,6 @@ def _confirm(arguments: argparse.Namespace, question: str) -> bool:
     return False
 
 
-def _verb(arguments: argparse.Namespace) -> str:
+def verb(arguments: argparse.Namespace) -> str:
+    """Return what the command does."""
     return "would delete" if arguments.dry_run else "deleted"

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from strands_psycopg.errors import DatabaseUnavailableError
+from strands_psycopg.errors import DatabaseUnavailableError, SessionNotFoundError, StrandsPsycopgError
 from strands_psycopg.payload import PayloadCodec, Payloads
 from strands_psycopg.repository import PostgresSessionRepository
 
@@ -36,6 +37,9 @@ class Parser(argparse.ArgumentParser):
             close = get_close_matches(match[1], re.findall(r"[\w-]+", match[2]), n=1)
             hint = f"did you mean {close[0]}?" if close else f"the commands are {match[2]}"
             message = f"there is no command {match[1]!r}; {hint}"
+        elif message.startswith("unrecognized arguments:"):
+            message = f"{message}; --help after the command lists its options"
+        message = message.replace("invalid int value:", "must be a whole number, not")
         super().error(message)
 
 
@@ -73,6 +77,25 @@ def connection_hint(arguments: argparse.Namespace, error: Exception) -> str:
     if specified or not isinstance(error, DatabaseUnavailableError):
         return ""
     return "; no database was specified: use --dsn or set DATABASE_URL"
+
+
+def similar_sessions_hint(arguments: argparse.Namespace, error: Exception) -> str:
+    """Return a hint to append to a command's error: which sessions have ids like one that does not exist."""
+    if not isinstance(error, SessionNotFoundError):
+        return ""
+    hints = []
+    with suppress(StrandsPsycopgError), open_repository(arguments) as repository:
+        for session_id in getattr(arguments, "sessions", None) or [getattr(arguments, "session", None)]:
+            if session_id and repository.read_session(session_id) is None:
+                # Those that were active lately, and those that begin alike.
+                found = [each for prefix in (None, session_id[:3]) for each in _list_ids(repository, prefix)]
+                ids = {each.casefold(): each for each in found}
+                hints += [ids[each] for each in get_close_matches(session_id.casefold(), ids)]
+    return f"; did you mean {' or '.join(map(repr, hints))}?" if hints else ""
+
+
+def _list_ids(repository: PostgresSessionRepository, prefix: str | None) -> list[str]:
+    return [each.session_id for each in repository.list_sessions(limit=1000, prefix=prefix).sessions]
 
 
 def open_repository(arguments: argparse.Namespace) -> PostgresSessionRepository:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from strands.types.session import encode_bytes_values
@@ -145,12 +146,16 @@ def _shorten(text: str, width: int) -> str:
 
 
 def dump_json(document: Any, *, indent: int | None = None) -> str:
-    """Return a document as JSON, with bytes in Strands' form and null for NaN and infinities."""
+    """Return a document as JSON: bytes in Strands' form, times as ISO 8601, and null for NaN and infinities."""
     try:
-        return json.dumps(document, indent=indent, default=encode_bytes_values, allow_nan=False)
+        return json.dumps(document, indent=indent, default=_encode, allow_nan=False)
     except ValueError:
-        text = json.dumps(document, default=encode_bytes_values)
+        text = json.dumps(document, default=_encode)
         return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent)
+
+
+def _encode(value: object) -> object:
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else encode_bytes_values(value)
 
 
 def format_size(count: float) -> str:
@@ -167,6 +172,8 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def format_time(time: str, *, timespec: Literal["minutes", "seconds"]) -> str:
-    """Return a time in ISO 8601 without its offset, truncated to minutes or seconds."""
+def format_time(time: datetime | str, *, timespec: Literal["minutes", "seconds"]) -> str:
+    """Return a time, which may be in ISO 8601, without its offset, truncated to minutes or seconds."""
+    if isinstance(time, datetime):
+        time = time.isoformat()
     return time[: 16 if timespec == "minutes" else 19].replace("T", " ")

@@ -13,6 +13,7 @@ from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.listing import AgentSummary, SessionSummary, ValueSummary
+from strands_psycopg.repository.multi_agents import ListedMultiAgent
 
 # The number of messages in memory at once.
 _PAGE_SIZE = 100
@@ -26,7 +27,8 @@ def add_to(commands: Commands) -> None:
         allow_abbrev=False,
         help="print a session's conversations",
         description="Print a session's conversations: what was said, or what its agents hold in memory. Redacted "
-        "messages are shown redacted. The values of the session's storage follow, without their contents.",
+        "messages are shown redacted. Graphs and swarms follow with the states and results of their nodes, and the "
+        "values of the session's storage, without their contents.",
     )
     show.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
     show.add_argument("--agent", metavar="ID", help="only this agent")
@@ -42,6 +44,11 @@ def add_to(commands: Commands) -> None:
     view.add_argument(
         "--checkpoints", action="store_const", dest="view", const=_CHECKPOINTS, help="list each agent's checkpoints"
     )
+    show.add_argument(
+        "--state",
+        action="store_true",
+        help="show the states of agents, of their conversation managers, of graphs and of swarms too",
+    )
     show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(run=_show, view=_LOG)
 
@@ -50,15 +57,20 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.last is not None and arguments.last < 0:
         raise ValueError(f"--last must be 0 or more, not {arguments.last}")
     with open_repository(arguments) as repository:
-        session = session_tables(repository).listing.read(arguments.session)
-        if session is None:
+        tables = session_tables(repository)
+        session = tables.listing.read(arguments.session)
+        last_activity = tables.listing.last_activity(arguments.session)
+        if session is None or last_activity is None:
             raise SessionNotFoundError(f"showing session {arguments.session!r}: it does not exist")
+        session = dataclasses.replace(session, updated_at=last_activity)
         agents = repository.list_agents(arguments.session)
         if arguments.agent is not None:
+            ids = [agent.agent_id for agent in agents]
             agents = [agent for agent in agents if agent.agent_id == arguments.agent]
             if not agents:
                 raise SessionNotFoundError(
-                    f"showing session {arguments.session!r}: it has no agent {arguments.agent!r}"
+                    f"showing session {arguments.session!r}: it has no agent {arguments.agent!r}; "
+                    f"{'its agents are ' + ', '.join(map(repr, ids)) if ids else 'it has no agents'}"
                 )
 
         view: _View = arguments.view
@@ -66,12 +78,25 @@ def _show(arguments: argparse.Namespace) -> int:
         def read(agent: AgentSummary) -> Iterator[_Entry]:
             return view.read(repository, session.session_id, agent, arguments.last)
 
-        # None of the values belongs to one agent.
-        values = None if arguments.agent else session_tables(repository).listing.values(session.session_id)
+        def read_state(agent: AgentSummary) -> dict[str, Any]:
+            stored = repository.read_agent(session.session_id, agent.agent_id) if arguments.state else None
+            if stored is None:
+                return {}
+            return {
+                "state": stored.state,
+                "conversation_manager_state": stored.conversation_manager_state,
+                "internal_state": stored._internal_state,
+            }
+
+        # None of these belongs to one agent.
+        values = None if arguments.agent else tables.listing.values(session.session_id)
+        multi_agents = None if arguments.agent else tables.multi_agents.read_all(session.session_id)
         if arguments.json:
-            _print_json(session, agents, view.key, read, values)
+            _print_json(session, agents, view.key, read, read_state, multi_agents, values)
         else:
-            _print(session, agents, view, read, values)
+            _print(session, agents, view, read, read_state)
+            _print_multi_agents(multi_agents or [], arguments.state)
+            _print_values(values or [])
     return 0
 
 
@@ -168,12 +193,12 @@ def _print(
     agents: list[AgentSummary],
     view: _View,
     read: Callable[[AgentSummary], Iterator[_Entry]],
-    values: list[ValueSummary] | None,
+    read_state: Callable[[AgentSummary], dict[str, Any]],
 ) -> None:
     output.print_heading(f"session {printable(session.session_id)}")
     print(
         f"created {output.format_time(session.created_at, timespec='seconds')} UTC, "
-        f"last active {output.format_time(session.updated_at, timespec='minutes')} UTC; "
+        f"last active {output.format_time(session.updated_at, timespec='seconds')} UTC; "
         f"{output.pluralize(session.agents, 'agent')}, {output.pluralize(session.messages, 'message')}, "
         f"{output.pluralize(session.multi_agents, 'multi-agent')}"
     )
@@ -187,6 +212,8 @@ def _print(
         print()
         entries = read(agent)
         output.print_heading(f"agent {printable(agent.agent_id)}, {output.pluralize(agent.messages, 'message')}")
+        for name, state in read_state(agent).items():
+            print(f"  {name.replace('_', ' ')} {printable(output.dump_json(state))}")
         if view is _CHECKPOINTS:
             print()
             output.print_table(("checkpoint", "time", "messages"), [each.head for each in entries], right=("messages",))
@@ -196,20 +223,39 @@ def _print(
             output.print_heading(printable(", ".join(head)))
             for line in transcript.format_lines(content):
                 print("  " + printable(line, keep="\t"))
-    if values:
+
+
+def _print_multi_agents(multi_agents: list[ListedMultiAgent], with_state: bool) -> None:
+    for multi_agent in multi_agents:
+        state = multi_agent.state
         print()
-        output.print_heading(f"storage, {output.pluralize(len(values), 'value')}")
-        print()
-        rows = [
-            (
-                printable(value.key),
-                output.format_size(value.size),
-                output.format_time(value.updated_at, timespec="seconds"),
-                "" if value.expires_at is None else output.format_time(value.expires_at, timespec="seconds"),
-            )
-            for value in values
-        ]
-        output.print_table(("key", "size", "written", "expires"), rows, right=("size",))
+        output.print_heading(
+            f"{printable(str(state.get('type', 'multi-agent')))} {printable(multi_agent.multi_agent_id)}, "
+            f"{printable(str(state.get('status', 'no status')))}, "
+            f"{output.format_time(multi_agent.updated_at, timespec='seconds')}"
+        )
+        for line in transcript.format_multi_agent(state):
+            print("  " + printable(line, keep="\t"))
+        if with_state:
+            print(f"  state {printable(output.dump_json(state))}")
+
+
+def _print_values(values: list[ValueSummary]) -> None:
+    if not values:
+        return
+    print()
+    output.print_heading(f"storage, {output.pluralize(len(values), 'value')}")
+    print()
+    rows = [
+        (
+            printable(value.key),
+            output.format_size(value.size),
+            output.format_time(value.updated_at, timespec="seconds"),
+            "" if value.expires_at is None else output.format_time(value.expires_at, timespec="seconds"),
+        )
+        for value in values
+    ]
+    output.print_table(("key", "size", "written", "expires"), rows, right=("size",))
 
 
 def _print_json(
@@ -217,17 +263,22 @@ def _print_json(
     agents: list[AgentSummary],
     key: str,
     read: Callable[[AgentSummary], Iterator[_Entry]],
+    read_state: Callable[[AgentSummary], dict[str, Any]],
+    multi_agents: list[ListedMultiAgent] | None,
     values: list[ValueSummary] | None,
 ) -> None:
     """Print one JSON document without holding all of it in memory."""
     print('{"session": ' + output.dump_json(dataclasses.asdict(session)) + ', "agents": [', end="")
     for number, agent in enumerate(agents):
-        summary = output.dump_json(dataclasses.asdict(agent) | {key: None}).removesuffix("null}")
-        print(f"{',' if number else ''}\n{summary}[", end="")
+        summary = dataclasses.asdict(agent) | read_state(agent)
+        summary.pop(key, None)  # instead of their number
+        print(f'{"," if number else ""}\n{output.dump_json(summary).removesuffix("}")}, "{key}": [', end="")
         for position, entry in enumerate(read(agent)):
             print(f"{',' if position else ''}\n{output.dump_json(entry.document)}", end="")
         print("]}", end="")
-    shown_values = (
-        "" if values is None else f', "values": {output.dump_json([dataclasses.asdict(each) for each in values])}'
-    )
-    print(f"]{shown_values}}}")
+    rest: dict[str, Any] = {}
+    if multi_agents is not None:
+        rest["multi_agents"] = [each._asdict() for each in multi_agents]
+    if values is not None:
+        rest["values"] = [dataclasses.asdict(each) for each in values]
+    print("]" + "".join(f', "{name}": {output.dump_json(documents)}' for name, documents in rest.items()) + "}")

@@ -33,6 +33,38 @@ def format_lines(message: Any) -> Iterator[str]:
     yield from _blocks(message.get("content", []) if isinstance(message, dict) else message)
 
 
+def format_multi_agent(state: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of what a graph or swarm has stored: its task, each node with its result, and what comes next."""
+    if state.get("current_task"):
+        yield "task"
+        yield from _indent(_blocks(state["current_task"]))
+    results = _dict(state, "node_results")
+    yield from _node_results(results)
+    for kind in ("failed", "interrupted"):
+        nodes = state.get(f"{kind}_nodes")
+        without_result = [each for each in nodes if each not in results] if isinstance(nodes, list) else []
+        if without_result:
+            yield f"{kind} nodes {', '.join(map(_line, without_result))}"
+    following = state.get("next_nodes_to_execute")
+    if isinstance(following, list) and following:
+        yield f"next {', '.join(map(_line, following))}"
+
+
+def _node_results(results: dict[str, Any]) -> Iterator[str]:
+    for node_id in results:
+        node = _dict(results, node_id)
+        time = node.get("execution_time")
+        usage = format_tokens({"metadata": {"usage": node.get("accumulated_usage")}})
+        head = [f"node {_line(node_id)}", _line(node.get("status", "no status"))]
+        yield ", ".join([*head, *([f"{time:,} ms"] if isinstance(time, int) else []), *usage])
+        result = _dict(node, "result")
+        if result.get("type") == "multiagent_result":
+            yield from _indent(_node_results(_dict(result, "results")))
+        elif "message" in result:  # of an agent or an exception
+            message = result["message"]
+            yield from _indent(_text(message) if isinstance(message, str) else format_lines(message))
+
+
 def _blocks(content: Any) -> Iterator[str]:
     for block in content if isinstance(content, list) else [content]:
         if not isinstance(block, dict) or not block:

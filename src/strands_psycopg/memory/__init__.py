@@ -32,6 +32,7 @@ from strands_psycopg.memory.entry import (
 from strands_psycopg.memory.forget_tool import forget_tool as build_forget_tool
 from strands_psycopg.memory.jsonlines import JsonLines, LineError, batches, parse_line
 from strands_psycopg.memory.memory_search import Hit, MemorySearch
+from strands_psycopg.memory.missing_vectors import MissingVectors
 from strands_psycopg.memory.vectors import Vectors, check_vectors, find_vectors
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.pool_options import PoolOptions
@@ -85,7 +86,8 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
     The same text is stored once: adding it again refreshes its time and merges the metadata, key by key. So extraction,
     which may write a fact twice, stores it once. Contents and metadata come back exactly as they were added.
 
-    With ``embed``, memories are found by their meaning too, which takes the extension pgvector on the server. Vectors
+    With ``embed``, memories are found by their meaning too, which takes the extension pgvector on the server. Memories
+    that were stored before without ``embed`` get their vectors by ``embed_missing``, or when added again. Vectors
     are compared by cosine similarity. Both rankings are fused by reciprocal rank fusion (Cormack, Clarke and Büttcher,
     SIGIR 2009). A memory at rank r by its words and rank s by its vector has the score (30.5 / (60 + r)) +
     (30.5 / (60 + s)), without the part of a ranking that it is not in: 1 if it is first in both, at most 0.5 if it is
@@ -198,6 +200,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         self._entries = Entries(self._database, **where)
         self._search = MemorySearch(self._database, **where)
         self._lines = JsonLines(self._database, **where)
+        self._missing = MissingVectors(self._database, owner=self._owner, store=self.name)
 
     def ensure_schema(self) -> None:
         """Create or upgrade the tables, including those of sessions, and with ``dimensions`` the table of vectors.
@@ -407,6 +410,29 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
                 for row, embedding in zip(missing, await self._embedder.vectors(texts), strict=True):
                     row["embedding"] = embedding
             count += await self._in_worker(partial(self._lines.store, rows, vectors))
+        return count
+
+    async def embed_missing(self) -> int:
+        """Embed the memories that have no vector, in batches of 100, and return how many got one.
+
+        Memories have none if they were added, edited or imported by a store without ``embed``. A search finds those by
+        their words only. An interrupted call can be repeated.
+
+        Raises:
+            TypeError: The store has no ``embed``.
+            EmbeddingError: ``embed`` failed; the batches before are stored.
+            ValueError: The store is not writable.
+        """
+        self._check_writable()
+        if self._embedder is None:
+            raise TypeError("embed_missing() needs a store with embed")
+        vectors = await self._in_worker(self._checked_vectors)
+        count = 0
+        after: UUID | None = None
+        while texts := await self._in_worker(partial(self._missing.batch, after)):
+            embeddings = await self._embedder.vectors([text.content for text in texts])
+            count += await self._in_worker(partial(self._missing.store, texts, embeddings, vectors))
+            after = texts[-1].memory_id
         return count
 
     def get_tools(self) -> "builtins.list[AgentTool]":

@@ -9,6 +9,7 @@ ranks, so that a word which many of them have decides little.
 from dataclasses import dataclass
 
 from psycopg.types.numeric import Int8
+from typing_extensions import LiteralString
 
 from strands_psycopg.database import Database
 from strands_psycopg.memory.entry import COLUMN_COUNT, COLUMNS, Memory, read_memory
@@ -23,21 +24,34 @@ _MIN_NEAREST = 20
 
 # How many candidates an HNSW index keeps during a scan, at least and at most (the limit of pgvector). Its default of 40
 # would miss one in ten of the nearest vectors.
-_MIN_CANDIDATES = 100
+_MIN_CANDIDATES = 80
 _MAX_CANDIDATES = 1000
 
-_WORDED = """
+# The planner takes a while for conditions that turn out to hold always, so without a filter they are left out.
+_WORDED_FILTER = """
+                AND m.metadata @> %(filter)s::jsonb"""
+_MEANT_FILTER = """
+                AND EXISTS (
+                    SELECT true FROM {memories} AS m
+                    WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = v.memory_id
+                        AND m.metadata @> %(filter)s::jsonb
+                )"""
+
+_WORDED = (
+    """
     worded AS (
         SELECT found.memory_id, found.relevance,
             pg_catalog.count(*) OVER (ORDER BY found.relevance DESC)::float8 AS rank
         FROM (
             SELECT m.memory_id, m.updated_at, pg_catalog.ts_rank(m.search_vector, query)::float8 AS relevance
             FROM {memories} AS m, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(words)s) AS query
-            WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query
-                AND (%(filter)s::jsonb IS NULL OR m.metadata @> %(filter)s::jsonb)
+            WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query"""
+    + _WORDED_FILTER
+    + """
             ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(worded)s
         ) AS found
     )"""
+)
 
 _FOUND = (
     """
@@ -74,12 +88,9 @@ _BY_BOTH = (
         FROM query, LATERAL (
             SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
             FROM {memory_vectors} AS v
-            WHERE v.owner = %(owner)s AND v.store = %(store)s
-                AND (%(filter)s::jsonb IS NULL OR EXISTS (
-                    SELECT true FROM {memories} AS m
-                    WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = v.memory_id
-                        AND m.metadata @> %(filter)s::jsonb
-                ))
+            WHERE v.owner = %(owner)s AND v.store = %(store)s"""
+    + _MEANT_FILTER
+    + """
             ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s
         ) AS found
         WHERE 1::float8 - found.distance >= %(min_similarity)s::float8
@@ -94,6 +105,14 @@ _BY_BOTH = (
     )"""
     + _FOUND
 )
+
+
+def _without_filters(template: LiteralString) -> LiteralString:
+    return template.replace(_WORDED_FILTER, "").replace(_MEANT_FILTER, "")
+
+
+_ALL_BY_WORDS = _without_filters(_BY_WORDS)
+_ALL_BY_BOTH = _without_filters(_BY_BOTH)
 
 
 @dataclass(frozen=True)
@@ -126,7 +145,6 @@ class MemorySearch:
         self._database = database
         self._key: _Row = {"owner": owner, "store": store, "configuration": text_search_config}
         self._operation = f"searching memory store {store!r}"
-        self._by_words = database.statement(_BY_WORDS)
 
     def search(
         self,
@@ -152,9 +170,10 @@ class MemorySearch:
         """
         row = self._key | condition | {"words": words or None, "limit": Int8(limit), "min_score": min_score}
         row["worded"] = Int8(max(limit, _MIN_WORDED))
-        statement = self._by_words
+        filtered = condition["filter"] is not None
+        template = _BY_WORDS if filtered else _ALL_BY_WORDS
         if vectors is not None:
-            statement = compose(self._database, vectors, _BY_BOTH)
+            template = _BY_BOTH if filtered else _ALL_BY_BOTH
             nearest = max(limit, _MIN_NEAREST)
             row |= {
                 "embedding": embedding,
@@ -163,6 +182,7 @@ class MemorySearch:
                 "candidates": str(min(max(2 * nearest, _MIN_CANDIDATES), _MAX_CANDIDATES)),
                 "iterative": vectors.scans_iteratively,
             }
-        # Not prepared: which index is faster depends on the owner, and on whether there is a filter.
+        statement = compose(self._database, vectors, template)
+        # Not prepared: which index is faster depends on the owner.
         rows = self._database.fetch(self._operation, statement, row, prepare=False).rows
         return [Hit(read_memory(each), each[COLUMN_COUNT], each[COLUMN_COUNT + 1]) for each in rows]

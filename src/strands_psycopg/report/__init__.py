@@ -34,7 +34,8 @@ __all__ = [
     "write_report",
 ]
 
-_LONGEST = 500
+# The rows that browsers still search and sort at once.
+_LONGEST = 5_000
 
 
 def write_report(
@@ -46,6 +47,8 @@ def write_report(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Statistics:
     """Write an HTML page with plots and tables, and return the statistics that it shows.
+
+    Its table of sessions has up to 5,000 of them, those with the most messages, and says so if there are more.
 
     The page needs no other file and no network. A file is replaced atomically; a pipe or device is written to directly.
 

@@ -1,7 +1,7 @@
 """The plots with a bar for each day."""
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, time, timedelta, timezone
 
 from strands_psycopg.report import formatting
 from strands_psycopg.report.drawing import Json, Plot, draw, tooltip_layer
@@ -14,6 +14,9 @@ _MIN_BARS = 14
 
 # With more days, each bar shows the mean of several weeks.
 _MAX_BARS = 366
+
+# Like ``formatting.compact``; there is no half of a message.
+_COUNT_LABEL = "datum.value % 1 ? '' : format(datum.value, datum.value < 10000 ? ',' : '~s')"
 
 Count = Callable[[DayFigures], int]
 
@@ -73,7 +76,6 @@ def _plot(
         axis = {
             "format": date_format,
             "tickCount": max(width // 100, 3),
-            "labelFlush": True,
             "labelOverlap": "greedy",
         }
         x = {"field": "start", "type": "temporal", "scale": {"type": "utc"}, "axis": axis}
@@ -93,7 +95,7 @@ def _plot(
 
 
 def _y_encoding(field: str) -> Json:
-    axis = {"tickCount": 4, "tickMinStep": 1, "labelExpr": "format(datum.value, '~s')"}
+    axis = {"tickCount": 4, "tickMinStep": 1, "labelExpr": _COUNT_LABEL}
     return {"field": field, "type": "quantitative", "axis": axis}
 
 
@@ -113,11 +115,14 @@ def _values(statistics: Statistics, counts: Sequence[tuple[str, Count]]) -> list
         when = formatting.day(begin)
         if step > 1:
             when = f"{when} to {formatting.day(begin + timedelta(days=step - 1))}, per day"
+        # A day's label stands at its midnight, so this is the middle of its bar.
+        left = datetime.combine(begin, time(), timezone.utc) - (timedelta(hours=12) if step == 1 else timedelta())
+        right = left + timedelta(days=step)
         values.append(
             {
-                "start": begin.isoformat(),
-                "end": f"{begin + timedelta(days=step - 1)}T20:00Z",
-                "next": (begin + timedelta(days=step)).isoformat(),
+                "start": left.isoformat(),
+                "end": (right - timedelta(hours=4)).isoformat(),
+                "next": right.isoformat(),
                 "tooltip": f"{when}: {parts}",
                 **{f"count{index}": mean for index, mean in enumerate(means)},
             }

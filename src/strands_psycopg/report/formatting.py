@@ -9,13 +9,15 @@ def integer(number: int) -> str:
 
 
 def compact(number: int) -> str:
-    """Return a number with three or four digits: 999, 12.3 K, 4.56 M."""
-    value = float(number)
-    for unit in ("", " K", " M", " G"):
+    """Return a number with three or four digits: 1,982, 12.3k, 4.56M; plots label their axes in the same way."""
+    if number < 10_000:
+        return integer(number)
+    value = number / 1000
+    for unit in ("k", "M", "G"):
         if value < 999.5:
-            return f"{number}" if not unit else f"{value:.3g}{unit}"
+            return f"{value:.3g}{unit}"
         value /= 1000
-    return f"{value:,.3g} T" if value < 999.5 else f"{value:,.0f} T"
+    return f"{value:,.3g}T" if value < 999.5 else f"{value:,.0f}T"
 
 
 def percentage(part: int, whole: int) -> str:

@@ -1,22 +1,33 @@
 "use strict";
+// Browsers take seconds to lay out thousands of rows, so they are shown by and by.
+const shownAtOnce = 500;
+
 for (const table of document.querySelectorAll("table")) {
   const section = table.closest("section");
   const rows = [...table.tBodies[0].rows];
   const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
 
   const search = section.querySelector("input");
+  const more = section.querySelector(".more");
   const noMatch = section.querySelector(".no-match");
+  // Empty if the table has all rows that there are.
+  const listed = section.dataset.listed ?? "";
+  if (listed) noMatch.textContent = `No matching rows among ${listed}; the others are not on this page.`;
+  let limit = shownAtOnce;
   const filter = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
+    let found = 0;
     for (const row of rows) {
-      row.hidden = !words.every((word) => texts.get(row).includes(word));
-      shown += !row.hidden;
+      const matches = words.every((word) => texts.get(row).includes(word));
+      found += matches;
+      row.hidden = !matches || found > limit;
     }
-    noMatch.hidden = shown > 0;
-    section.querySelector("output").value = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+    more.hidden = found <= limit;
+    noMatch.hidden = found > 0;
+    section.querySelector("output").value = `${found.toLocaleString("en")} of ${rows.length.toLocaleString("en")}${listed && " listed"}`;
   };
-  search.addEventListener("input", filter);
+  search.addEventListener("input", () => { limit = shownAtOnce; filter(); });
+  more.addEventListener("click", () => { limit += shownAtOnce; filter(); });
   search.parentElement.hidden = false;
   filter();
 
@@ -40,6 +51,7 @@ for (const table of document.querySelectorAll("table")) {
       const keys = new Map(rows.map((row) => [row, key(row, column)]));
       rows.sort((a, b) => sign * (keys.get(a) < keys.get(b) ? -1 : keys.get(a) > keys.get(b) ? 1 : 0));
       table.tBodies[0].append(...rows);
+      filter();
     });
   });
 }

@@ -49,11 +49,14 @@ _TOOLS = """
 """
 
 _LONGEST = """
-    SELECT session_id, owner, title, extract(epoch FROM first_active_at), extract(epoch FROM last_active_at), turns,
-        messages, tool_calls, tool_failures, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens
-    FROM {session_figures}
-    WHERE %(since)s::date IS NULL OR last_active_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
-    ORDER BY messages DESC, session_id LIMIT %(longest)s
+    SELECT s.session_id, s.owner, s.title, coalesce(g.multi_agents, 0), extract(epoch FROM s.first_active_at),
+        extract(epoch FROM s.last_active_at), s.turns, s.messages, s.tool_calls, s.tool_failures, s.input_tokens,
+        s.output_tokens, s.cache_read_tokens, s.cache_write_tokens
+    FROM {session_figures} AS s LEFT JOIN (
+        SELECT session_id, pg_catalog.count(*) AS multi_agents FROM {multi_agents} GROUP BY session_id
+    ) AS g ON g.session_id = s.session_id
+    WHERE %(since)s::date IS NULL OR s.last_active_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
+    ORDER BY s.messages DESC, s.session_id LIMIT %(longest)s
 """
 
 # The total for progress bars.
@@ -110,6 +113,7 @@ class SessionFigures(Figures):
         session_id: The session.
         owner: Whose session it is; None if nobody's.
         title: Its title, as it is stored.
+        multi_agents: The number of its graphs and swarms.
         first_active_at: When the session was created, in UTC.
         last_active_at: When the session was last written to, in UTC.
     """
@@ -117,6 +121,7 @@ class SessionFigures(Figures):
     session_id: str
     owner: str | None = None
     title: str | None = None
+    multi_agents: int = 0
     first_active_at: datetime
     last_active_at: datetime
 
@@ -254,11 +259,12 @@ def read_statistics(
                 session_id=session_id,
                 owner=owner,
                 title=title,
+                multi_agents=multi_agents,
                 first_active_at=_time(started),
                 last_active_at=_time(ended),
                 **_figures(counts),
             )
-            for session_id, owner, title, started, ended, *counts in rows(each_session)
+            for session_id, owner, title, multi_agents, started, ended, *counts in rows(each_session)
         )
         return Statistics(
             database=name,

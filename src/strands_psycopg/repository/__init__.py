@@ -159,6 +159,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         self,
         session_id: str,
         *,
+        owner: str | None = None,
         expires_in: timedelta | float | None = None,
         text_search_config: str = "simple",
         search_limit: int = 100,
@@ -170,10 +171,14 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         ``guard_overwrites`` does. A write to a session that does not exist, or not any more, raises
         ``PostgresStorageError``, whose cause is a ``SessionNotFoundError``, so build the session's manager first.
 
+        With ``owner``, each call checks in its own statement that the session, if it exists, belongs to it. Otherwise
+        it raises ``PostgresStorageError``, whose cause is a ``SessionOwnerError``.
+
         Each call returns a writer of its own. Managers and agents that work on the session together share one.
 
         Args:
             session_id: The session.
+            owner: Whose session it is; None if any session may be read and written.
             expires_in: The time after which values expire, as for ``PostgresStorage``.
             text_search_config: As for ``PostgresStorage``.
             search_limit: As for ``PostgresStorage``.
@@ -187,6 +192,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
             self._tables.payloads,
             self._tables.leases,
             check_id("session_id", session_id),
+            owner=check_owner(owner),
             expires_in=expires_in,
             text_search_config=text_search_config,
             search_limit=search_limit,
@@ -239,6 +245,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         owner: str | Unchanged | None = UNCHANGED,
         title: str | Unchanged | None = UNCHANGED,
         metadata: Metadata | Unchanged | None = UNCHANGED,
+        expected_owner: str | None = None,
     ) -> None:
         """Set the owner, title or metadata of a session.
 
@@ -247,12 +254,19 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
             owner: Whose session it is from now on; None is nobody's. What is not passed stays as it is.
             title: Its title; None removes it.
             metadata: Its metadata, which replace the previous ones; None removes them.
+            expected_owner: Whose session it is so far; None annotates any session.
 
         Raises:
             SessionNotFoundError: The session does not exist.
+            SessionOwnerError: The session does not belong to ``expected_owner``, and that is not None.
         """
         self._tables.sessions.annotate(
-            session_id, owner=owner, title=title, metadata=metadata, term=self._term(session_id)
+            session_id,
+            owner=owner,
+            title=title,
+            metadata=metadata,
+            expected_owner=expected_owner,
+            term=self._term(session_id),
         )
 
     def delete_session(self, session_id: str, *, owner: str | None = None, **kwargs: Any) -> None:
@@ -390,12 +404,15 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         return sum(batches, PurgeResult())
 
     def erase(self, *, owner: str, dry_run: bool = False) -> ErasureResult:
-        """Delete everything that an owner has left, and return how much was deleted from each table.
+        """Delete everything that an owner has left so far, and return how much was deleted from each table.
 
-        That is the sessions of this owner with everything in them, and the values of storages with this owner. Running
-        agents and their leases do not stop it: an agent's next write raises ``SessionNotFoundError``. It deletes in
-        small transactions until nothing is left, including what is stored meanwhile. If it fails, call it again. A
-        batch whose acknowledgement was lost is not counted.
+        That is the sessions of this owner with everything in them, and the values of storages and memories with this
+        owner. Running agents and their leases do not stop it: an agent's next write raises ``SessionNotFoundError``. It
+        deletes in small transactions. If it fails, call it again. A batch whose acknowledgement was lost is not
+        counted.
+
+        Sessions, values and memories that are stored under the owner after it has started remain, so end the owner's
+        access first. Another call with ``dry_run`` counts what is left.
 
         Args:
             owner: The owner, as it was given to managers and storages.
@@ -415,7 +432,11 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         return self._tables.listing.agents(session_id)
 
     def delete_agent(self, session_id: str, agent_id: str, *, owner: str | None = None) -> None:
-        """Delete an agent with its messages and checkpoints.
+        """Delete an agent with its messages, its checkpoints and, in the session's storage, its stash.
+
+        So it does with the snapshots that Strands' own ``SnapshotSessionManager`` stores there. The keys of other
+        values do not tell their agent, such as those of Strands' ``ContextOffloader``, and those in a namespace of the
+        application's. They remain until the session is deleted.
 
         Raises:
             SessionNotFoundError: The agent does not exist.

@@ -17,8 +17,10 @@ from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.messages import Messages, append_conflict, message_row, update_conflict
+from strands_psycopg.repository.messages import Messages, message_row
+from strands_psycopg.repository.refusals import Refusals
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
+from strands_psycopg.storage.session_values import keys_of_agent
 
 _CREATE = """
     WITH t AS (
@@ -54,13 +56,8 @@ _UPDATE_AND_APPEND = """
     ), u AS (
         {update_agent} AND EXISTS (SELECT true FROM t) RETURNING created_at, updated_at
     ), {touch_session_of_u}
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
-        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
-        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged}
-            AND (t.created_at IS NOT NULL OR coalesce({next_message_id}, 0) = %(message_id)s) AS suppressed
-    FROM {fence_of_insert} LEFT JOIN t ON true LEFT JOIN u ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # both are stored or neither; times are NULL: another writer has updated the agent or stored a message
+    SELECT {server_time}, {times_of_t}, {times_of_u} FROM u LEFT JOIN t ON true
+"""  # no row: nothing was stored (see Refusals)
 
 # Of an agent without a message, and without new variants.
 _UPDATE = """
@@ -70,10 +67,7 @@ _UPDATE = """
     unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     )
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, NULL, NULL, {times_of_u}, NULL,
-        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged} AS suppressed
-    FROM fence LEFT JOIN u ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+    SELECT {server_time}, NULL, NULL, {times_of_u} FROM u
 """  # as _UPDATE_AND_APPEND
 
 # The message is optional. Everything but it depends on the update of the agent, and that on the message.
@@ -101,14 +95,7 @@ _STORE = """
     ), unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     ), {touch_session_of_u}
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t}, {times_of_u},
-        CASE WHEN t.created_at IS NULL AND %(message_id)s::bigint IS NOT NULL THEN coalesce({next_message_id}, 0) END,
-        u.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged} AND (
-            t.created_at IS NOT NULL OR %(message_id)s::bigint IS NULL
-            OR coalesce({next_message_id}, 0) = %(message_id)s
-        ) AS suppressed
-    FROM {fence_of_insert} LEFT JOIN t ON true LEFT JOIN u ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
+    SELECT {server_time}, {times_of_t}, {times_of_u} FROM u LEFT JOIN t ON true
 """  # as _UPDATE_AND_APPEND
 
 _REPLACE_MESSAGES = """
@@ -154,6 +141,23 @@ _DELETE = """
     ), c AS (
         DELETE FROM {checkpoints}
         WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND EXISTS (SELECT true FROM t)
+    ), s AS (
+        DELETE FROM {session_storage}
+        WHERE session_id = %(session_id)s AND EXISTS (SELECT true FROM t) AND (
+            key >= %(stash)s::text AND key < %(stash_end)s::text
+            OR key >= %(snapshots)s::text AND key < %(snapshots_end)s::text
+        )
+        RETURNING key, chunk_ids
+    ), freed AS (
+        SELECT used.chunk_id, pg_catalog.count(*) AS number
+        FROM (SELECT DISTINCT s.key, item AS chunk_id FROM s CROSS JOIN LATERAL unnest(s.chunk_ids) AS item) AS used
+        GROUP BY used.chunk_id
+    ), k AS (
+        DELETE FROM {session_chunks} AS c USING freed
+        WHERE c.session_id = %(session_id)s AND c.chunk_id = freed.chunk_id AND c.reference_count <= freed.number
+    ), r AS (
+        UPDATE {session_chunks} AS c SET reference_count = c.reference_count - freed.number::integer FROM freed
+        WHERE c.session_id = %(session_id)s AND c.chunk_id = freed.chunk_id AND c.reference_count > freed.number
     )
     SELECT {allowed_at}, t.agent_id IS NOT NULL, {of_another_owner},
         t.agent_id IS NULL AND fence.holds AND {owned} AND EXISTS (
@@ -254,6 +258,7 @@ class Agents:
         self._database = database
         self._payloads = payloads
         self._messages = Messages(database, payloads)
+        self._refusals = Refusals(database)
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
         self._update_and_append = compose(database, _UPDATE_AND_APPEND)
@@ -386,21 +391,15 @@ class Agents:
         if not change.is_plain or message is None:
             statement = self._update if message is None and not change.variants else self._store
             row |= self._variant_rows(session_id, change)
-        result = run_explained(operation, lambda: self._database.write(operation, statement, row))
-        allowed_at, exists, created_at, updated_at, agent_created_at, agent_updated_at, next_index, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id, self._database)
-        if not exists:
-            raise SessionNotFoundError(f"{operation}: the agent does not exist")
-        if message is not None and created_at is None and next_index != message.message_id:
-            raise append_conflict(operation, session_id, agent_id, message, next_index)
-        if agent_created_at is None:
-            raise update_conflict(operation, session_id, agent_id, None if message is None else message.message_id)
+        message_id = None if message is None else message.message_id
+        stored = self._refusals.write(operation, statement, row, message_id)
+        _, created_at, updated_at, agent_created_at, agent_updated_at = stored
         if message is not None:
             message.created_at, message.updated_at = created_at, updated_at or created_at
         return agent_created_at, agent_updated_at or agent_created_at
 
     def delete(self, session_id: str, agent_id: str, *, owner: str | None = None, term: UUID | None = None) -> None:
-        """Delete an agent and its messages.
+        """Delete an agent with everything in the session that names it.
 
         Raises:
             SessionOwnerError: The session does not belong to ``owner``, and that is not None.
@@ -409,7 +408,7 @@ class Agents:
         """
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"deleting agent {agent_id!r} of session {session_id!r}"
-        row = {**key, "owner": check_owner(owner), "term": term}
+        row = {**key, **keys_of_agent(session_id, agent_id), "owner": check_owner(owner), "term": term}
         result = run_explained(operation, lambda: self._database.write(operation, self._delete, row))
         allowed_at, deleted, of_another_owner, _ = result.rows[0]
         if not deleted and of_another_owner:

@@ -10,7 +10,7 @@ from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, in_places
 from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.messages import update_conflict
+from strands_psycopg.repository.refusals import conflict
 from strands_psycopg.repository.window import Window
 
 # Conversation managers pin the first messages once, at their first reduction, and do not tell it in their state. This
@@ -152,7 +152,7 @@ class Checkpoints:
         allowed_at, saved, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id, self._database)
         if not saved:
-            raise update_conflict(operation, session_id, agent_id)
+            raise conflict(operation, session_id, agent_id)
 
     def list(self, session_id: str, agent_id: str, *, limit: int | None, start_after: UUID | None) -> list[str]:
         """Return the ids of up to ``limit`` checkpoints of an agent, oldest first, after one of them."""

@@ -1,13 +1,16 @@
 """Deletion of everything that an owner has left, concurrently with running agents.
 
-It goes part by part and batch by batch, each in a transaction of its own, until nothing is found. So it can be
-interrupted at any time and started again. A batch waits for no lock for long: if a statement of a running agent holds
-one, the transaction is retried. Leases do not stop it; their holders' next write finds that the session is gone.
+It goes part by part and batch by batch, each in a transaction of its own, through what was stored before it started. So
+it ends even if more is being stored, and can be interrupted at any time and started again. A batch waits for no lock
+for long: if a statement of a running agent holds one, the transaction is retried. Leases do not stop it; their holders'
+next write finds that the session is gone.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import partial
 from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeVar
@@ -33,10 +36,16 @@ _ROWS_PER_BATCH = 1_000
 # In seconds, for one transaction. One session may have a million messages.
 _RESPONSE_TIMEOUT = 600.0
 
+_READ_TIME = "SELECT pg_catalog.clock_timestamp()"
+
+# Of a row that was not stored since the erasure started; one with a time in the future was imported.
+_NOT_NEW = "({time} <= %(started_at)s OR {time} > pg_catalog.clock_timestamp())"
+
 _LIST_SESSIONS = """
     SELECT s.session_id, {counts_of_s}
-    FROM {sessions} AS s WHERE s.owner = %(owner)s ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
-"""
+    FROM {sessions} AS s WHERE s.owner = %(owner)s AND {not_new}
+    ORDER BY s.updated_at, s.session_id LIMIT %(limit)s
+""".replace("{not_new}", _NOT_NEW.replace("{time}", "s.created_at"))
 
 _STILL_OWNED = "SELECT session_id FROM {sessions} WHERE session_id = ANY(%(session_ids)s) AND owner = %(owner)s"
 
@@ -80,7 +89,7 @@ _UNUSED = """
 """
 
 _LOCK_CHUNKS = f"""
-    SELECT c.chunk_id FROM {{chunks}} AS c WHERE c.scope = %(scope)s AND {_UNUSED}
+    SELECT c.chunk_id FROM {{chunks}} AS c WHERE c.scope = %(scope)s AND c.chunk_id > %(after)s AND {_UNUSED}
     ORDER BY c.chunk_id LIMIT %(limit)s FOR UPDATE
 """
 
@@ -120,10 +129,10 @@ _MEMORIES = _Table("memories", "owner, store, memory_id", "owner = %(owner)s", "
 
 _DELETE_ROWS = """
     DELETE FROM {table} WHERE {condition} AND ({key}) IN (
-        SELECT {key} FROM {table} WHERE {condition} LIMIT %(limit)s
+        SELECT {key} FROM {table} WHERE {condition} AND {not_new} LIMIT %(limit)s
     )
     RETURNING {returning}
-"""
+""".replace("{not_new}", _NOT_NEW.replace("{time}", "updated_at"))
 
 _COUNT_ROWS = "SELECT pg_catalog.count(*) FROM {table} WHERE {condition}"
 
@@ -170,14 +179,16 @@ class _Part(Protocol):
     def count(self, owner: str) -> Counter[str]:
         """Return the numbers of its rows, by table."""
 
-    def delete(self, owner: str) -> Counter[str] | None:
-        """Delete a batch and return how many rows of each table were deleted, or None if no row is left."""
+    def delete(self, owner: str, started_at: datetime, /) -> Iterator[Counter[str]]:
+        """Delete its rows, except those stored since a time, and yield how many of each table, batch by batch."""
 
 
 class Erasure:
     """Deletes what owners have left in one database, schema and prefix."""
 
     def __init__(self, database: Database, retention: Retention) -> None:
+        self._database = database
+        self._read_time = compose(database, _READ_TIME)
         transactions = _Transactions(database, retention)
         self._parts: Sequence[_Part] = (
             _Sessions(database, transactions),
@@ -187,7 +198,7 @@ class Erasure:
         )
 
     def erase(self, owner: str, *, dry_run: bool) -> Iterator[ErasureResult]:
-        """Delete everything of an owner, and yield the counts of each batch.
+        """Delete everything that an owner has stored so far, and yield the counts of each batch.
 
         Args:
             owner: The owner.
@@ -200,14 +211,10 @@ class Erasure:
         return (ErasureResult(**part.count(owner)) for part in self._parts) if dry_run else self._erase(owner)
 
     def _erase(self, owner: str) -> Iterator[ErasureResult]:
-        found = True
-        # Until a pass finds nothing, since more may be stored meanwhile.
-        while found:
-            found = False
-            for part in self._parts:
-                while (deleted := part.delete(owner)) is not None:
-                    found = True
-                    yield ErasureResult(**deleted)
+        ((started_at,),) = self._database.fetch("reading the server's time", self._read_time, {}).rows
+        for part in self._parts:
+            for deleted in part.delete(owner, started_at):
+                yield ErasureResult(**deleted)
 
 
 class _Transactions:
@@ -249,17 +256,13 @@ class _Sessions:
     def count(self, owner: str) -> Counter[str]:
         return Counter({name: _fetch_count(self._database, count, owner) for name, count in self._count.items()})
 
-    def delete(self, owner: str) -> Counter[str] | None:
-        parameters = {"owner": owner, "limit": Int8(_SESSIONS_PER_BATCH)}
-        rows = self._database.fetch("listing an owner's sessions", self._list, parameters).rows
-        if not rows:
-            return None
-        found = [(session_id, messages) for session_id, _agents, messages, *_ in rows]
-        session_ids = [session_id for session_id, _ in next(batches(found, MAX_BATCH_MESSAGES, itemgetter(1)))]
-        try:
-            return self._transactions.run(partial(self._delete_within, owner, session_ids))
-        except _SessionLostError:
-            return Counter()
+    def delete(self, owner: str, started_at: datetime) -> Iterator[Counter[str]]:
+        parameters = {"owner": owner, "started_at": started_at, "limit": Int8(_SESSIONS_PER_BATCH)}
+        while rows := self._database.fetch("listing an owner's sessions", self._list, parameters).rows:
+            found = [(session_id, messages) for session_id, _agents, messages, *_ in rows]
+            session_ids = [session_id for session_id, _ in next(batches(found, MAX_BATCH_MESSAGES, itemgetter(1)))]
+            with suppress(_SessionLostError):
+                yield self._transactions.run(partial(self._delete_within, owner, session_ids))
 
     def _delete_within(self, owner: str, session_ids: Sequence[str], cursor: Cursor[TupleRow]) -> Counter[str]:
         parameters = {"owner": owner, "session_ids": list(session_ids)}
@@ -288,20 +291,22 @@ class _Rows:
     def count(self, owner: str) -> Counter[str]:
         return Counter({self._name: _fetch_count(self._database, self._count, owner)})
 
-    def delete(self, owner: str) -> Counter[str] | None:
-        parameters = {"owner": owner, "limit": Int8(_ROWS_PER_BATCH)}
-        count = self._transactions.run(lambda cursor: cursor.execute(self._delete, parameters).rowcount)
-        return Counter({self._name: count}) if count else None
+    def delete(self, owner: str, started_at: datetime) -> Iterator[Counter[str]]:
+        parameters = {"owner": owner, "started_at": started_at, "limit": Int8(_ROWS_PER_BATCH)}
+        while count := self._transactions.run(lambda cursor: cursor.execute(self._delete, parameters).rowcount):
+            yield Counter({self._name: count})
 
 
 class _Values(_Rows):
     """The values of the owner's storages, and the chunks that only they use."""
 
-    def delete(self, owner: str) -> Counter[str] | None:
-        return self._transactions.run(partial(self._delete_within, owner))
+    def delete(self, owner: str, started_at: datetime) -> Iterator[Counter[str]]:
+        parameters = {"owner": owner, "started_at": started_at, "limit": Int8(_ROWS_PER_BATCH)}
+        while (batch := self._transactions.run(partial(self._delete_within, parameters))) is not None:
+            yield batch
 
-    def _delete_within(self, owner: str, cursor: Cursor[TupleRow]) -> Counter[str] | None:
-        values = cursor.execute(self._delete, {"owner": owner, "limit": Int8(_ROWS_PER_BATCH)}).fetchall()
+    def _delete_within(self, parameters: Mapping[str, object], cursor: Cursor[TupleRow]) -> Counter[str] | None:
+        values = cursor.execute(self._delete, parameters).fetchall()
         references: dict[str, Counter[UUID]] = {}
         for scope, chunk_ids in values:
             references.setdefault(scope, Counter()).update(set(chunk_ids or ()))
@@ -325,17 +330,21 @@ class _Chunks:
     def count(self, owner: str) -> Counter[str]:
         return Counter(chunks=_fetch_count(self._database, self._count, owner))
 
-    def delete(self, owner: str) -> Counter[str] | None:
+    def delete(self, owner: str, _: datetime, /) -> Iterator[Counter[str]]:
         for (scope,) in self._database.fetch("listing an owner's storages", self._list_scopes, {"owner": owner}).rows:
-            count = self._transactions.run(partial(self._delete_within, scope))
-            if count is not None:
-                return Counter(chunks=count)
-        return None
+            position = UUID(int=0)
+            # A chunk that becomes unused behind it is deleted by who has replaced the value.
+            while (batch := self._transactions.run(partial(self._delete_within, scope, position))) is not None:
+                count, position = batch
+                yield Counter(chunks=count)
 
-    def _delete_within(self, scope: str, cursor: Cursor[TupleRow]) -> int | None:
-        parameters = {"scope": scope, "limit": Int8(_ROWS_PER_BATCH)}
+    def _delete_within(self, scope: str, after: UUID, cursor: Cursor[TupleRow]) -> tuple[int, UUID] | None:
+        """Delete the next unused chunks; return their number and the last one's id, or None if there are no more."""
+        parameters = {"scope": scope, "after": after, "limit": Int8(_ROWS_PER_BATCH)}
         chunk_ids = [chunk_id for (chunk_id,) in cursor.execute(self._lock, parameters)]
-        return cursor.execute(self._delete, parameters | {"chunk_ids": chunk_ids}).rowcount if chunk_ids else None
+        if not chunk_ids:
+            return None
+        return cursor.execute(self._delete, parameters | {"chunk_ids": chunk_ids}).rowcount, chunk_ids[-1]
 
 
 def _for_table(template: str, name: str) -> str:

@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
+from strands_psycopg.errors import suppressed_error
 from strands_psycopg.payload import PayloadKind, Payloads
 from strands_psycopg.repository.fragments import compose
 
@@ -196,6 +197,9 @@ _MULTI_AGENTS = _Table(
     documents=(("multi_agent", "state"),),
 )
 
+# How many rows are copied.
+_COUNT = "(SELECT pg_catalog.count(*) FROM ({read}) AS copied)"
+
 # A transaction has one such cursor at a time.
 _OPEN = "DECLARE forked NO SCROLL CURSOR FOR"
 _FETCH = b"FETCH FORWARD 100 FROM forked"
@@ -209,29 +213,42 @@ class ForkCopy:
     """Copies rows within the transaction that forks a session."""
 
     def __init__(self, database: Database, payloads: Payloads) -> None:
-        self._agents = _TableCopy(database, payloads, _AGENTS)
-        self._messages = _TableCopy(database, payloads, _MESSAGES)
-        self._variants = _TableCopy(database, payloads, _VARIANTS)
-        self._checkpoints = _TableCopy(database, payloads, _CHECKPOINTS)
-        self._multi_agents = _TableCopy(database, payloads, _MULTI_AGENTS)
+        self._agents = _Copy(database, payloads, [_AGENTS, _MESSAGES, _VARIANTS, _CHECKPOINTS])
+        self._multi_agents = _Copy(database, payloads, [_MULTI_AGENTS])
 
-    def agents(self, cursor: Cursor[TupleRow], fork: dict[str, object]) -> None:
+    def agents(self, cursor: Cursor[TupleRow], fork: dict[str, object], operation: str) -> None:
         """Copy agents with their messages, variants and checkpoints.
 
         Args:
             cursor: A cursor in the transaction.
             fork: The parameters ``source_id``, ``session_id``, ``agent_ids``, ``message_count``, ``snapshot_id``,
                 ``is_whole`` and ``write_id``.
+            operation: What it is, for error messages.
 
         Raises:
             PayloadCodecError: The payload codec failed.
+            DatabaseError: The database did not store all of them.
         """
-        for table in (self._agents, self._messages, self._variants, self._checkpoints):
-            table.run(cursor, fork)
+        self._agents.run(cursor, fork, operation)
 
-    def multi_agents(self, cursor: Cursor[TupleRow], fork: dict[str, object]) -> None:
+    def multi_agents(self, cursor: Cursor[TupleRow], fork: dict[str, object], operation: str) -> None:
         """Copy multi-agents, as ``agents`` does."""
-        self._multi_agents.run(cursor, fork)
+        self._multi_agents.run(cursor, fork, operation)
+
+
+class _Copy:
+    """Copies the rows of tables, of which the first have those that the others refer to."""
+
+    def __init__(self, database: Database, payloads: Payloads, tables: Sequence[_Table]) -> None:
+        self._tables = [_TableCopy(database, payloads, table) for table in tables]
+        counts = (_COUNT.replace("{read}", table.read) for table in tables)
+        self._count = compose(database, "SELECT " + ", ".join(counts))
+
+    def run(self, cursor: Cursor[TupleRow], fork: dict[str, object], operation: str) -> None:
+        [counts] = cursor.execute(self._count, fork).fetchall()
+        for table, count in zip(self._tables, counts, strict=True):
+            if table.run(cursor, fork) != count:
+                raise suppressed_error(operation)
 
 
 class _TableCopy:
@@ -244,16 +261,18 @@ class _TableCopy:
         self._copy = compose(database, table.copy.replace("{d}", documents).replace("{rows}", rows))
         self._open = compose(database, _OPEN + table.read)
 
-    def run(self, cursor: Cursor[TupleRow], fork: dict[str, object]) -> None:
+    def run(self, cursor: Cursor[TupleRow], fork: dict[str, object]) -> int:
+        """Copy the rows and return how many the database has stored."""
         if not self._payloads.has_codec:
-            cursor.execute(self._copy, fork)
-            return
+            return cursor.execute(self._copy, fork).rowcount
+        count = 0
         cursor.execute(self._open, fork, prepare=False)
         while rows := cursor.execute(_FETCH, prepare=False).fetchall():
             for batch in batches(rows, _MAX_BATCH_CHARACTERS, _size):
                 encoded = self._encoded(batch, str(fork["source_id"]), str(fork["session_id"]))
-                cursor.execute(self._copy, fork | encoded)
+                count += cursor.execute(self._copy, fork | encoded).rowcount
         cursor.execute(_CLOSE, prepare=False)
+        return count
 
     def _encoded(self, rows: Sequence[TupleRow], source_id: str, session_id: str) -> dict[str, object]:
         """Return the documents of some rows, encoded for the fork, as parameters."""

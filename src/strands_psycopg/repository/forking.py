@@ -9,7 +9,13 @@ from psycopg.types.numeric import Int8
 from strands.types.content import Message
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import SessionExistsError, SessionForkError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.errors import (
+    SessionExistsError,
+    SessionForkError,
+    SessionNotFoundError,
+    SessionOwnerError,
+    suppressed_error,
+)
 from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import AgentChange, agent_row, stored_agent
@@ -117,6 +123,7 @@ class SessionForker:
             term: The term of the lease on the new session, if this process holds one.
 
         Raises:
+            DatabaseError: The database did not store everything.
             LeaseLostError: The lease of ``term`` is no longer held.
             SessionExistsError: The new session already exists.
             SessionForkError: The conversation cannot be truncated.
@@ -163,10 +170,11 @@ class SessionForker:
                     "message_count": Int8(_ALL_MESSAGES if forked is None else forked.message_count),
                 }
                 self._sessions.create_within(cursor, copied, operation)
-                self._copy.agents(cursor, copied)
+                self._copy.agents(cursor, copied, operation)
                 if agent_id is None and snapshot_id is None:
-                    self._copy.multi_agents(cursor, copied)
-                self._values.copy(cursor, session_id, new_session_id, write_id, self._payloads)
+                    self._copy.multi_agents(cursor, copied, operation)
+                if not self._values.copy(cursor, session_id, new_session_id, write_id, self._payloads):
+                    raise suppressed_error(operation)
                 if forked is not None:
                     change = AgentChange.of(forked.agent, forked.window)
                     row = agent_row(self._payloads, new_session_id, change, write_id, term)

@@ -5,7 +5,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 from strands_psycopg.database import Database, Result
-from strands_psycopg.errors import DatabaseError, LeaseLostError, SessionNotFoundError
+from strands_psycopg.errors import LeaseLostError, SessionNotFoundError, suppressed_error
 
 _TIMES = """
     pg_catalog.to_char({row}.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
@@ -199,14 +199,6 @@ def run_explained(operation: str, run: Callable[[], Result]) -> Result:
         if not result.rows[0][-1]:
             return result
     raise suppressed_error(operation)
-
-
-def suppressed_error(operation: str) -> DatabaseError:
-    """Return the error that says that a write has stored nothing for no reason that is known here."""
-    return DatabaseError(
-        f"{operation}: the database reported success, but stored or deleted nothing; look for a trigger or rule on its "
-        "tables that suppresses rows, or a policy that hides them"
-    )
 
 
 def check_lease(allowed_at: Decimal | None, operation: str, session_id: str, database: Database | None = None) -> None:

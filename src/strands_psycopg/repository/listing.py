@@ -46,6 +46,21 @@ _LIST_PREFIX = "SELECT " + _SUMMARY + _WHERE + _WITH_PREFIX + _ORDER
 
 _LIST_PREFIX_OF_OWNER = "SELECT " + _SUMMARY + _WHERE + _WITH_PREFIX + _OF_OWNER + _ORDER
 
+# Writers touch the session only once a minute.
+_LAST_ACTIVITY = """
+    SELECT pg_catalog.to_char(
+        greatest(
+            s.updated_at,
+            (SELECT pg_catalog.max(a.updated_at) FROM {agents} AS a WHERE a.session_id = %(session_id)s),
+            (SELECT pg_catalog.max(m.updated_at) FROM {messages} AS m WHERE m.session_id = %(session_id)s),
+            (SELECT pg_catalog.max(m.created_at) FROM {messages} AS m WHERE m.session_id = %(session_id)s),
+            (SELECT pg_catalog.max(a.updated_at) FROM {multi_agents} AS a WHERE a.session_id = %(session_id)s),
+            (SELECT pg_catalog.max(v.updated_at) FROM {session_storage} AS v WHERE v.session_id = %(session_id)s)
+        ) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'
+    )
+    FROM {sessions} AS s WHERE s.session_id = %(session_id)s
+"""
+
 _LIST_AGENTS = """
     SELECT t.agent_id, {times_of_t}, coalesce(t.messages, 0)
     FROM {sessions} AS s LEFT JOIN (
@@ -79,8 +94,8 @@ class SessionSummary:
     Attributes:
         session_id: The id of the session.
         session_type: Strands' session type.
-        created_at: When it was created, in UTC as ISO 8601.
-        updated_at: When anything in it was last written, in UTC as ISO 8601; up to one minute too early.
+        created_at: When it was created, in UTC.
+        updated_at: When anything in it was last written, in UTC; up to one minute too early.
         agents: The number of agents.
         messages: The number of messages of all agents.
         multi_agents: The number of graphs and swarms.
@@ -91,8 +106,8 @@ class SessionSummary:
 
     session_id: str
     session_type: str
-    created_at: str
-    updated_at: str
+    created_at: datetime
+    updated_at: datetime
     agents: int
     messages: int
     multi_agents: int
@@ -120,14 +135,14 @@ class AgentSummary:
 
     Attributes:
         agent_id: The id of the agent.
-        created_at: When it was created, in UTC as ISO 8601.
-        updated_at: When its state was last stored, in UTC as ISO 8601; appending a message does not change it.
+        created_at: When it was created, in UTC.
+        updated_at: When its state was last stored, in UTC; appending a message does not change it.
         messages: The number of messages, which is the index of the next one.
     """
 
     agent_id: str
-    created_at: str
-    updated_at: str
+    created_at: datetime
+    updated_at: datetime
     messages: int
 
 
@@ -138,14 +153,14 @@ class ValueSummary:
     Attributes:
         key: Its key.
         size: Its size in bytes, as it is stored.
-        updated_at: When it was written, in UTC as ISO 8601.
-        expires_at: When it expires, in the same form; None if it does not.
+        updated_at: When it was written, in UTC.
+        expires_at: When it expires, in UTC; None if it does not.
     """
 
     key: str
     size: int
-    updated_at: str
-    expires_at: str | None
+    updated_at: datetime
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -154,12 +169,12 @@ class CheckpointSummary:
 
     Attributes:
         snapshot_id: Its id.
-        created_at: When it was saved, in UTC as ISO 8601.
+        created_at: When it was saved, in UTC.
         messages: The number of messages that the agent's log had then.
     """
 
     snapshot_id: str
-    created_at: str
+    created_at: datetime
     messages: int
 
 
@@ -170,6 +185,7 @@ class Listing:
         self._database = database
         self._payloads = payloads
         self._read = compose(database, _READ)
+        self._last_activity = compose(database, _LAST_ACTIVITY)
         self._list = compose(database, _LIST)
         self._list_of_owner = compose(database, _LIST_OF_OWNER)
         self._list_prefix = compose(database, _LIST_PREFIX)
@@ -183,6 +199,12 @@ class Listing:
         key = {"session_id": check_id("session_id", session_id)}
         rows = self._database.fetch(f"reading session {session_id!r}", self._read, key).rows
         return self._summary(rows[0]) if rows else None
+
+    def last_activity(self, session_id: str) -> datetime | None:
+        """Return when anything in a session was last written, to the microsecond; None if it does not exist."""
+        key = {"session_id": check_id("session_id", session_id)}
+        rows = self._database.fetch(f"reading session {session_id!r}", self._last_activity, key).rows
+        return datetime.fromisoformat(rows[0][0]) if rows else None
 
     def read_within(self, cursor: Cursor[TupleRow], session_id: str) -> SessionSummary:
         """Return the summary of an existing session, in a transaction."""
@@ -241,7 +263,7 @@ class Listing:
         if not rows:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
         return [
-            AgentSummary(agent_id, created_at, updated_at or created_at, messages)
+            AgentSummary(agent_id, *_times(created_at, updated_at), messages)
             for agent_id, created_at, updated_at, messages in rows
             if agent_id is not None
         ]
@@ -250,33 +272,44 @@ class Listing:
         """Return the checkpoints of an agent, oldest first."""
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"listing checkpoints of agent {agent_id!r} in session {session_id!r}"
-        return [CheckpointSummary(*row) for row in self._database.fetch(operation, self._list_checkpoints, key).rows]
+        rows = self._database.fetch(operation, self._list_checkpoints, key).rows
+        return [CheckpointSummary(each, datetime.fromisoformat(time), count) for each, time, count in rows]
 
     def values(self, session_id: str) -> list[ValueSummary]:
         """Return the values of a session's storage in the order of their keys, without those that have expired."""
         key = {"session_id": check_id("session_id", session_id)}
         operation = f"listing values of session {session_id!r}"
-        return [ValueSummary(*row) for row in self._database.fetch(operation, self._list_values, key).rows]
+        rows = self._database.fetch(operation, self._list_values, key).rows
+        return [
+            ValueSummary(key, size, datetime.fromisoformat(written), expires and datetime.fromisoformat(expires))
+            for key, size, written, expires in rows
+        ]
 
     def _summary(self, row: TupleRow) -> SessionSummary:
         session_id, session_type, owner, title, metadata, metadata_exact, created_at, updated_at, *counts = row
         annotations = Annotations.decode([owner, title, metadata, metadata_exact], self._payloads, session_id)
         return SessionSummary(
-            session_id, session_type, created_at, updated_at or created_at, *counts, **annotations._asdict()
+            session_id, session_type, *_times(created_at, updated_at), *counts, **annotations._asdict()
         )
 
 
-def _encode_page_token(updated_at: str, session_id: str) -> str:
+def _times(created_at: str, updated_at: str | None) -> tuple[datetime, datetime]:
+    """Return the times of a row; the second one is None if both are equal."""
+    return datetime.fromisoformat(created_at), datetime.fromisoformat(updated_at or created_at)
+
+
+def _encode_page_token(updated_at: datetime, session_id: str) -> str:
     """Encode the last session of a page as a token that is safe in URLs."""
-    return urlsafe_b64encode(json.dumps([updated_at, session_id]).encode()).decode().rstrip("=")
+    last = [updated_at.isoformat(timespec="microseconds"), session_id]
+    return urlsafe_b64encode(json.dumps(last).encode()).decode().rstrip("=")
 
 
 def _decode_page_token(token: str) -> tuple[str, str]:
     try:
         updated_at, session_id = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        aware = datetime.fromisoformat(updated_at).tzinfo is not None
+        time = datetime.fromisoformat(updated_at)
         # Encoding it again detects characters outside of the Base64 alphabet, which the decoder skips.
-        if aware and check_id("session_id", session_id) and _encode_page_token(updated_at, session_id) == token:
+        if time.tzinfo and check_id("session_id", session_id) and _encode_page_token(time, session_id) == token:
             return updated_at, session_id
     except (ValueError, TypeError):
         pass

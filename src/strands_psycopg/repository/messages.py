@@ -13,23 +13,19 @@ from strands.types.content import Message
 from strands.types.session import SessionMessage
 
 from strands_psycopg.database import NO_DEADLINE, Database
-from strands_psycopg.errors import SessionConflictError, SessionNotFoundError
+from strands_psycopg.errors import SessionNotFoundError, suppressed_error
 from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.repository.redactions import Redactions
+from strands_psycopg.repository.refusals import Refusals
 
 _APPEND = """
     WITH t AS (
         {insert_message} FROM {seen} AND {may_write} AND {is_next} AND {unchanged} {on_message_conflict}
     ), {touch_session_of_t}
-    SELECT {allowed_at}, a.agent_id IS NOT NULL, {times_of_t},
-        CASE WHEN t.created_at IS NULL THEN coalesce({next_message_id}, 0) END,
-        t.created_at IS NULL AND fence.holds AND a.agent_id IS NOT NULL AND {unchanged}
-            AND coalesce({next_message_id}, 0) = %(message_id)s AS suppressed
-    FROM {fence_of_insert} LEFT JOIN t ON true
-    LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
-"""  # times are NULL: another writer has stored a message or updated the agent; the next index tells which
+    SELECT {server_time}, {times_of_t} FROM t
+"""  # no row: it was refused (see Refusals)
 
 _READ = """
     SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact, {times_of_t}
@@ -98,6 +94,7 @@ class Messages:
         redaction = "redact_message" if payloads.has_codec else "message"
         self._replace = compose(database, _REPLACE.replace("{redaction}", redaction))
         self._redactions = Redactions(database, payloads)
+        self._refusals = Refusals(database)
 
     def append(
         self,
@@ -127,15 +124,7 @@ class Messages:
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = {**message_row(self._payloads, session_id, agent_id, message, write_id, term), "expected": expected}
-        result = run_explained(operation, lambda: self._database.write(operation, self._append, row))
-        allowed_at, exists, created_at, updated_at, next_index, _ = result.rows[0]
-        check_lease(allowed_at, operation, session_id, self._database)
-        if not exists:
-            raise SessionNotFoundError(f"{operation}: the agent does not exist")
-        if created_at is None and next_index == message.message_id:
-            raise update_conflict(operation, session_id, agent_id, message.message_id)
-        if created_at is None:
-            raise append_conflict(operation, session_id, agent_id, message, next_index)
+        _, created_at, updated_at = self._refusals.write(operation, self._append, row, message.message_id)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]], operation: str) -> None:
@@ -147,7 +136,7 @@ class Messages:
         parameters = [{**row, **NO_DEADLINE, "expected": None} for row in rows]
         cursor.executemany(self._append, parameters, returning=True)
         while True:
-            if cursor.fetchall()[0][-1]:
+            if not cursor.fetchall():
                 raise suppressed_error(operation)
             if not cursor.nextset():
                 return
@@ -324,36 +313,6 @@ def message_row(
         "write_id": write_id,
         "term": term,
     }
-
-
-def append_conflict(
-    operation: str, session_id: str, agent_id: str, message: SessionMessage, next_index: int
-) -> SessionConflictError:
-    """Return the error that says why a message could not be appended."""
-    if message.message_id > next_index:
-        reason = f"the next index is {next_index}"
-    else:
-        reason = "a message with this index already exists"
-    return SessionConflictError(
-        f"{operation}: {reason}, because another writer was first; nothing was stored. Build a new session manager and "
-        "agent to continue from the stored session, or hold a lease while you write",
-        session_id=session_id,
-        agent_id=agent_id,
-        message_id=message.message_id,
-    )
-
-
-def update_conflict(
-    operation: str, session_id: str, agent_id: str, message_id: int | None = None
-) -> SessionConflictError:
-    """Return the error that says that another writer has updated the agent."""
-    return SessionConflictError(
-        f"{operation}: another writer has updated the agent since it was read; nothing was stored. Build a new session "
-        "manager and agent to continue from the stored session, or hold a lease while you write",
-        session_id=session_id,
-        agent_id=agent_id,
-        message_id=message_id,
-    )
 
 
 @contextmanager

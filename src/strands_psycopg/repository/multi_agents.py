@@ -1,5 +1,6 @@
 """The table of multi-agents: graphs and swarms."""
 
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -34,6 +35,13 @@ _READ = """
     WHERE session_id = %(session_id)s AND multi_agent_id = %(multi_agent_id)s
 """
 
+_LIST = """
+    SELECT multi_agent_id, pg_catalog.to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+        state::text, state_exact
+    FROM {multi_agents} WHERE session_id = %(session_id)s
+    ORDER BY created_at, multi_agent_id
+"""
+
 _UPDATE = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {multi_agents}
@@ -46,6 +54,20 @@ _UPDATE = """
     FROM fence LEFT JOIN t ON true
     LEFT JOIN {multi_agents} AS a ON a.session_id = %(session_id)s AND a.multi_agent_id = %(multi_agent_id)s
 """
+
+
+class ListedMultiAgent(NamedTuple):
+    """A multi-agent in the list of a session's.
+
+    Attributes:
+        multi_agent_id: Its id.
+        updated_at: When its state was last stored, in UTC.
+        state: The state that it serialized.
+    """
+
+    multi_agent_id: str
+    updated_at: datetime
+    state: dict[str, Any]
 
 
 class StoredMultiAgent(NamedTuple):
@@ -68,6 +90,7 @@ class MultiAgents:
         self._payloads = payloads
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
+        self._list = compose(database, _LIST)
         self._update = compose(database, _UPDATE)
 
     def create(
@@ -122,6 +145,19 @@ class MultiAgents:
             raise SessionOwnerError.of(operation, session_id)
         state = self._payloads.decode(text, exact, session_id, multi_agent_id, "multi_agent")
         return StoredMultiAgent(state, UUID(write_id))
+
+    def read_all(self, session_id: str) -> list[ListedMultiAgent]:
+        """Return a session's multi-agents, oldest first."""
+        operation = f"listing multi-agents of session {session_id!r}"
+        key = {"session_id": check_id("session_id", session_id)}
+        return [
+            ListedMultiAgent(
+                multi_agent_id,
+                datetime.fromisoformat(updated_at),
+                self._payloads.decode(text, exact, session_id, multi_agent_id, "multi_agent"),
+            )
+            for multi_agent_id, updated_at, text, exact in self._database.fetch(operation, self._list, key).rows
+        ]
 
     def update(
         self,

@@ -44,13 +44,13 @@ _ANNOTATE = """
             metadata = CASE WHEN %(sets_metadata)s THEN %(metadata)s::jsonb ELSE metadata END,
             metadata_exact = CASE WHEN %(sets_metadata)s THEN %(metadata_exact)s::text ELSE metadata_exact END
         WHERE session_id = %(session_id)s AND {fence_holds}
+            AND (%(expected_owner)s::text IS NULL OR owner = %(expected_owner)s::text)
         RETURNING session_id
     )
-    SELECT {allowed_at}, t.session_id IS NOT NULL,
-        t.session_id IS NULL AND fence.holds AND EXISTS (
-            SELECT true FROM {sessions} WHERE session_id = %(session_id)s
-        ) AS suppressed
-    FROM fence LEFT JOIN t ON true
+    SELECT {allowed_at}, t.session_id IS NOT NULL, s.session_id IS NOT NULL, s.owner,
+        t.session_id IS NULL AND fence.holds AND s.session_id IS NOT NULL
+            AND (%(expected_owner)s::text IS NULL OR s.owner = %(expected_owner)s::text) AS suppressed
+    FROM fence LEFT JOIN t ON true LEFT JOIN {sessions} AS s ON s.session_id = %(session_id)s
 """
 
 # Foreign keys cascade, but not with session_replication_role = replica. The lease is locked first, as writers do.
@@ -174,12 +174,14 @@ class Sessions:
         owner: str | Unchanged | None = UNCHANGED,
         title: str | Unchanged | None = UNCHANGED,
         metadata: Metadata | Unchanged | None = UNCHANGED,
+        expected_owner: str | None = None,
         term: UUID | None = None,
     ) -> None:
         """Set the owner, title or metadata of a session; None clears it.
 
         Raises:
             SessionNotFoundError: The session does not exist.
+            SessionOwnerError: The session does not belong to ``expected_owner``, and that is not None.
             LeaseLostError: The lease of ``term`` is no longer held.
         """
         annotations = Annotations(
@@ -193,13 +195,18 @@ class Sessions:
             "sets_owner": owner is not UNCHANGED,
             "sets_title": title is not UNCHANGED,
             "sets_metadata": metadata is not UNCHANGED,
+            "expected_owner": check_owner(expected_owner),
             "term": term,
         }
         operation = f"annotating session {session_id!r}"
         result = run_explained(operation, lambda: self._database.write(operation, self._annotate, row))
-        allowed_at, updated, _ = result.rows[0]
+        allowed_at, updated, exists, stored_owner, _ = result.rows[0]
+        # An earlier attempt may have set another owner.
+        is_expected = stored_owner == expected_owner or (result.repeated and stored_owner == owner)
+        if exists and expected_owner is not None and not is_expected:
+            raise SessionOwnerError.of(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
-        if not updated:
+        if not updated and not exists:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
 
     def delete(self, session_id: str, *, owner: str | None = None, term: UUID | None = None) -> None:

@@ -26,7 +26,7 @@ from strands_psycopg.storage.purging import StoragePurgeResult, ValuePurge
 from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import SeenWrites
 from strands_psycopg.storage.text_search import searchable_text
-from strands_psycopg.storage.value_reader import ValueReader
+from strands_psycopg.storage.value_reader import ValueReader, ValueSummary
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE, ValueWriter
 from strands_psycopg.uncopyable import Uncopyable
 from strands_psycopg.words import check_text_search_config, stop_words, tsquery
@@ -346,6 +346,7 @@ class SessionStorage(PostgresStorage):
         payloads: What encodes and decodes the values.
         leases: The leases that this process holds on sessions.
         session_id: The session.
+        owner: Who the session must belong to; None if that is not checked.
         expires_in: As of ``PostgresStorage``, and so are the others.
         text_search_config: See ``expires_in``.
         search_limit: See ``expires_in``.
@@ -362,6 +363,7 @@ class SessionStorage(PostgresStorage):
         leases: Leases,
         session_id: str,
         *,
+        owner: str | None,
         expires_in: timedelta | float | None,
         text_search_config: str,
         search_limit: int,
@@ -369,9 +371,21 @@ class SessionStorage(PostgresStorage):
         _check_strands()
         options = _checked_options(text_search_config, search_limit, expires_in)
         self._own_database = None
-        self._shown = f"session_id={session_id!r}"
-        scope = Scope(session_id, is_session=True)
+        self._shown = f"session_id={session_id!r}" if owner is None else f"session_id={session_id!r} owner={owner!r}"
+        scope = Scope(session_id, owner, is_session=True)
         self._build(database, scope, payloads, leases, SeenWrites(), options)
+
+
+def list_values(storage: PostgresStorage, prefix: str) -> list[ValueSummary]:
+    """Return the values of a storage whose keys begin with a prefix, with their sizes, for modules of this package.
+
+    Raises:
+        StorageError: As ``PostgresStorage.list``.
+    """
+    prefix = _normalize_prefix(prefix)
+    _check_characters("prefix", prefix)
+    with _translate_errors(storage._scope):
+        return storage._reader.summaries(prefix)
 
 
 def _check_strands() -> None:

@@ -34,6 +34,7 @@ _INSERT = """
     SELECT %(scope)s::text, new.chunk_id, substring(%(data)s FROM new.start + 1 FOR new.size)
     FROM unnest(%(chunk_ids)s::uuid[], %(starts)s::integer[], %(sizes)s::integer[])
         AS new (chunk_id, start, size)
+    WHERE {session_locked}
     ON CONFLICT ({scope}, chunk_id) DO UPDATE SET reference_count = c.reference_count + 1
     RETURNING true
 """

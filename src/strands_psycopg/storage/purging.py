@@ -17,7 +17,7 @@ from strands_psycopg.durations import check_duration
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.transactions import Transactions
-from strands_psycopg.storage.value_reader import key_range
+from strands_psycopg.storage.value_reader import allowed, key_range
 
 _MAX_BATCH_SIZE = 10_000
 
@@ -32,9 +32,13 @@ _IS_OLD = """(
 """  # idle may be NULL
 
 _LIST = """
-    SELECT s.key, s.size FROM {values} AS s
-    WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND s.key > %(after)s AND {is_old}
-    ORDER BY s.key LIMIT %(limit)s
+    SELECT {refused}, found.key, found.size
+    FROM {checked} (
+        SELECT s.key, s.size FROM {values} AS s
+        WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND s.key > %(after)s AND {is_old}
+        ORDER BY s.key LIMIT %(limit)s
+    ) AS found {if_allowed}
+    ORDER BY found.key
 """.replace("{is_old}", _IS_OLD)
 
 # In the order of keys, so that two purges cannot deadlock. A value that is locked is about to be written or deleted.
@@ -44,7 +48,7 @@ _LOCK = """
 """
 
 _DELETE = """
-    DELETE FROM {values} AS s WHERE s.{scope} = %(scope)s AND s.key = ANY(%(keys)s) AND {is_old}
+    DELETE FROM {values} AS s WHERE s.{scope} = %(scope)s AND s.key = ANY(%(keys)s) AND {owned} AND {is_old}
     RETURNING s.size, s.chunk_ids
 """.replace("{is_old}", _IS_OLD)
 
@@ -109,8 +113,8 @@ class ValuePurge:
         parameters = self._scope.parameters | key_range(prefix) | {"idle": idle, "limit": Int8(batch_size)}
         after = ""
         while True:
-            rows = self._database.fetch(operation, self._list, parameters | {"after": after}).rows
-            page = [_OldValue(*row) for row in rows]
+            result = self._database.fetch(operation, self._list, parameters | {"after": after})
+            page = [_OldValue(*row) for row in allowed(operation, self._scope, result.rows)]
             for batch in batches(page, _MAX_BATCH_BYTES, lambda value: value.size):
                 if dry_run:
                     yield StoragePurgeResult(len(batch), sum(value.size for value in batch))

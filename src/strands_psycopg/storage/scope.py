@@ -16,6 +16,7 @@ _SCOPED = {
     "identity": "scope, owner",
     "identity_of_value": "%(scope)s::text, %(owner)s::text",
     "touch_session": "",
+    "session_locked": "true",
 }
 
 # A session's time of the last activity is accurate to a minute, so most writes do not update its row.
@@ -30,7 +31,26 @@ _OF_SESSIONS = {
         WHERE session_id = %(scope)s AND updated_at < pg_catalog.now() - interval '1 minute'
             AND EXISTS (SELECT true FROM changed)
     )""",
+    # Foreign keys would lock it, too. But if there is none, an error in a pipeline makes psycopg log another one.
+    "session_locked": """EXISTS (
+        SELECT true FROM {sessions}
+        WHERE session_id = %(scope)s AND (%(owner)s::text IS NULL OR owner = %(owner)s::text) FOR KEY SHARE
+    )""",
 }
+
+# What is checked of the owner, if the scope is that of a session and has one. A statement that selects from ``{checked}
+# (...) AS found {if_allowed}`` returns ``{refused}`` in every row, of which there is at least one.
+_CHECKED = {
+    "owned": "EXISTS (SELECT true FROM {sessions} WHERE session_id = %(scope)s AND owner = %(owner)s::text)",
+    "refused": "access.refused",
+    "checked": """(
+        SELECT EXISTS (
+            SELECT true FROM {sessions} WHERE session_id = %(scope)s AND owner IS DISTINCT FROM %(owner)s::text
+        ) AS refused
+    ) AS access LEFT JOIN""",
+    "if_allowed": "ON NOT access.refused",
+}
+_UNCHECKED = {"owned": "true", "refused": "false", "checked": "", "if_allowed": ""}
 
 
 class Scope(NamedTuple):
@@ -38,7 +58,8 @@ class Scope(NamedTuple):
 
     Attributes:
         id: The scope as its column has it, or the id of the session.
-        owner: Whose values they are; None if that is not known, or the session's.
+        owner: Whose values they are; None if that is not known. For a session, who it must belong to; None if that is
+            not checked.
         is_session: Whether they belong to a session.
     """
 
@@ -67,9 +88,11 @@ class Scope(NamedTuple):
     def compose(self, database: Database, template: str) -> bytes:
         """Compose a statement from a template that refers to ``{values}``, ``{chunks}`` and their column ``{scope}``.
 
-        A template with ``{touch_session}`` has a common table expression ``changed``, before it.
+        A template with ``{touch_session}`` has a common table expression ``changed``, before it. One that stores or
+        deletes a value requires ``{owned}``, or ``{session_locked}`` in a pipeline.
         """
-        for name, text in (_OF_SESSIONS if self.is_session else _SCOPED).items():
+        checks = _CHECKED if self.is_session and self.owner is not None else _UNCHECKED
+        for name, text in ((_OF_SESSIONS if self.is_session else _SCOPED) | checks).items():
             template = template.replace("{" + name + "}", text)
         return database.statement(template)
 

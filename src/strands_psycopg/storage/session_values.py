@@ -72,6 +72,11 @@ _COPY_VALUES = (
 """
 )
 
+_COUNT = """
+    SELECT (SELECT pg_catalog.count(*) FROM {chunks} AS c WHERE c.session_id = %(source_id)s),
+        (SELECT pg_catalog.count(*) FROM {values} AS s WHERE s.session_id = %(source_id)s)
+"""
+
 
 class SessionValue(NamedTuple):
     """A value of a session's storage, as it is stored.
@@ -102,6 +107,7 @@ class SessionValues:
         self._insert = scope.compose(database, _INSERT)
         self._copy_chunks = scope.compose(database, _COPY_CHUNKS)
         self._copy_values = scope.compose(database, _COPY_VALUES)
+        self._count = scope.compose(database, _COUNT)
 
     def read(self, cursor: Cursor[TupleRow], session_id: str) -> Generator[SessionValue, None, None]:
         """Yield the values of a session that have not expired, in the order of their keys, one of them in memory.
@@ -145,8 +151,8 @@ class SessionValues:
 
     def copy(
         self, cursor: Cursor[TupleRow], source_id: str, session_id: str, write_id: UUID, payloads: Payloads
-    ) -> None:
-        """Copy the values of a session to a new one.
+    ) -> bool:
+        """Copy the values of a session to a new one; return whether the database has stored all.
 
         Keys in which Strands has put the session's id get that of the new one. With a payload codec, values are decoded
         as those of the source and encoded as those of the new session.
@@ -158,9 +164,10 @@ class SessionValues:
         if not payloads.has_codec:
             for folder in _FOLDERS:
                 parameters |= {f"source_{folder}": _prefix(folder, source_id), folder: _prefix(folder, session_id)}
-            cursor.execute(self._copy_chunks, parameters)
-            cursor.execute(self._copy_values, parameters)
-            return
+            copies = (self._copy_chunks, self._copy_values)
+            copied = tuple(cursor.execute(copy, parameters).rowcount for copy in copies)
+            return cursor.execute(self._count, parameters).fetchall() == [copied]
+        is_stored = True
         source = Scope(source_id, is_session=True)
         cursor.execute(self._open, source.parameters, prepare=False)
         while rows := cursor.execute(_FETCH, prepare=False, binary=True).fetchall():
@@ -168,8 +175,9 @@ class SessionValues:
             key = renamed_key(value.key, source_id, session_id)
             document = payloads.decode_bytes(value.data, source_id, value.key)
             data = payloads.encode_bytes(document, session_id, key)
-            self.insert(cursor, session_id, value._replace(key=key, data=data), write_id)
+            is_stored &= self.insert(cursor, session_id, value._replace(key=key, data=data), write_id)
         cursor.execute(_CLOSE, prepare=False)
+        return is_stored
 
 
 def _value(scope: Scope, row: TupleRow) -> SessionValue:
@@ -184,6 +192,18 @@ def renamed_key(key: str, source_id: str, session_id: str) -> str:
         if key.startswith(prefix):
             return _prefix(folder, session_id) + key[len(prefix) :]
     return key
+
+
+def keys_of_agent(session_id: str, agent_id: str) -> dict[str, object]:
+    """Return the ranges of the keys in which Strands has put an agent's id: its stash, and its snapshots.
+
+    Each is from ``name`` up to ``name_end``, in the order of bytes.
+    """
+    ranges: dict[str, object] = {}
+    for name, folder in zip(("stash", "snapshots"), _FOLDERS, strict=True):
+        prefix = re.sub("/+", "/", f"{_prefix(folder, session_id)}agent/{agent_id}/")
+        ranges |= {name: prefix, f"{name}_end": prefix[:-1] + "0"}  # which follows the slash
+    return ranges
 
 
 def _prefix(folder: str, session_id: str) -> str:

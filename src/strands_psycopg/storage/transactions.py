@@ -8,7 +8,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, new_cursor
-from strands_psycopg.errors import SessionNotFoundError
+from strands_psycopg.errors import SessionNotFoundError, SessionOwnerError
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.write_checks import lease_lost
 
@@ -35,7 +35,7 @@ _MAX_TIMEOUT = 2**31 - 1
 
 _LOCK_LEASE = "SELECT true FROM {leases} WHERE session_id = %(scope)s AND term = %(term)s FOR SHARE"
 
-_FIND_SESSION = "SELECT true FROM {sessions} WHERE session_id = %(scope)s"
+_FIND_SESSION = "SELECT owner FROM {sessions} WHERE session_id = %(scope)s"
 
 
 class Transactions:
@@ -66,6 +66,7 @@ class Transactions:
         Raises:
             LeaseLostError: The lease is no longer held.
             SessionNotFoundError: The session has been deleted, and its lease with it.
+            SessionOwnerError: The session belongs to another owner.
             StrandsPsycopgError: As ``Database.transact``.
         """
         milliseconds = str(int(min(self._database.response_timeout * 1000, _MAX_TIMEOUT)))
@@ -87,10 +88,16 @@ class Transactions:
         return self._database.transact(operation, transaction)
 
     def check_session(self, operation: str, cursor: Cursor[TupleRow]) -> None:
-        """Check that the session still exists, if the values belong to one.
+        """Check that the session, if the values belong to one, still exists and belongs to the scope's owner, if any.
 
         Raises:
-            SessionNotFoundError: It does not.
+            SessionNotFoundError: It does not exist.
+            SessionOwnerError: It belongs to another owner.
         """
-        if self._scope.is_session and not cursor.execute(self._find_session, self._scope.parameters).fetchall():
+        if not self._scope.is_session:
+            return
+        rows = cursor.execute(self._find_session, self._scope.parameters).fetchall()
+        if not rows:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
+        if self._scope.owner not in (None, rows[0][0]):
+            raise SessionOwnerError.of(operation, self._scope.id)

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from psycopg.rows import TupleRow
+
 from strands_psycopg.database import Database
-from strands_psycopg.errors import DatabaseError
+from strands_psycopg.errors import DatabaseError, SessionOwnerError
 from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
 
@@ -24,28 +26,48 @@ WHOLE_VALUE = """
 
 # One row per chunk: joining them here is faster than joining them on the server.
 _READ = """
-    SELECT s.size, coalesce(s.data, c.data), CASE WHEN coalesce(item.ordinal, 1) = 1 THEN s.write_id END
-    FROM {values} AS s
-    LEFT JOIN LATERAL pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) ON true
-    LEFT JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
-    WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {current}
-    ORDER BY item.ordinal
+    SELECT {refused}, found.size, found.data, found.write_id
+    FROM {checked} (
+        SELECT s.size, coalesce(s.data, c.data) AS data,
+            CASE WHEN coalesce(item.ordinal, 1) = 1 THEN s.write_id END AS write_id, item.ordinal
+        FROM {values} AS s
+        LEFT JOIN LATERAL pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) ON true
+        LEFT JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
+        WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {current}
+    ) AS found {if_allowed}
+    ORDER BY found.ordinal
 """.replace("{current}", CURRENT)
 
 _LIST = """
-    SELECT s.key FROM {values} AS s
-    WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND {current} ORDER BY s.key
+    SELECT {refused}, found.key
+    FROM {checked} (
+        SELECT s.key FROM {values} AS s
+        WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND {current}
+    ) AS found {if_allowed}
+    ORDER BY found.key
+""".replace("{current}", CURRENT)
+
+_LIST_SUMMARIES = """
+    SELECT {refused}, found.key, found.size, found.updated_at, found.expires_at
+    FROM {checked} (
+        SELECT s.key, s.size,
+            pg_catalog.to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS updated_at,
+            pg_catalog.to_char(s.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS expires_at
+        FROM {values} AS s
+        WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND {current}
+    ) AS found {if_allowed}
+    ORDER BY found.key
 """.replace("{current}", CURRENT)
 
 _SEARCH = """
-    SELECT s.key, s.score, s.size, {whole_value}
-    FROM (
+    SELECT {refused}, s.key, s.score, s.size, {whole_value}
+    FROM {checked} (
         SELECT s.key, s.data, s.chunk_ids, s.size, pg_catalog.ts_rank(s.search_vector, query) AS score
         FROM {values} AS s, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(query)s) AS query
         WHERE s.{scope} = %(scope)s AND s.search_vector @@ query AND s.key >= %(prefix)s AND s.key < %(end)s
             AND {current}
         ORDER BY score DESC, s.key LIMIT %(limit)s
-    ) AS s
+    ) AS s {if_allowed}
     ORDER BY s.score DESC, s.key
 """.replace("{current}", CURRENT).replace("{whole_value}", WHOLE_VALUE)
 
@@ -65,6 +87,23 @@ class SearchHit:
     data: bytes
 
 
+@dataclass(frozen=True)
+class ValueSummary:
+    """What a list says of a value.
+
+    Attributes:
+        key: Its key.
+        size: Its number of bytes, as it is stored.
+        updated_at: When it was written, in UTC as ISO 8601.
+        expires_at: When it expires, in the same form; None if it does not.
+    """
+
+    key: str
+    size: int
+    updated_at: str
+    expires_at: str | None
+
+
 class ValueReader:
     """Reads the values of one storage.
 
@@ -82,18 +121,21 @@ class ValueReader:
         self._seen = seen
         self._read = scope.compose(database, _READ)
         self._list = scope.compose(database, _LIST)
+        self._list_summaries = scope.compose(database, _LIST_SUMMARIES)
         self._search = scope.compose(database, _SEARCH)
 
     def read(self, key: str) -> bytes | None:
         """Return a value, or None if there is none, and remember its write id.
 
         Raises:
+            SessionOwnerError: The session belongs to another owner.
             DatabaseError: Chunks of the value are missing.
             StrandsPsycopgError: As ``Database.fetch``.
         """
         operation = f"reading {self._scope.describe(key)}"
         last = self._seen.last(key) if self._seen is not None else None
-        rows = self._database.fetch(operation, self._read, self._scope.parameters | {"key": key}, binary=True).rows
+        result = self._database.fetch(operation, self._read, self._scope.parameters | {"key": key}, binary=True)
+        rows = allowed(operation, self._scope, result.rows)
         data = complete(operation, rows[0][0], b"".join(part or b"" for _, part, _ in rows)) if rows else None
         if self._seen is not None:
             self._seen.refresh(key, rows[0][2] if rows else MISSING, last=last)
@@ -103,16 +145,28 @@ class ValueReader:
         """Return the keys that begin with a prefix, sorted.
 
         Raises:
+            SessionOwnerError: The session belongs to another owner.
             StrandsPsycopgError: As ``Database.fetch``.
         """
         operation = f"listing {self._scope.describe(prefix)}"
-        rows = self._database.fetch(operation, self._list, self._scope.parameters | key_range(prefix)).rows
-        return [key for (key,) in rows]
+        result = self._database.fetch(operation, self._list, self._scope.parameters | key_range(prefix))
+        return [key for (key,) in allowed(operation, self._scope, result.rows)]
+
+    def summaries(self, prefix: str) -> list[ValueSummary]:
+        """Return the values whose keys begin with a prefix, sorted by key.
+
+        Raises:
+            StrandsPsycopgError: As ``keys``.
+        """
+        operation = f"listing {self._scope.describe(prefix)}"
+        result = self._database.fetch(operation, self._list_summaries, self._scope.parameters | key_range(prefix))
+        return [ValueSummary(*row) for row in allowed(operation, self._scope, result.rows)]
 
     def search(self, prefix: str, query: str, limit: int) -> list[SearchHit]:
         """Return up to ``limit`` values that match a ``tsquery`` and whose keys begin with a prefix, best match first.
 
         Raises:
+            SessionOwnerError: The session belongs to another owner.
             DatabaseError: Chunks of a value are missing.
             StrandsPsycopgError: As ``Database.fetch``.
         """
@@ -120,13 +174,26 @@ class ValueReader:
         parameters = self._scope.parameters | key_range(prefix)
         parameters |= {"query": query, "configuration": self._configuration, "limit": limit}
         # Not prepared: whether the index of keys or that of words is faster depends on the parameters.
-        rows = self._database.fetch(operation, self._search, parameters, binary=True, prepare=False).rows
+        result = self._database.fetch(operation, self._search, parameters, binary=True, prepare=False)
+        rows = allowed(operation, self._scope, result.rows)
         return [SearchHit(key, score, complete(operation, size, data)) for key, score, size, data in rows]
 
 
 def key_range(prefix: str) -> dict[str, object]:
     """Return the parameters of a statement about keys that begin with a prefix: from ``prefix`` up to ``end``."""
     return {"prefix": prefix, "end": prefix + _AFTER_ALL_KEYS}
+
+
+def allowed(operation: str, scope: Scope, rows: list[TupleRow]) -> list[TupleRow]:
+    """Return what was found by a statement whose first column is ``{refused}``, without that column.
+
+    Raises:
+        SessionOwnerError: The session belongs to another owner.
+    """
+    if rows and rows[0][0]:
+        raise SessionOwnerError.of(operation, scope.id)
+    # If nothing was found, a statement that checks the owner returns a row of NULLs.
+    return [row[1:] for row in rows if row[1] is not None]
 
 
 def complete(operation: str, size: int, data: bytes | None) -> bytes:

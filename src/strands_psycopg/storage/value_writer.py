@@ -18,6 +18,7 @@ from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
 from strands_psycopg.storage.transactions import Row, Transactions
+from strands_psycopg.storage.value_reader import allowed
 from strands_psycopg.storage.write_checks import Change, WriteChecks
 
 # In bytes. Up to this size one statement that writes all of it is faster than a transaction that writes a part.
@@ -53,7 +54,7 @@ _UPSERT_INLINE = (
     + _COLUMNS
     + ") SELECT"
     + _NEW_VALUE
-    + "WHERE {in_time} AND {fenced} AND {present}"
+    + "WHERE {in_time} AND {owned} AND {fenced} AND {present}"
     + _REPLACE
     + """
         WHERE s.chunk_ids IS NULL AND s.updated_at <= EXCLUDED.updated_at AND {replaceable}
@@ -72,16 +73,17 @@ _LOCK = """
 _UPSERT = (
     "WITH changed AS (INSERT INTO {values} AS s ("
     + _COLUMNS
-    + ") VALUES ("
+    + ") SELECT"
     + _NEW_VALUE
-    + ")"
+    + "WHERE {session_locked}"
     + _REPLACE
     + """
         WHERE (%(locked)s OR s.chunk_ids IS NULL) AND {replaceable} RETURNING true AS done
     ){touch_session}
     SELECT done FROM changed
 """
-)  # no row: there was no row to lock, and another transaction has just stored a value in chunks, or an unexpected one
+)  # no row: no such session; or there was no row to lock, and another transaction has just stored a value in chunks, or
+# an unexpected one
 
 # A late attempt that waited for a lock finds the row deleted by its retry, and leaves alone what was stored after that.
 # Where the tables are distributed, a DELETE has the time of the node that plans it, so the one that runs it reads it.
@@ -89,19 +91,22 @@ _DELETE_INLINE = """
     WITH clock AS (SELECT {in_time} AS in_time), changed AS (
         DELETE FROM {values} AS s
         WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND s.chunk_ids IS NULL AND (SELECT in_time FROM clock)
-            AND {fenced} AND {deletable}
+            AND {owned} AND {fenced} AND {deletable}
         RETURNING true
     ){touch_session}
     SELECT CASE WHEN (SELECT in_time FROM clock) THEN {server_time} END,
         EXISTS (SELECT true FROM changed)
-        OR NOT EXISTS (SELECT true FROM {values} WHERE {scope} = %(scope)s AND key = %(key)s) AND {fenced}
+        OR NOT EXISTS (SELECT true FROM {values} WHERE {scope} = %(scope)s AND key = %(key)s)
+            AND {owned} AND {fenced}
 """  # not done: the stored value has chunks, or a check failed
 
 _DELETE = """
     WITH changed AS (
-        DELETE FROM {values} AS s WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {deletable} RETURNING s.chunk_ids
+        DELETE FROM {values} AS s
+        WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {owned} AND {deletable}
+        RETURNING s.write_id, s.chunk_ids
     ){touch_session}
-    SELECT chunk_ids FROM changed
+    SELECT {refused}, changed.write_id, changed.chunk_ids FROM {checked} changed {if_allowed}
 """
 
 
@@ -154,6 +159,7 @@ class ValueWriter:
             StorageConflictError: The stored value is none of those that may be replaced.
             LeaseLostError: The lease is no longer held.
             SessionNotFoundError: The session does not exist.
+            SessionOwnerError: The session belongs to another owner.
             StrandsPsycopgError: As ``Database.transact``.
         """
         write_id = uuid4()
@@ -222,9 +228,12 @@ class ValueWriter:
                 stored = self._chunks.add(added, existing, cursor)
                 upsert = new_cursor(cursor.connection).execute(self._upsert, row | {"locked": bool(locked)})
                 self._chunks.release_locked(unused, cursor)
+            is_stored = bool(upsert.fetchall())
+            if not is_stored:
+                self._transactions.check_session(change.operation, cursor)
             if sum(len(each.fetchall()) for each in stored) != len(added):
                 break
-            if upsert.fetchall():
+            if is_stored:
                 return
             self._chunks.release(dict.fromkeys(added, 1), cursor)
             locked = cursor.execute(self._lock, row).fetchall()
@@ -235,10 +244,11 @@ class ValueWriter:
 
     def _release_deleted(self, change: Change, row: Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> None:
         """Release the chunks of a value that this transaction has deleted."""
+        freed = [chunk_ids for _, chunk_ids in allowed(change.operation, self._scope, deleted)]
         # There is no value, or one that may not be deleted.
-        if not deleted and change.expected is not None:
+        if not freed and change.expected is not None:
             locked = cursor.execute(self._lock, row).fetchall()
             if not change.is_expected(locked):
                 raise change.conflict()
-        unused = set(deleted[0][0] or ()) if deleted else set()
+        unused = {each for ids in freed for each in ids or ()}
         self._chunks.release(dict.fromkeys(unused, 1), cursor)

@@ -15,10 +15,11 @@ from strands_psycopg.errors import (
     SessionNotFoundError,
     StrandsPsycopgError,
     TransferError,
+    suppressed_error,
 )
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained, suppressed_error
+from strands_psycopg.repository.fragments import check_lease, compose, run_explained
 from strands_psycopg.storage.session_values import SessionValue, SessionValues
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.rows import (

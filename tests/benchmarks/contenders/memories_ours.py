@@ -1,18 +1,32 @@
 """This library's memory store, with one owner for all memories."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 
+from benchmarks.contenders.vector_index import without_index
 from benchmarks.memories import DIMENSIONS, embed, embed_one
 from strands_psycopg import PostgresMemoryStore, PostgresSessionRepository
 
 _EXACT = """
     SELECT content FROM strands_memory_vectors AS v JOIN strands_memories AS m USING (owner, store, memory_id)
     WHERE owner = %s ORDER BY embedding <=> %s::vector LIMIT %s
+"""
+
+# As ``add`` stores them.
+_FILL = """
+    WITH filled AS (
+        INSERT INTO strands_memories (
+            owner, store, memory_id, content, content_hash, search_vector, write_id, created_at, updated_at
+        )
+        SELECT owner, 'notes', memory_id, content, md5(content)::uuid, to_tsvector('simple', lower(content)), memory_id,
+            now(), now()
+        FROM filling
+    )
+    INSERT INTO strands_memory_vectors (owner, store, memory_id, embedding)
+    SELECT owner, 'notes', memory_id, embedding FROM filling
 """
 
 _UUID = "00000000-0000-7000-8000-{:012}"
@@ -35,21 +49,19 @@ class Contender:
         self._filled = 0
 
     def fill(self, texts: Iterator[str]) -> None:
-        """Import texts, in turn for each owner, and let the server look at what it has."""
-        lines: list[list[str]] = [[] for _ in self._stores]
-        for text in texts:
-            self._filled += 1
-            line = {
-                "memory_id": _UUID.format(self._filled),
-                "content": text,
-                "metadata": None,
-                "created_at": "2026-01-01T00:00:00Z",
-                "updated_at": "2026-01-01T00:00:00Z",
-                "embedding": embed_one(text),
-            }
-            lines[self._filled % self.owners].append(json.dumps(line))
-        for store, own in zip(self._stores, lines, strict=True):
-            asyncio.run(store.import_lines(own))
+        """Copy texts with their vectors, in turn for each owner, and let the server look at what it has."""
+        connection = self._connection
+        with without_index(connection, "strands_memory_vectors_embedding"), connection.transaction():
+            connection.execute(
+                f"CREATE TEMPORARY TABLE filling (owner text, memory_id uuid, content text, embedding "
+                f"vector({DIMENSIONS})) ON COMMIT DROP".encode()
+            )
+            with connection.cursor().copy("COPY filling FROM STDIN") as copy:
+                for text in texts:
+                    owner = f"owner {self._filled % self.owners}"
+                    self._filled += 1
+                    copy.write_row((owner, _UUID.format(self._filled), text, json.dumps(embed_one(text))))
+            connection.execute(_FILL)
         self._connection.execute("VACUUM ANALYZE strands_memories, strands_memory_vectors")
 
     def exact(self, query: str, limit: int) -> list[str]:
