@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.results import Results
-from benchmarks.tables import summary, tables
+from benchmarks.tables import memories, summary, tables
 from strands_psycopg.cli import _build_parser
 from support import catalog
 from support.crew import Crew
@@ -330,6 +330,7 @@ def test_the_pages_have_the_figures_that_were_measured() -> None:
     page = BENCHMARKS.read_text("utf-8")
     for each in tables(RESULTS):
         assert each in page
+    assert memories(Results.read(TESTS / "benchmarks" / "memories.json")) in page
 
 
 def test_the_benchmarks_name_the_versions_that_were_measured() -> None:

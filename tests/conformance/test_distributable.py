@@ -145,6 +145,8 @@ async def keep_memories(store: PostgresMemoryStore) -> None:
     await store.update(memory_id, metadata={})
     await store.update(memory_id, content=f"a fact with {store._dimensions or 'no'} dimensions, edited")
     await store.search("fact")
+    if store._dimensions is not None:
+        await store.embed_missing()
     await store.import_lines([line async for line in store.export_lines()])
 
 
