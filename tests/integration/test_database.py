@@ -81,7 +81,7 @@ def test_missing_right_is_a_database_error_that_names_table_and_cure(
     with PostgresSessionRepository(reader, retry_timeout=60) as without_rights:
         assert without_rights.read_session("s") is not None
         with pytest.raises(
-            DatabaseError, match=r"creating agent 'default'.*permission denied for table.*grant"
+            DatabaseError, match=r"creating agent 'default'.*permission denied for table.*GRANT"
         ) as error:
             build(without_rights)
 

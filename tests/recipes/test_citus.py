@@ -9,7 +9,7 @@ from support.catalog import TABLES
 RECIPE = Path(__file__).with_name("citus.sql").read_text()
 
 _DISTRIBUTED = re.compile(r"create_distributed_table\('strands_(\w+)', '(\w+)', colocate_with => '(\w+)'\)")
-_CREATED = re.compile(r"^CREATE TABLE strands_(\w+) \(\s*(\w+) (.*?)^\);", re.M | re.S)
+_CREATED = re.compile(r"^CREATE TABLE strands_(\w+) \(\s*(\w+) (.*?)^\)", re.M | re.S)
 
 
 def test_every_table_is_distributed_by_its_first_column() -> None:

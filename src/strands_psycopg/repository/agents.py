@@ -12,7 +12,7 @@ from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import encode
 from strands_psycopg.database import NO_DEADLINE, Database, Result
-from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError, suppressed_error
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
@@ -56,7 +56,8 @@ _UPDATE_AND_APPEND = """
     ), u AS (
         {update_agent} AND EXISTS (SELECT true FROM t) RETURNING created_at, updated_at
     ), {touch_session_of_u}
-    SELECT {server_time}, {times_of_t}, {times_of_u} FROM u LEFT JOIN t ON true
+    SELECT {server_time}, {times_of_t}, {times_of_u} FROM (SELECT true) AS one LEFT JOIN t ON true LEFT JOIN u ON true
+    WHERE t.created_at IS NOT NULL OR u.created_at IS NOT NULL
 """  # no row: nothing was stored (see Refusals)
 
 # Of an agent without a message, and without new variants.
@@ -95,7 +96,8 @@ _STORE = """
     ), unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
     ), {touch_session_of_u}
-    SELECT {server_time}, {times_of_t}, {times_of_u} FROM u LEFT JOIN t ON true
+    SELECT {server_time}, {times_of_t}, {times_of_u} FROM (SELECT true) AS one LEFT JOIN t ON true LEFT JOIN u ON true
+    WHERE t.created_at IS NOT NULL OR u.created_at IS NOT NULL
 """  # as _UPDATE_AND_APPEND
 
 _REPLACE_MESSAGES = """
@@ -150,7 +152,9 @@ _DELETE = """
         RETURNING key, chunk_ids
     ), freed AS (
         SELECT used.chunk_id, pg_catalog.count(*) AS number
-        FROM (SELECT DISTINCT s.key, item AS chunk_id FROM s CROSS JOIN LATERAL unnest(s.chunk_ids) AS item) AS used
+        FROM (
+            SELECT DISTINCT s.key, item AS chunk_id FROM s CROSS JOIN LATERAL pg_catalog.unnest(s.chunk_ids) AS item
+        ) AS used
         GROUP BY used.chunk_id
     ), k AS (
         DELETE FROM {session_chunks} AS c USING freed
@@ -376,6 +380,7 @@ class Agents:
             SessionConflictError: The agent's row has another write id than the expected one, or a message with this
                 index already exists, or the index is not the next one.
             SessionNotFoundError: The agent does not exist.
+            DatabaseError: A trigger or rule has suppressed the update of the agent.
         """
         agent_id = change.agent_id
         row = agent_row(self._payloads, session_id, change, write_id, term) | {"expected": expected}
@@ -394,6 +399,8 @@ class Agents:
         message_id = None if message is None else message.message_id
         stored = self._refusals.write(operation, statement, row, message_id)
         _, created_at, updated_at, agent_created_at, agent_updated_at = stored
+        if agent_created_at is None:
+            raise suppressed_error(operation)
         if message is not None:
             message.created_at, message.updated_at = created_at, updated_at or created_at
         return agent_created_at, agent_updated_at or agent_created_at
