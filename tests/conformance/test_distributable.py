@@ -15,6 +15,7 @@ from strands_psycopg.database import Database
 from strands_psycopg.report import read_statistics
 from strands_psycopg.transfer import export_session, import_session
 from support import transfers
+from support.distribution import distribute_vectors
 from support.memories import DIMENSIONS, embed_trigrams, has_memory, has_pgvector
 from support.payloads import ScramblingCodec
 
@@ -105,7 +106,9 @@ def composed() -> list[Composed]:
 
 
 @pytest.fixture
-def statements(monkeypatch: pytest.MonkeyPatch, composed: list[Composed], dsn: str) -> list[Composed]:
+def statements(
+    monkeypatch: pytest.MonkeyPatch, composed: list[Composed], dsn: str, distributed_dsn: str | None
+) -> list[Composed]:
     """All statements of the package."""
     if composed:
         return composed
@@ -132,6 +135,8 @@ def statements(monkeypatch: pytest.MonkeyPatch, composed: list[Composed], dsn: s
             if has_pgvector(dsn):
                 with_vectors = PostgresMemoryStore("m", plain, owner="o", embed=embed_trigrams, dimensions=DIMENSIONS)
                 with_vectors.ensure_schema()
+                if distributed_dsn is not None:
+                    distribute_vectors(dsn)
                 asyncio.run(keep_memories(with_vectors))
         plain.status()
         transfers.fill(plain, "s")

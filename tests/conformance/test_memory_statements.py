@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from strands_psycopg import PostgresMemoryStore, PostgresSessionRepository, SchemaError
+from support.distribution import distribute_vectors
 from support.memories import DIMENSIONS, embed_trigrams, needs_memory
 from support.wire import ONE, Wire
 
@@ -30,7 +31,9 @@ CALLS: dict[str, Call] = {
 
 
 @pytest.fixture(params=["words", "vectors"])
-def stored(request: pytest.FixtureRequest, dsn: str) -> Iterator[tuple[Wire, PostgresMemoryStore, str]]:
+def stored(
+    request: pytest.FixtureRequest, dsn: str, distributed_dsn: str | None
+) -> Iterator[tuple[Wire, PostgresMemoryStore, str]]:
     """A store with a memory, which has been used before, and its only connection."""
     wire = Wire()
     vectors: dict[str, Any] = {"embed": embed_trigrams, "dimensions": DIMENSIONS}
@@ -41,6 +44,8 @@ def stored(request: pytest.FixtureRequest, dsn: str) -> Iterator[tuple[Wire, Pos
             store.ensure_schema()
         except SchemaError as error:
             pytest.skip(str(error))
+        if distributed_dsn is not None and request.param == "vectors":
+            distribute_vectors(dsn)
         yield wire, store, asyncio.run(store.add("tea"))
 
 
