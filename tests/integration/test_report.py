@@ -1,5 +1,6 @@
 """The statistics, the page that shows them, and the commands for both."""
 
+import asyncio
 import builtins
 import io
 import json
@@ -32,6 +33,7 @@ from strands_psycopg.report import (
 )
 from strands_psycopg.report.page import replace
 from support.multi_agents import Team
+from support.storage import needs_storage
 from support.transcripts import assistant, call, result, store, store_json, usage, user
 
 Connection = psycopg.Connection[Any]
@@ -245,6 +247,17 @@ def test_the_page_shows_graphs_and_swarms_if_there_are_any(talks: None, reposito
     page = Page(page_of(repository))
     assert ["Session", "Messages", "Turns", "Graphs, swarms"] in [row[:4] for row in page.rows]
     assert ["team", "0", "0", "1"] in [row[:4] for row in page.rows]
+    assert ["new", "6", "2", "0"] in [row[:4] for row in page.rows]
+
+
+@needs_storage
+def test_the_page_shows_the_size_of_storages_if_there_are_any(
+    talks: None, repository: PostgresSessionRepository
+) -> None:
+    asyncio.run(repository.storage("old").write("report", bytes(12_300)))
+    page = Page(page_of(repository))
+    assert ["Session", "Messages", "Turns", "Stored bytes"] in [row[:4] for row in page.rows]
+    assert ["old", "2", "1", "12.3k"] in [row[:4] for row in page.rows]
     assert ["new", "6", "2", "0"] in [row[:4] for row in page.rows]
 
 

@@ -49,12 +49,14 @@ _TOOLS = """
 """
 
 _LONGEST = """
-    SELECT s.session_id, s.owner, s.title, coalesce(g.multi_agents, 0), extract(epoch FROM s.first_active_at),
-        extract(epoch FROM s.last_active_at), s.turns, s.messages, s.tool_calls, s.tool_failures, s.input_tokens,
-        s.output_tokens, s.cache_read_tokens, s.cache_write_tokens
+    SELECT s.session_id, s.owner, s.title, coalesce(g.multi_agents, 0), coalesce(v.storage_bytes, 0),
+        extract(epoch FROM s.first_active_at), extract(epoch FROM s.last_active_at), s.turns, s.messages, s.tool_calls,
+        s.tool_failures, s.input_tokens, s.output_tokens, s.cache_read_tokens, s.cache_write_tokens
     FROM {session_figures} AS s LEFT JOIN (
         SELECT session_id, pg_catalog.count(*) AS multi_agents FROM {multi_agents} GROUP BY session_id
-    ) AS g ON g.session_id = s.session_id
+    ) AS g ON g.session_id = s.session_id LEFT JOIN (
+        SELECT session_id, pg_catalog.sum(size)::bigint AS storage_bytes FROM {session_storage} GROUP BY session_id
+    ) AS v ON v.session_id = s.session_id
     WHERE %(since)s::date IS NULL OR s.last_active_at >= %(since)s::date::timestamp AT TIME ZONE 'UTC'
     ORDER BY s.messages DESC, s.session_id LIMIT %(longest)s
 """
@@ -114,6 +116,7 @@ class SessionFigures(Figures):
         owner: Whose session it is; None if nobody's.
         title: Its title, as it is stored.
         multi_agents: The number of its graphs and swarms.
+        storage_bytes: The size of the values in its storage.
         first_active_at: When the session was created, in UTC.
         last_active_at: When the session was last written to, in UTC.
     """
@@ -122,6 +125,7 @@ class SessionFigures(Figures):
     owner: str | None = None
     title: str | None = None
     multi_agents: int = 0
+    storage_bytes: int = 0
     first_active_at: datetime
     last_active_at: datetime
 
@@ -260,11 +264,12 @@ def read_statistics(
                 owner=owner,
                 title=title,
                 multi_agents=multi_agents,
+                storage_bytes=storage_bytes,
                 first_active_at=_time(started),
                 last_active_at=_time(ended),
                 **_figures(counts),
             )
-            for session_id, owner, title, multi_agents, started, ended, *counts in rows(each_session)
+            for session_id, owner, title, multi_agents, storage_bytes, started, ended, *counts in rows(each_session)
         )
         return Statistics(
             database=name,
