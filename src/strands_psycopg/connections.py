@@ -43,8 +43,10 @@ _PERMANENT = re.compile(
 )
 
 # No server has answered, so that the host or port may be wrong.
+# The first two are those of psycopg, the second before its version 3.3.
 _NO_SERVER = re.compile(
-    r"failed to resolve host|could not translate host name|Connection refused|No such file or directory"
+    r"failed to resolve host|Name or service not known|could not translate host name"
+    r"|Connection refused|No such file or directory"
     r"|No route to host|Network is unreachable|timeout expired|connection timeout"
 )
 

@@ -128,7 +128,7 @@ def test_narrow_table_loses_text_and_numbers_but_no_id_or_time(
 ) -> None:
     pytest.importorskip("rich")
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     header = ("session", "agents", "messages", "title", "last activity")
     output.print_table(header, _ROWS, right=("agents", "messages"), shorten=("title",), drop=("agents", "messages"))
