@@ -377,7 +377,8 @@ def test_new_manager_goes_on_after_a_failed_write(
 
 @pytest.mark.parametrize("lost", ["request", "answer"])
 def test_manager_whose_write_had_no_answer_is_refused_and_a_new_one_finds_what_was_stored(dsn: str, lost: str) -> None:
-    with Proxy(dsn) as proxy, PostgresSessionRepository(proxy.dsn, retry_timeout=0) as repository:
+    """One connection, whose first uses are over: on another one, a check of the connection might be lost instead."""
+    with Proxy(dsn) as proxy, PostgresSessionRepository(proxy.dsn, retry_timeout=0, max_size=1) as repository:
         agent = build(repository)
         agent("1")
         getattr(proxy, f"lose_{lost}s")()
