@@ -453,8 +453,8 @@ def _exhausted(failure: Exception, timeout: float) -> str:
     if not failure.never_answered:
         return f"could not connect within the {timeout:g} s of retry_timeout"
     return (
-        f"could not connect within {timeout:g} s, and no server has answered yet (check host and port, or pass "
-        "retry_timeout to wait longer)"
+        f"could not connect within {timeout:g} s, and no server has answered yet (check host and port; an "
+        "application can wait longer with retry_timeout=)"
     )
 
 

@@ -60,4 +60,6 @@ def parse_snapshot_id(text: object) -> UUID:
             return snapshot_id
     except (ValueError, AttributeError, TypeError):
         pass
-    raise ValueError(f"{text!r} is not a snapshot id; list_snapshot_ids() returns the existing ones")
+    raise ValueError(
+        f"{text!r} is no snapshot id; list_snapshot_ids() or 'strands-psycopg show --checkpoints' lists what exists"
+    )

@@ -19,7 +19,10 @@ _ADVICE = {
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.EROFS: _PERMISSION,
-    errno.ENOENT: "create its directory first",
+    errno.ENOENT: "check the path; its directory must exist",
+    errno.EEXIST: "remove it, or choose another name",
+    errno.EISDIR: "name a file, not a directory",
+    errno.ENOTDIR: "check the path; a part of it is a file",
     errno.ENOMEM: "free some memory",
     errno.EAGAIN: f"{_THREADS}, or try again later",
 }

@@ -152,7 +152,7 @@ def test_only_sessions_that_were_active_since(
     ("options", "message"),
     [
         (["--limit", "0"], "limit must be an integer from 1 to 1000, not 0"),
-        (["--before", "x"], "before must be the next of an earlier page"),
+        (["--before", "x"], "before must be the cursor that an earlier page ended with"),
         (["--prefix", "x" * 256], "prefix must have 1 to 255 characters, not 256"),
     ],
 )
@@ -163,6 +163,12 @@ def test_wrong_option_is_wrong_usage(run: Run, options: list[str], message: str)
 @pytest.mark.parametrize("text", ["yesterday", "", "30", "d", "1.d", "-1d", "1e3s", "2030-13-01", "99999999w"])
 def test_wrong_time_is_wrong_usage(capsys: pytest.CaptureFixture[str], text: str) -> None:
     assert "argument --active-since: " in refuse(capsys, "sessions", f"--active-since={text}")
+
+
+def test_time_that_is_too_long_ago_is_told_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--active-since: is too long ago" in refuse(capsys, "sessions", "--active-since", "900000d")
+    assert "--active-since: is too long" in refuse(capsys, "sessions", "--active-since", "9999999999d")
+    assert "--idle-for: is too long" in refuse(capsys, "purge", "--idle-for", "9" * 400 + "d")
 
 
 def test_times_are_read() -> None:
@@ -569,7 +575,7 @@ def test_what_does_not_exist_fails(
         (["fork", "s", "t", "--until", "-1"], "until must be 0 or more, not -1"),
         (
             ["fork", "s", "t", "--snapshot", "x"],
-            "'x' is not a snapshot id; list_snapshot_ids() returns the existing ones",
+            "'x' is no snapshot id; list_snapshot_ids() or 'strands-psycopg show --checkpoints' lists what exists",
         ),
         (
             ["purge", "--idle-for", "0s"],

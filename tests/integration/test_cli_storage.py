@@ -81,7 +81,7 @@ def test_get_prints_the_very_bytes_or_writes_a_new_file(
     assert run("storage", "get", "large", "--to", str(file)) == (0, "", "")
     assert file.read_bytes() == b"x" * 20_000
     code, _, errors = run("storage", "get", "large", "--to", str(file))
-    assert (code, f"{file} cannot be written: " in errors) == (2, True)
+    assert (code, f"{file} cannot be written: File exists; remove it, or" in errors) == (1, True)
     code, printed, errors = run("storage", "get", "missing")
     assert (code, printed) == (1, "")
     assert "there is no value 'missing'; 'strands-psycopg storage list' prints the keys" in errors

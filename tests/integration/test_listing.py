@@ -204,7 +204,7 @@ def test_broken_cursor_is_refused(repository: PostgresSessionRepository, connect
         add(connection, f"s-{number}", NOON)
     cursor = repository.list_sessions(limit=1).next
     assert cursor is not None
-    with pytest.raises(ValueError, match="before must be the next of an earlier page"):
+    with pytest.raises(ValueError, match="before must be the cursor that an earlier page ended with"):
         repository.list_sessions(before=BROKEN[broken](cursor))
 
 

@@ -31,7 +31,7 @@ from strands_psycopg.report import (
     read_statistics,
     write_report,
 )
-from strands_psycopg.report.page import replace
+from strands_psycopg.report.page import open_replacement
 from support.multi_agents import Team
 from support.storage import needs_storage
 from support.transcripts import assistant, call, result, store, store_json, usage, user
@@ -364,21 +364,23 @@ def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None
     os.mkfifo(pipe)
     end = os.open(pipe, os.O_RDWR)
     try:
-        replace(pipe, "page")
+        with open_replacement(pipe) as file:
+            file.write("page")
         assert [each.name for each in tmp_path.iterdir() if each.is_fifo()] == ["pipe"]
         assert os.read(end, 100) == b"page"
     finally:
         os.close(end)
 
 
-def test_a_file_that_cannot_be_written_is_an_error_that_names_it(
+def test_a_file_that_cannot_be_written_is_an_error_that_names_it_before_anything_is_read(
     repository: PostgresSessionRepository, tmp_path: Path
 ) -> None:
     file = tmp_path / "missing" / "report.html"
     with pytest.raises(
-        ReportError, match=f"{re.escape(repr(str(file)))}: No such file or directory; create its directory"
+        ReportError,
+        match=f"{re.escape(repr(str(file)))}: No such file or directory; check the path; its directory must exist",
     ):
-        write_report(repository, str(file))
+        write_report(repository, str(file), progress=lambda _: pytest.fail("it has read"))
 
 
 def test_a_missing_extra_is_an_error_that_names_it(

@@ -81,7 +81,7 @@ def _read_summaries(repository: PostgresSessionRepository, arguments: argparse.N
         if summary is None:
             raise SessionNotFoundError(f"session {session_id!r} does not exist; nothing was deleted")
         if arguments.owner is not None and summary.owner != arguments.owner:
-            raise SessionOwnerError.of("deleting", session_id)
+            raise SessionOwnerError.of("nothing was deleted", session_id)
         found.append(summary)
     return found
 

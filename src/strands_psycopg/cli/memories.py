@@ -7,10 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from strands_psycopg.cli import output
+from strands_psycopg.cli.lines import STDIO, read_lines
 from strands_psycopg.cli.options import (
     TABLES,
     Commands,
@@ -24,9 +24,6 @@ from strands_psycopg.memory.entry import MEMORY_ID, SCORE
 from strands_psycopg.memory.vectors import find_vectors
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import session_tables
-from strands_psycopg.system_errors import explain
-
-_STDIO = "-"
 
 # In characters, of a memory's text in a table.
 _MAX_WIDTH = 100
@@ -92,7 +89,7 @@ def add_to(commands: Commands) -> None:
 
     import_ = _add(actions, "import", _import, "store exported memories; existing ones are left alone")
     import_.add_argument(
-        "--from", dest="lines", default=_STDIO, metavar="FILE", help="JSON lines; - is standard input (default: -)"
+        "--from", dest="lines", default=STDIO, metavar="FILE", help="JSON lines; - is standard input (default: -)"
     )
 
 
@@ -179,28 +176,9 @@ async def _export(_: argparse.Namespace, store: PostgresMemoryStore) -> int:
 
 
 async def _import(arguments: argparse.Namespace, store: PostgresMemoryStore) -> int:
-    with _open_input(arguments.lines) as file:
-        count = await store.import_lines(file)
+    count = await store.import_lines(read_lines(arguments.lines))
     print(f"imported {_count(count)}")
     return 0
-
-
-@contextmanager
-def _open_input(name: str) -> Iterator[TextIO]:
-    """Yield a file of lines.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
-    if name == _STDIO:
-        yield sys.stdin
-        return
-    try:
-        file = Path(name).open(encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {explain(error)}") from error
-    with file:
-        yield file
 
 
 def _shorten(text: str) -> str:

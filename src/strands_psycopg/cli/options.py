@@ -23,6 +23,7 @@ RETRY_TIMEOUT = 5.0
 _SERVER_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw])")
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,7 +151,7 @@ def parse_metadata(text: str) -> dict[str, Any]:
 
 def parse_duration(text: str) -> timedelta:
     """Parse a duration such as ``30d``, for argparse."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text)
+    match = _DURATION.fullmatch(text)
     if not match:
         raise argparse.ArgumentTypeError("must be a number with a unit, such as 45s, 90m, 12h, 30d or 2w")
     try:
@@ -161,12 +162,11 @@ def parse_duration(text: str) -> timedelta:
 
 def parse_time(text: str) -> datetime:
     """Parse a time in ISO 8601 (UTC unless it has an offset) or a duration before now, for argparse."""
-    try:
-        return datetime.now(timezone.utc) - parse_duration(text)
-    except argparse.ArgumentTypeError:
-        pass
-    except OverflowError:
-        raise argparse.ArgumentTypeError("is too long ago") from None
+    if _DURATION.fullmatch(text):
+        try:
+            return datetime.now(timezone.utc) - parse_duration(text)
+        except OverflowError:
+            raise argparse.ArgumentTypeError("is too long ago") from None
     try:
         # Python parses the suffix Z only since 3.11.
         time = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from strands_psycopg.cli import output
 from strands_psycopg.cli.deletion import add_deletion_options, check_asking, confirm, verb
+from strands_psycopg.cli.lines import STDIO
 from strands_psycopg.cli.options import (
     CODEC,
     TABLES,
@@ -20,13 +21,17 @@ from strands_psycopg.cli.options import (
     parse_duration,
     parse_session_id,
 )
-from strands_psycopg.errors import PostgresStorageError, SessionNotFoundError, StorageError, StrandsPsycopgError
+from strands_psycopg.errors import (
+    PostgresStorageError,
+    SessionNotFoundError,
+    StorageError,
+    StrandsPsycopgError,
+    TransferError,
+)
 from strands_psycopg.printable import printable
 from strands_psycopg.storage import PostgresStorage, list_values
 from strands_psycopg.storage.purging import StoragePurgeResult
 from strands_psycopg.system_errors import explain
-
-_STDIO = "-"
 
 _STORAGE = Parser(add_help=False)
 _of = _STORAGE.add_mutually_exclusive_group()
@@ -51,7 +56,7 @@ def add_to(commands: Commands) -> None:
 
     get = _add(actions, "get", _get, "print a value, or write it to a file", TABLES, CODEC)
     get.add_argument("key", metavar="KEY", help="its key")
-    get.add_argument("--to", default=_STDIO, metavar="FILE", help="a new file; - is standard output (default: -)")
+    get.add_argument("--to", default=STDIO, metavar="FILE", help="a new file; - is standard output (default: -)")
 
     purge = _add(actions, "purge", _purge, "delete expired values, and those not written for some time", TABLES)
     purge.add_argument(
@@ -133,7 +138,7 @@ def _get(arguments: argparse.Namespace, storage: PostgresStorage) -> int:
         raise PostgresStorageError(
             f"there is no value {arguments.key!r}; 'strands-psycopg storage list' prints the keys"
         )
-    if arguments.to == _STDIO:
+    if arguments.to == STDIO:
         sys.stdout.flush()
         sys.stdout.buffer.write(value)
         return 0
@@ -141,7 +146,7 @@ def _get(arguments: argparse.Namespace, storage: PostgresStorage) -> int:
         with Path(arguments.to).open("xb") as file:
             file.write(value)
     except OSError as error:
-        raise ValueError(f"{arguments.to} cannot be written: {explain(error)}") from error
+        raise TransferError(f"{arguments.to} cannot be written: {explain(error)}") from error
     return 0
 
 

@@ -12,14 +12,13 @@ from urllib.parse import urlsplit
 
 from strands_psycopg import transfer
 from strands_psycopg.cli import options, output
+from strands_psycopg.cli.lines import STDIO, read_lines
 from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_repository, parse_session_id
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.system_errors import explain
 from strands_psycopg.transfer.sources import Source
-
-_STDIO = "-"
 
 
 def add_to(commands: Commands) -> None:
@@ -43,7 +42,7 @@ def _add_export(commands: Commands) -> None:
     export.add_argument("--prefix", metavar="TEXT", help="export all sessions whose id starts with TEXT")
     destination = export.add_mutually_exclusive_group()
     destination.add_argument(
-        "--to", metavar="FILE", default=_STDIO, help="write JSON lines to a new file; - is standard output (default: -)"
+        "--to", metavar="FILE", default=STDIO, help="write JSON lines to a new file; - is standard output (default: -)"
     )
     destination.add_argument(
         "--files",
@@ -112,7 +111,7 @@ def _export(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
         parser.error("select sessions by their ids, with --all or with --prefix")
     if arguments.raw and arguments.files is not None:
         parser.error("--raw cannot be used with --files: Strands reads nothing but its own documents from them")
-    to_standard_output = arguments.files is None and arguments.to == _STDIO
+    to_standard_output = arguments.files is None and arguments.to == STDIO
     if to_standard_output and arguments.json:
         parser.error("--json requires --to FILE or --files, since the sessions go to standard output")
     failures: dict[str, str] = {}
@@ -242,7 +241,7 @@ class _Replaced(_LinesFile):
 @contextmanager
 def _open_output(name: str) -> Iterator[_LinesFile]:
     """Open a new file, or an existing device or pipe, for writing."""
-    if name == _STDIO:
+    if name == STDIO:
         sys.stdout.flush()
         try:
             descriptor = sys.stdout.fileno()
@@ -262,8 +261,6 @@ def _open_output(name: str) -> Iterator[_LinesFile]:
                 if is_new and os.fstat(file.fileno()).st_size == 0:
                     path.unlink()
                 raise
-    except FileExistsError as error:
-        raise TransferError(f"{name} already exists; remove it or choose another file") from error
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -293,7 +290,7 @@ def _import(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
 @contextmanager
 def _source(arguments: argparse.Namespace) -> Iterator[Source]:
     if arguments.lines is not None:
-        yield transfer.SessionLines(_read_lines(arguments.lines))
+        yield transfer.SessionLines(read_lines(arguments.lines))
     elif arguments.files is not None:
         yield transfer.FileSessions(arguments.files)
     elif arguments.s3 is not None:
@@ -307,19 +304,6 @@ def _source(arguments: argparse.Namespace) -> Iterator[Source]:
             dsn, schema=arguments.tables_schema, retry_timeout=options.RETRY_TIMEOUT
         ) as source:
             yield source
-
-
-def _read_lines(name: str) -> Iterator[str]:
-    if name == _STDIO and sys.stdin is None:
-        raise TransferError("standard input is closed; redirect it")
-    try:
-        # UTF-8 whatever the locale is: export writes ASCII, and other programs that edit the lines write UTF-8.
-        with open(sys.stdin.fileno() if name == _STDIO else name, encoding="utf-8", closefd=name != _STDIO) as file:
-            yield from file
-    except UnicodeDecodeError:
-        raise TransferError(f"{name} is not UTF-8; only the output of export can be imported") from None
-    except OSError as error:
-        raise TransferError(f"{name} cannot be read: {explain(error)}") from error
 
 
 def _print_result(verb: str, result: transfer.TransferResult, *, as_json: bool, failures: dict[str, str]) -> None:

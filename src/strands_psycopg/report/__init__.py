@@ -5,6 +5,7 @@ Both read the views of ``sql/NNNN_analytics.sql``, so the server does the counti
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from typing import TextIO
 
@@ -66,7 +67,7 @@ def write_report(
         ValueError: As in ``read_statistics``.
     """
     try:
-        from strands_psycopg.report.page import render, replace
+        from strands_psycopg.report.page import open_replacement, render
     except ImportError as error:
         if error.name not in ("jinja2", "vl_convert"):
             raise
@@ -74,14 +75,16 @@ def write_report(
             f"the report requires {error.name}, which is not installed; run: pip install 'strands-psycopg[report]'",
             extra="report",
         ) from error
-    statistics = read_statistics(repository, since=since, days=days, longest=_LONGEST, progress=progress)
-    name = f" to {os.fspath(destination)!r}" if isinstance(destination, (str, os.PathLike)) else ""
+    opened: AbstractContextManager[TextIO]
+    if isinstance(destination, (str, os.PathLike)):
+        name, opened = f" to {os.fspath(destination)!r}", open_replacement(destination)
+    else:
+        name, opened = "", nullcontext(destination)
     try:
-        page = render(statistics)
-        if isinstance(destination, (str, os.PathLike)):
-            replace(destination, page)
-        else:
-            destination.write(page)
+        # The file is opened first, since reading the statistics may take long.
+        with opened as file:
+            statistics = read_statistics(repository, since=since, days=days, longest=_LONGEST, progress=progress)
+            file.write(render(statistics))
     except OSError as error:
         raise ReportError(f"the report cannot be written{name}: {explain(error)}") from error
     progress(1)

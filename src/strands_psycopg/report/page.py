@@ -4,9 +4,11 @@ import base64
 import hashlib
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
+from typing import TextIO
 
 import jinja2
 from markupsafe import Markup
@@ -41,20 +43,25 @@ def render(statistics: Statistics) -> str:
     )
 
 
-def replace(destination: str | os.PathLike[str], page: str) -> None:
-    """Replace a file atomically; write to a pipe or device directly.
+@contextmanager
+def open_replacement(destination: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """Yield a file that replaces another one atomically when the block ends without an error.
+
+    A pipe or device is written to directly.
 
     Raises:
-        OSError: The page cannot be written. An existing file is unchanged.
+        OSError: It cannot be written. An existing file is unchanged.
     """
     if Path(destination).exists() and not Path(destination).is_file():
-        Path(destination).write_text(page, encoding="utf-8")
+        with Path(destination).open("w", encoding="utf-8") as file:
+            yield file
         return
     # Unlike Path.resolve, it accepts links that form a loop.
     target = Path(os.path.realpath(destination))
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        new.write_text(page, encoding="utf-8")
+        with new.open("w", encoding="utf-8") as file:
+            yield file
         new.replace(target)
     except BaseException:
         with suppress(OSError):

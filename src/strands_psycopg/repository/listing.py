@@ -313,4 +313,4 @@ def _decode_page_token(token: str) -> tuple[str, str]:
             return updated_at, session_id
     except (ValueError, TypeError):
         pass
-    raise ValueError("before must be the next of an earlier page")
+    raise ValueError("before must be the cursor that an earlier page ended with")

@@ -189,7 +189,7 @@ class PostgresqlSessionManagerTables(Closeable):
         except SchemaError as error:
             raise TransferError(
                 f"the schema {schema!r} has no tables sessions, agents and messages as created by "
-                "strands-postgresql-session-manager; specify the schema that has them"
+                "strands-postgresql-session-manager; name the schema that has them (schema= or --tables-schema)"
             ) from error
 
 
