@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from strands_psycopg.calls import check_interrupted
+from strands_psycopg.connect_refusal import read_sqlstate
 from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
@@ -33,7 +34,7 @@ _DEFAULTS: dict[str, str | int] = {
     "application_name": "strands-psycopg",
 }
 
-# A failed connect has no SQLSTATE. Only these failures are known to be permanent.
+# A failed connect has no SQLSTATE. These texts, of libpq and of servers that speak English, are known to be permanent.
 _PERMANENT = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|database \".*\" does not exist|role \".*\" does not exist|is not permitted to log in"
@@ -41,6 +42,9 @@ _PERMANENT = re.compile(
     r"|invalid port number|invalid sslmode value|definition of service"
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
+
+# And so are these SQLSTATEs: no authorization, no such database, no privilege. Texts may be in any language.
+_PERMANENT_SQLSTATE = re.compile(r"28...|3D000|42501")
 
 # No server has answered, so that the host or port may be wrong.
 # The first two are those of psycopg, the second before its version 3.3.
@@ -69,6 +73,11 @@ _ADDRESS = ("host", "port", "dbname", "user")
 # request. Waits are short while connects fail, long while the pool is merely busy.
 _WAIT_WHILE_FAILING = 0.2
 _WAIT_WHILE_BUSY = 1.0
+
+_CONNECT = getattr(Connection.connect, "__func__", None)
+
+# In seconds, for the connect that finds out why a server refuses one.
+_REFUSAL_TIMEOUT = 5.0
 
 
 class UnreachableError(Exception):
@@ -212,6 +221,7 @@ class ManagedPool:
         self.connecting = 0
         self.failures = 0
         self._last_error: Exception | None = None
+        self._refusal: tuple[str, str | None] = ("", None)
         self._answered = False
         self._opening = threading.Lock()
         self._pool = self._new_pool()
@@ -259,7 +269,7 @@ class ManagedPool:
             specified = {**_libpq_defaults(), **_parse(dsn), **kwargs}
             defaults = {} if "service" in specified else {k: v for k, v in _DEFAULTS.items() if k not in specified}
             settings = {**defaults, **kwargs, "autocommit": True, "client_encoding": "utf8"}
-            connection: Connection[Any] = self._connection_class.connect(dsn, **settings)
+            connection = self._connect(dsn, settings)
         except Exception as error:
             # Of a lack of file descriptors libpq says nothing.
             self._last_error = file_limit_error() or error
@@ -269,6 +279,21 @@ class ManagedPool:
             self.connecting -= 1
         self._answered = True
         _pool_filter.connections.add(connection)
+        return connection
+
+    def _connect(self, dsn: str, settings: Mapping[str, Any]) -> Connection[Any]:
+        """Open one connection; if the server refuses it, keep the reason and its SQLSTATE."""
+        try:
+            connection: Connection[Any] = self._connection_class.connect(dsn, **settings)
+        except psycopg.Error as error:
+            reason = _one_line(error)
+            if reason != self._refusal[0]:
+                # A connect of a subclass may use other settings.
+                is_known = _PERMANENT.search(reason) or _NO_SERVER.search(reason)
+                is_custom = getattr(self._connection_class.connect, "__func__", None) is not _CONNECT
+                sqlstate = None if is_known or is_custom else read_sqlstate(dsn, settings, timeout=_REFUSAL_TIMEOUT)
+                self._refusal = (reason, sqlstate)
+            raise
         return connection
 
     def stop_preparing(self, connection: Connection[Any]) -> None:
@@ -299,9 +324,11 @@ class ManagedPool:
             return UnreachableError(explain(error))
         if not isinstance(error, psycopg.Error):
             return UnreachableError(f"no connection can be made with the DSN: {type(error).__name__}")
-        reason = " ".join(str(error).split())
+        reason = _one_line(error)
         never_answered = not self._answered and _NO_SERVER.search(reason) is not None
-        permanent = _PERMANENT.search(reason) is not None
+        known_reason, sqlstate = self._refusal
+        is_refusal = reason == known_reason and sqlstate is not None and _PERMANENT_SQLSTATE.fullmatch(sqlstate)
+        permanent = bool(is_refusal or _PERMANENT.search(reason))
         return UnreachableError(reason, permanent=permanent, never_answered=never_answered)
 
     def close(self) -> None:
@@ -449,6 +476,10 @@ class Connections:
             "raise max_size or timeout, or lower the load",
             permanent=True,
         )
+
+
+def _one_line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_encoding(connection: Connection[Any]) -> None:

@@ -14,6 +14,7 @@ from psycopg_pool import ConnectionPool
 from strands_psycopg import DatabaseError, DatabaseUnavailableError, PostgresSessionRepository, database
 from strands_psycopg.embedded import Server
 from support.agents import build, dump
+from support.proxy import Proxy
 from support.replicas import execute
 from support.retries import Retries
 from support.tables import blocked, contents, texts
@@ -205,3 +206,49 @@ def test_connect_that_can_never_succeed_is_an_error_at_once(
         repository.read_session("s")
     assert retries() == []
     assert contents(look) == {table: [] for table in contents(look)}
+
+
+def test_refused_connect_is_known_whatever_the_language_of_the_server(
+    own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    """The texts are German, as far as there is room for them."""
+    look.execute("CREATE ROLE resting NOLOGIN PASSWORD 'calm'")
+    refused = [
+        ({"password": "wrong"}, "Passwort-Authentifizierung"),
+        ({"dbname": "unknown"}, "ex. nicht"),
+        ({"user": "resting", "password": "calm"}, "darf nicht einloggen"),
+    ]
+    try:
+        with Proxy(own_dsn) as proxy:
+            proxy.translations = {
+                b"password authentication failed": b"Passwort-Authentifizierung",
+                b"does not exist": b"ex. nicht",
+                b"is not permitted to log in": b"darf nicht einloggen",
+            }
+            for change, reason in refused:
+                with (
+                    PostgresSessionRepository(make_conninfo(proxy.dsn, **change)) as repository,
+                    pytest.raises(DatabaseUnavailableError, match=reason),
+                ):
+                    repository.read_session("s")
+    finally:
+        look.execute("DROP ROLE resting")
+    assert retries() == []
+
+
+def test_server_that_is_full_is_waited_for_whatever_its_language(
+    own_dsn: str, look: Connection, retries: Retries
+) -> None:
+    look.execute("CREATE ROLE crowd LOGIN PASSWORD 'calm' CONNECTION LIMIT 0")
+    try:
+        with Proxy(own_dsn) as proxy:
+            proxy.translations = {b"too many connections for role": b"zu viele Verbindungen"}
+            dsn = make_conninfo(proxy.dsn, user="crowd", password="calm")
+            with (
+                PostgresSessionRepository(dsn, retry_timeout=1.5) as repository,
+                pytest.raises(DatabaseUnavailableError, match="zu viele"),
+            ):
+                repository.read_session("s")
+    finally:
+        look.execute("DROP ROLE crowd")
+    assert retries() != []

@@ -43,6 +43,7 @@ class Proxy:
     Attributes:
         dsn: The same database through the proxy, on a port of 127.0.0.1.
         delay: For how many seconds every answer is kept back.
+        translations: For texts of the server, others of the same length that clients get in their places.
         connections: How many connections have been accepted.
         round_trips: How many answers the server has given, apart from those to connects: one for each statement or
             pipeline, and one for each statement that the driver prepares.
@@ -58,6 +59,7 @@ class Proxy:
         self._port = int(given.get("port") or default.get("port") or 5432)
         self._server_dsn = dsn
         self.delay = 0.0
+        self.translations: dict[bytes, bytes] = {}
         self.connections = 0
         self.round_trips = 0
         self.statements = 0
@@ -253,6 +255,8 @@ class _Connection:
             since, data, answers = await self._answers.get()
             if not data:
                 return
+            for text, translation in self._proxy.translations.items():
+                data = data.replace(text, translation.ljust(len(text)))
             if self._proxy.delay > 0 or not self._proxy.released.is_set():
                 await self._keep_back(since, answers)
             self._client[1].write(data)

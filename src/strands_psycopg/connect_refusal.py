@@ -1,0 +1,60 @@
+"""The SQLSTATE of a refused connect, of which libpq returns only the text, in the server's language."""
+
+import os
+import re
+import select
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+
+# A line of libpq's trace, whose fields are those of the message: severity, severity in English, SQLSTATE, text.
+_ERROR_RESPONSE = re.compile(rb'\tErrorResponse\t S "[^"]*"(?: V "[^"]*")? C "([0-9A-Z]{5})"')
+
+# In bytes; a connect takes about one kilobyte.
+_MAX_TRACE = 1_000_000
+
+
+def read_sqlstate(dsn: str, settings: Mapping[str, Any], *, timeout: float) -> str | None:
+    """Connect once more, and return the SQLSTATE with which the server refuses it.
+
+    Args:
+        dsn: A DSN.
+        settings: What replaces parts of it; what is no setting of libpq is left out.
+        timeout: After how many seconds to give up.
+
+    Returns:
+        None if the server says nothing or accepts the connection, and where libpq writes no trace in memory: anywhere
+        but on Linux.
+    """
+    if not hasattr(os, "memfd_create"):
+        return None
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    given = {name: value for name, value in settings.items() if name in known}
+    # In memory, since it has the password if the server asks for that in plain text.
+    trace = os.memfd_create("trace")
+    try:
+        with suppress(psycopg.Error, OSError):
+            _connect(pq.PGconn.connect_start(make_conninfo(dsn, **given).encode()), trace, time.monotonic() + timeout)
+        found: list[bytes] = _ERROR_RESPONSE.findall(os.pread(trace, _MAX_TRACE, 0))
+    finally:
+        os.close(trace)
+    return found[-1].decode() if found else None
+
+
+def _connect(connection: pq.abc.PGconn, trace: int, deadline: float) -> None:
+    """Connect until the server has accepted or refused it, or time is up; write what is sent and received."""
+    connection.trace(trace)
+    try:
+        while (status := connection.connect_poll()) in (pq.PollingStatus.READING, pq.PollingStatus.WRITING):
+            poll = select.poll()
+            poll.register(connection.socket, select.POLLIN if status == pq.PollingStatus.READING else select.POLLOUT)
+            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                return
+    finally:
+        connection.untrace()
+        connection.finish()
