@@ -100,9 +100,6 @@ def test_memories_are_exported_imported_and_erased(repository: PostgresSessionRe
     assert lines(bob) == exported
 
 
-# With a vector, these are transactions of all nodes: what one table has stored decides what the other stores.
-STORE_A_VECTOR = {"add", "add again", "update"}
-
 METHODS: dict[str, Callable[[PostgresMemoryStore, str], Coroutine[Any, Any, object]]] = {
     "add": lambda store, _: store.add("another fact", {"a": 1}),
     "add again": lambda store, _: store.add("a fact", {"b": 1}),
@@ -123,5 +120,4 @@ def test_method_is_carried_out_by_the_node_of_the_owner(
     memory_id = run(store.add("a fact", {"a": 1}))
     nodes.clear()
     run(METHODS[method](store, memory_id))
-    if store._embedder is None or method not in STORE_A_VECTOR:
-        assert len(set(nodes)) == 1
+    assert len(set(nodes)) == 1
