@@ -1,15 +1,14 @@
 """Memory stores on a Citus cluster, with distributed tables: found by words, and by vectors where pgvector is."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 import pytest
 
 from strands_psycopg import MemoryExistsError, PostgresMemoryStore, PostgresSessionRepository
-from support.distribution import distribute_vectors
-from support.memories import DIMENSIONS, embed_trigrams, has_pgvector, needs_memory
+from support.memories import needs_memory
 
 pytestmark = [pytest.mark.citus, needs_memory]
 
@@ -20,27 +19,6 @@ T = TypeVar("T")
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
-
-
-@pytest.fixture(params=["words", "vectors"])
-def build(request: pytest.FixtureRequest, connection: Connection, dsn: str) -> Iterator[Build]:
-    """Builds a store of an owner on a repository."""
-    options: dict[str, Any] = {}
-    if request.param == "vectors":
-        if not has_pgvector(dsn):
-            pytest.skip("the cluster does not have pgvector")
-        options = {"embed": embed_trigrams, "dimensions": DIMENSIONS}
-        with PostgresMemoryStore("notes", dsn, **options) as store:
-            store.ensure_schema()
-        distribute_vectors(dsn)
-
-    def build(repository: PostgresSessionRepository, owner: str = "alice") -> PostgresMemoryStore:
-        return PostgresMemoryStore("notes", repository, owner=owner, **options)
-
-    yield build
-    if request.param == "vectors":
-        connection.execute("DROP TABLE strands_memory_vectors")
-        connection.execute("DELETE FROM strands_migrations WHERE version > 1000")
 
 
 def found(store: PostgresMemoryStore, query: str) -> list[str]:
