@@ -79,14 +79,17 @@ class _Checker:
             for node in nodes:
                 if _is(node, ast.CommonTableExpr) and _is(node.ctequery, ast.SelectStmt):
                     yield f"{node.ctename} selects in a CTE beside INSERT ... SELECT"
-            # So is what a CTE has stored, unless the rows come from a table, so that their node is known.
+            # So is what a CTE has stored, unless it is no CTE that stores it, or the rows come from a table, so that
+            # their node is known.
             written = {
                 node.ctename
                 for node in nodes
                 if _is(node, ast.CommonTableExpr) and not _is(node.ctequery, ast.SelectStmt)
             }
             for node in nodes:
-                if _is(node, ast.InsertStmt) and _tables(node.selectStmt) & written and not self._has_node(node):
+                if not _is(node, ast.InsertStmt) or node is statement or self._has_node(node):
+                    continue
+                if _tables(node.selectStmt) & written:
                     yield f"{self._table(node.relation)} by INSERT ... SELECT of what a CTE has written"
         # What an INSERT ... SELECT in the same statement stores has a write id, by which a late one is told.
         elif any(_is(node, ast.UpdateStmt, ast.DeleteStmt) and self._has_deadline(node) for node in nodes):

@@ -50,9 +50,24 @@ _ADD = """
                 AND m.metadata_exact IS NOT DISTINCT FROM EXCLUDED.metadata_exact
             )
         RETURNING m.memory_id
-    )
+    )"""
+_ADDED = """
     SELECT CASE WHEN {in_time} THEN {server_time} END, added.memory_id FROM (SELECT 1) AS one LEFT JOIN added ON true
 """  # no id: the memory has other metadata
+
+# Not in a CTE: where the tables are distributed, it would become a write of all nodes.
+_ADD_VECTOR = """
+    INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
+    SELECT %(owner)s, %(store)s, added.memory_id, %(embedding)s::public.vector FROM added
+    ON CONFLICT (owner, store, memory_id) DO NOTHING
+    RETURNING true, v.memory_id
+"""  # no row: the memory has other metadata, or has its vector already
+
+_FIND_ADDED = """
+    SELECT true, m.memory_id FROM {memories} AS m
+    WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.content_hash = %(content_hash)s
+        AND m.write_id = %(write_id)s
+"""
 
 _LOCK = """
     SELECT m.memory_id, m.metadata::text, m.metadata_exact FROM {memories} AS m
@@ -90,7 +105,7 @@ _UPDATED = """
     SELECT CASE WHEN clock.in_time THEN {server_time} END, updated.memory_id FROM clock LEFT JOIN updated ON true
 """
 
-# As ADD_VECTOR.
+# In a transaction with the update of its memory, as ADD_VECTOR.
 _REPLACE_VECTOR = """
     INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
     VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector)
@@ -158,7 +173,8 @@ class Entries:
         self._key: _Row = {"owner": owner, "store": store}
         self._configuration = text_search_config
         self._name = f"memory store {store!r}"
-        self._add = database.statement(_ADD)
+        self._add = database.statement(_ADD + _ADDED)
+        self._find_added = database.statement(_FIND_ADDED)
         self._merge = database.statement(_MERGE)
         self._list = database.statement(_LIST)
         self._forget = database.statement(_FORGET)
@@ -181,11 +197,16 @@ class Entries:
         row = self._row(memory_id=memory_id, embedding=embedding) | content_parameters(content) | metadata
         if duplicate:
             row["content_hash"] = memory_id
-        vector = None if vectors is None else compose(self._database, vectors, ADD_VECTOR)
-        found: UUID | None = None
-        if vector is None:
-            self._database.synchronise_clock()
-            found = self._database.write(operation, self._add, row).rows[0][1]
+        vector: bytes | None = None
+        self._database.synchronise_clock()
+        if vectors is None:
+            rows = self._database.write(operation, self._add, row).rows
+        else:
+            vector = compose(self._database, vectors, ADD_VECTOR)
+            add = compose(self._database, vectors, _ADD + _ADD_VECTOR)
+            rows = self._database.write(operation, add, row).rows
+            rows = rows or self._database.fetch(operation, self._find_added, row).rows
+        found: UUID | None = rows[0][1] if rows else None
         if found is None:
             found = self._database.transact(operation, partial(self._add_or_merge, row, vector))
         if found is None:

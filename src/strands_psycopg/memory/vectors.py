@@ -21,8 +21,7 @@ _LOOK_UP = """
     WHERE s.nspname = %(schema)s AND c.relname = %(table)s
 """
 
-# In the transaction that has stored the memory. In one statement with it, this would be a write of all nodes where the
-# tables are distributed.
+# In the transaction that has stored the memory.
 ADD_VECTOR = """
     INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
     VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector)
