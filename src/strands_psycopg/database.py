@@ -220,9 +220,9 @@ class Database:
 
         A server that was stopped for a while executes, when it continues, the statements that it had received, even if
         they have been given up and repeated, and newer writes have followed. So the statement must store nothing unless
-        ``{in_time}``. The first column of its only row must be ``{server_time}`` if it was allowed to store; otherwise
-        NULL, or there is no row. A process's first write is always in time, since the server's clock is not known
-        before.
+        ``{in_time}``. The first column of its only row must be ``{server_time}``, or true, if it was allowed to store;
+        otherwise NULL, or there is no row. A process's first write is always in time, since the server's clock is not
+        known before.
 
         A statement that waits for a row lock may likewise be executed after newer writes that wait for the same lock.
         Unless it can see from the row that others have written it, it must check ``{still_in_time}`` once it has the
@@ -246,8 +246,9 @@ class Database:
                     deadline = self._clock.earliest_at(attempt.deadline)
                     cursor.execute(statement, {**parameters, "deadline": deadline})
                     rows = cursor.fetchall()
-                    if rows and rows[0][0] is not None:
-                        self._clock.observe(float(rows[0][0]), sent_at=sent_at)
+                    if rows and (answer := rows[0][0]) is not None:
+                        if answer is not True:
+                            self._clock.observe(float(answer), sent_at=sent_at)
                         return Result(rows, attempt.repeated)
                     # If the server found the deadline passed, and it has not passed here, the server's clock was set.
                     server_time = self._observe_server_time(cursor)

@@ -11,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from strands_psycopg import PostgresSessionRepository, PostgresStorage, SchemaError
+from strands_psycopg.migrator import Migration, Migrator, packaged_migrations
 from strands_psycopg.repository import status
 from strands_psycopg.repository.retention import PurgeResult
 from strands_psycopg.transfer import export_session, import_session
@@ -188,3 +189,23 @@ def test_ensure_schema_is_for_the_coordinator(
         pytest.raises(SchemaError, match="coordinator"),
     ):
         other.ensure_schema()
+
+
+def test_upgrade_keeps_the_data_of_all_nodes(repository: PostgresSessionRepository, connection: Connection) -> None:
+    for number in range(5):
+        repository.create_session(Session(f"s{number}", SessionType.AGENT))
+    added = Migration(
+        len(packaged_migrations()) + 1,
+        "labels",
+        """
+        ALTER TABLE strands_sessions ADD COLUMN label text NOT NULL DEFAULT 'old';
+        ALTER TABLE strands_sessions ADD CONSTRAINT strands_sessions_label CHECK (label <> '');
+        CREATE TABLE strands_labels (session_id text COLLATE "C" PRIMARY KEY REFERENCES strands_sessions);
+        """,
+    )
+    assert Migrator(repository._database, [*packaged_migrations(), added]).apply() == [added]
+    labelled = [(f"s{number}", "old") for number in range(5)]
+    assert connection.execute("SELECT session_id, label FROM strands_sessions ORDER BY 1").fetchall() == labelled
+    connection.execute(
+        "SELECT create_distributed_table('strands_labels', 'session_id', colocate_with => 'strands_sessions')"
+    )

@@ -1,15 +1,14 @@
 """Memory stores on a Citus cluster, with distributed tables: found by words, and by vectors where pgvector is."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 import pytest
 
 from strands_psycopg import MemoryExistsError, PostgresMemoryStore, PostgresSessionRepository
-from support.distribution import distribute_vectors
-from support.memories import DIMENSIONS, embed_trigrams, has_pgvector, needs_memory
+from support.memories import needs_memory
 
 pytestmark = [pytest.mark.citus, needs_memory]
 
@@ -20,27 +19,6 @@ T = TypeVar("T")
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
-
-
-@pytest.fixture(params=["words", "vectors"])
-def build(request: pytest.FixtureRequest, connection: Connection, dsn: str) -> Iterator[Build]:
-    """Builds a store of an owner on a repository."""
-    options: dict[str, Any] = {}
-    if request.param == "vectors":
-        if not has_pgvector(dsn):
-            pytest.skip("the cluster does not have pgvector")
-        options = {"embed": embed_trigrams, "dimensions": DIMENSIONS}
-        with PostgresMemoryStore("notes", dsn, **options) as store:
-            store.ensure_schema()
-        distribute_vectors(dsn)
-
-    def build(repository: PostgresSessionRepository, owner: str = "alice") -> PostgresMemoryStore:
-        return PostgresMemoryStore("notes", repository, owner=owner, **options)
-
-    yield build
-    if request.param == "vectors":
-        connection.execute("DROP TABLE strands_memory_vectors")
-        connection.execute("DELETE FROM strands_migrations WHERE version > 1000")
 
 
 def found(store: PostgresMemoryStore, query: str) -> list[str]:
@@ -100,9 +78,6 @@ def test_memories_are_exported_imported_and_erased(repository: PostgresSessionRe
     assert lines(bob) == exported
 
 
-# With a vector, these are transactions of all nodes: what one table has stored decides what the other stores.
-STORE_A_VECTOR = {"add", "add again", "update"}
-
 METHODS: dict[str, Callable[[PostgresMemoryStore, str], Coroutine[Any, Any, object]]] = {
     "add": lambda store, _: store.add("another fact", {"a": 1}),
     "add again": lambda store, _: store.add("a fact", {"b": 1}),
@@ -123,5 +98,4 @@ def test_method_is_carried_out_by_the_node_of_the_owner(
     memory_id = run(store.add("a fact", {"a": 1}))
     nodes.clear()
     run(METHODS[method](store, memory_id))
-    if store._embedder is None or method not in STORE_A_VECTOR:
-        assert len(set(nodes)) == 1
+    assert len(set(nodes)) == 1

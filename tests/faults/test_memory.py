@@ -4,6 +4,7 @@ In every case a text is stored once or not at all, with its vector, and what was
 """
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -19,7 +20,7 @@ from support.memories import DIMENSIONS, embed_trigrams, needs_memory
 from support.proxy import Proxy
 from support.retries import Retries
 from support.stopping import stopped
-from support.tables import Connection, blocked
+from support.tables import Connection, blocked, one
 from support.waiting import wait_until
 
 pytestmark = needs_memory
@@ -40,6 +41,21 @@ def own_dsn(own_dsn: str) -> str:
     return own_dsn
 
 
+_METADATA = "SELECT metadata FROM strands_memories WHERE content = %s"
+
+_END_BLOCKED = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
+
+def exported(store: PostgresMemoryStore) -> list[str]:
+    async def read() -> list[str]:
+        return [line async for line in store.export_lines()]
+
+    return asyncio.run(read())
+
+
 def stored(look: Connection) -> list[str]:
     """Return the contents, oldest first, each of which must have its vector."""
     assert look.execute(_WITHOUT_VECTOR).fetchall() == []
@@ -51,31 +67,39 @@ def backends(look: Connection) -> list[int]:
     return [pid for (pid,) in look.execute(query).fetchall()]
 
 
+CALLS: dict[str, tuple[Callable[[PostgresMemoryStore, str], Coroutine[Any, Any, object]], dict[str, object]]] = {
+    "add": (lambda store, _: store.add("second", {"a": 1}), {"first": {"a": 1}, "second": {"a": 1}}),
+    "merge": (lambda store, _: store.add("first", {"b": 2}), {"first": {"a": 1, "b": 2}}),
+    "update": (lambda store, first: store.update(first, content="edited"), {"edited": {"a": 1}}),
+    "forget": (lambda store, first: store.forget(first), {}),
+}
+
+
 @pytest.mark.parametrize("lost", ["request", "answer"])
-def test_call_is_done_once_if_any_round_trip_is_lost(
-    lost: str, own_dsn: str, look: Connection, retries: Retries
+@pytest.mark.parametrize("call", CALLS)
+def test_call_is_done_once_whichever_round_trip_is_lost(
+    call: str, lost: str, own_dsn: str, look: Connection, retries: Retries
 ) -> None:
+    run, expected = CALLS[call]
     with Proxy(own_dsn) as proxy, PostgresMemoryStore("notes", proxy.dsn, **VECTORS) as store:
-        memory_id = asyncio.run(store.add("first"))
         lose = proxy.lose_requests if lost == "request" else proxy.lose_answers
-        calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
-            "add": lambda: store.add("second", {"a": 1}),
-            "merge": lambda: store.add("second", {"b": 2}),
-            "update": lambda: store.update(memory_id, content="edited"),
-            "forget": lambda: store.forget(memory_id),
-        }
-        for number, call in enumerate(calls.values(), start=1):
-            lose()
-            asyncio.run(call())
-            assert len(retries()) == number
-        assert stored(look) == ["second"]
-        assert look.execute("SELECT metadata FROM strands_memories").fetchall() == [({"a": 1, "b": 2},)]
+        for number in itertools.count():
+            look.execute("DELETE FROM strands_memories")
+            first = asyncio.run(store.add("first", {"a": 1}))
+            lose(after=number)
+            asyncio.run(run(store, first))
+            lose(0)
+            assert {content: one(look, _METADATA, content) for content in stored(look)} == expected
+            if len(retries()) == number:
+                break
+        assert number >= (4 if call in ("merge", "update") else 1)
 
 
+@pytest.mark.parametrize("options", [VECTORS, {}], ids=["vectors", "words"])
 def test_add_that_arrives_late_does_not_bring_back_what_was_forgotten(
-    own_dsn: str, look: Connection, retries: Retries
+    own_dsn: str, look: Connection, retries: Retries, options: dict[str, Any]
 ) -> None:
-    with PostgresMemoryStore("notes", own_dsn, response_timeout=0.5, **VECTORS) as store:
+    with PostgresMemoryStore("notes", own_dsn, response_timeout=0.5, **options) as store:
         asyncio.run(store.add("first"))
         first = backends(look)
         with stopped(*first):
@@ -84,6 +108,29 @@ def test_add_that_arrives_late_does_not_bring_back_what_was_forgotten(
             asyncio.run(store.forget(older_than=0))
         wait_until(lambda: not set(first) & set(backends(look)))
         assert stored(look) == []
+
+
+def test_memory_without_its_vector_is_never_seen(own_dsn: str, look: Connection, retries: Retries) -> None:
+    with PostgresMemoryStore("notes", own_dsn, **VECTORS) as store, ThreadPoolExecutor(1) as executor:
+        first = asyncio.run(store.add("first"))
+        lines = [line.replace("first", "third").replace(first[-12:], "0" * 12) for line in exported(store)]
+        calls: list[tuple[Coroutine[Any, Any, object], list[str]]] = [
+            (store.update(first, content="edited"), ["edited"]),
+            (store.add("second"), ["edited", "second"]),
+            (store.import_lines(lines), ["third", "edited", "second"]),
+        ]
+        for number, (call, expected) in enumerate(calls, start=1):
+            before = stored(look)
+            with psycopg.connect(own_dsn, application_name="look") as locker:
+                locker.execute("LOCK TABLE strands_memory_vectors IN SHARE MODE")
+                running = executor.submit(asyncio.run, call)
+                wait_until(lambda: blocked(look) == 1)
+                assert stored(look) == before
+                look.execute(_END_BLOCKED)
+                wait_until(lambda: len(retries()) == number and blocked(look) == 1)  # noqa: B023
+                assert stored(look) == before
+            running.result()
+            assert sorted(stored(look)) == sorted(expected)
 
 
 ADD = """

@@ -79,14 +79,17 @@ class _Checker:
             for node in nodes:
                 if _is(node, ast.CommonTableExpr) and _is(node.ctequery, ast.SelectStmt):
                     yield f"{node.ctename} selects in a CTE beside INSERT ... SELECT"
-            # So are those of what a CTE has stored.
+            # So is what a CTE has stored, unless it is no CTE that stores it, or the rows come from a table, so that
+            # their node is known.
             written = {
                 node.ctename
                 for node in nodes
                 if _is(node, ast.CommonTableExpr) and not _is(node.ctequery, ast.SelectStmt)
             }
             for node in nodes:
-                if _is(node, ast.InsertStmt) and _tables(node.selectStmt) & written:
+                if not _is(node, ast.InsertStmt) or node is statement or self._has_node(node):
+                    continue
+                if _tables(node.selectStmt) & written:
                     yield f"{self._table(node.relation)} by INSERT ... SELECT of what a CTE has written"
         # What an INSERT ... SELECT in the same statement stores has a write id, by which a late one is told.
         elif any(_is(node, ast.UpdateStmt, ast.DeleteStmt) and self._has_deadline(node) for node in nodes):
@@ -134,6 +137,12 @@ class _Checker:
             skipping = enums.LockWaitPolicy.LockWaitSkip
             if any(_is(node, ast.LockingClause) and node.waitPolicy == skipping for node in _walk(change)):
                 yield "DELETE of rows that a subquery finds with SKIP LOCKED"
+
+    def _has_node(self, insert: Node) -> bool:
+        """Whether an INSERT ... SELECT has the node of a table, as ``_check_tables`` makes sure."""
+        return any(
+            self._table(source) in distribution_columns() for source in _sources(insert.selectStmt.fromClause or ())
+        )
 
     def _has_deadline(self, change: Node) -> bool:
         parameters = [node for node in _walk(change) if _is(node, ast.ParamRef)]

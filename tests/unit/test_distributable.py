@@ -24,8 +24,20 @@ BROKEN = {
         WITH added AS (
             INSERT INTO public.strands_memories (owner, memory_id) VALUES (%(owner)s, %(memory_id)s)
             RETURNING memory_id
+        ), vector AS (
+            INSERT INTO public.strands_memory_vectors (owner, memory_id) SELECT %(owner)s, added.memory_id FROM added
         )
-        INSERT INTO public.strands_memory_vectors (owner, memory_id) SELECT %(owner)s, added.memory_id FROM added
+        SELECT memory_id FROM added
+    """,
+    "message_variants by INSERT ... SELECT of what a CTE has written": """
+        WITH u AS (
+            UPDATE public.strands_agents SET state = %(state)s WHERE session_id = %(session_id)s RETURNING agent_id
+        ), added AS (
+            INSERT INTO public.strands_message_variants (session_id, variant_id)
+            SELECT %(session_id)s::text, r.variant_id FROM unnest(%(variant_ids)s::bigint[]) AS r (variant_id)
+            WHERE EXISTS (SELECT true FROM u)
+        )
+        SELECT agent_id FROM u
     """,
     "the row count of INSERT ... SELECT ... ON CONFLICT is that of selected rows": """
         INSERT INTO public.strands_leases AS l (session_id, term) SELECT %(session_id)s, %(term)s
@@ -115,6 +127,12 @@ KEPT_BY_INSERT = """
     ), u AS (
         UPDATE public.strands_agents SET updated_at = now()
         WHERE session_id = %(session_id)s AND updated_at < now() - interval '1 minute' AND EXISTS (SELECT true FROM t)
+        RETURNING agent_id
+    ), added AS (
+        INSERT INTO public.strands_message_variants (session_id, agent_id, variant_id)
+        SELECT seen.session_id, seen.agent_id, r.variant_id
+        FROM unnest(%(variant_ids)s::bigint[]) AS r (variant_id), public.strands_agents AS seen
+        WHERE seen.session_id = %(session_id)s AND seen.agent_id = %(agent_id)s AND EXISTS (SELECT true FROM u)
     )
     SELECT to_char(a.created_at, 'YYYY'), t.created_at
     FROM (SELECT 1) AS one LEFT JOIN t ON true

@@ -1,5 +1,6 @@
 """The table of memories: adding, updating, listing and forgetting those of one owner and store."""
 
+from functools import partial
 from uuid import UUID, uuid4
 
 from psycopg import Cursor
@@ -7,8 +8,8 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 from typing_extensions import LiteralString
 
-from strands_psycopg.database import Database
-from strands_psycopg.errors import DatabaseError, MemoryExistsError, MemoryNotFoundError
+from strands_psycopg.database import NO_DEADLINE, Database
+from strands_psycopg.errors import DatabaseError, MemoryExistsError, MemoryNotFoundError, suppressed_error
 from strands_psycopg.memory.entry import (
     COLUMNS,
     MemoryPage,
@@ -17,15 +18,12 @@ from strands_psycopg.memory.entry import (
     metadata_parameters,
     read_memory,
 )
-from strands_psycopg.memory.vectors import Vectors, compose
+from strands_psycopg.memory.vectors import ADD_VECTOR, Vectors, compose
 from strands_psycopg.uuids import uuid7
 
 _Row = dict[str, object]
 
 _FORGET_BATCH = 1000
-
-# In one round, the memory with the same text was forgotten between two statements.
-_MAX_ROUNDS = 10
 
 _UNIQUE_VIOLATION = "23505"
 
@@ -57,11 +55,19 @@ _ADDED = """
     SELECT CASE WHEN {in_time} THEN {server_time} END, added.memory_id FROM (SELECT 1) AS one LEFT JOIN added ON true
 """  # no id: the memory has other metadata
 
-_ADD_VECTOR = """, vector AS (
-        INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
-        SELECT %(owner)s, %(store)s, added.memory_id, %(embedding)s::public.vector FROM added
-        ON CONFLICT (owner, store, memory_id) DO NOTHING
-    )"""
+# Not in a CTE: where the tables are distributed, it would become a write of all nodes.
+_ADD_VECTOR = """
+    INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
+    SELECT %(owner)s, %(store)s, added.memory_id, %(embedding)s::public.vector FROM added
+    ON CONFLICT (owner, store, memory_id) DO NOTHING
+    RETURNING true, v.memory_id
+"""  # no row: the memory has other metadata, or has its vector already
+
+_FIND_ADDED = """
+    SELECT true, m.memory_id FROM {memories} AS m
+    WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.content_hash = %(content_hash)s
+        AND m.write_id = %(write_id)s
+"""
 
 _LOCK = """
     SELECT m.memory_id, m.metadata::text, m.metadata_exact FROM {memories} AS m
@@ -69,14 +75,12 @@ _LOCK = """
 """
 
 _MERGE = """
-    WITH added AS (
-        UPDATE {memories} AS m
-        SET metadata = %(metadata)s::jsonb, metadata_exact = %(metadata_exact)s, write_id = %(write_id)s,
-            updated_at = pg_catalog.now()
-        WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = %(memory_id)s
-        RETURNING m.memory_id
-    )"""
-_MERGED = " SELECT added.memory_id FROM added"
+    UPDATE {memories} AS m
+    SET metadata = %(metadata)s::jsonb, metadata_exact = %(metadata_exact)s, write_id = %(write_id)s,
+        updated_at = pg_catalog.now()
+    WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = %(memory_id)s
+    RETURNING m.memory_id
+"""
 
 _UPDATE = """
     WITH clock AS (SELECT {in_time} AS in_time), updated AS (
@@ -101,11 +105,12 @@ _UPDATED = """
     SELECT CASE WHEN clock.in_time THEN {server_time} END, updated.memory_id FROM clock LEFT JOIN updated ON true
 """
 
-_REPLACE_VECTOR = """, vector AS (
-        INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
-        SELECT %(owner)s, %(store)s, updated.memory_id, %(embedding)s::public.vector FROM updated
-        ON CONFLICT (owner, store, memory_id) DO UPDATE SET embedding = EXCLUDED.embedding
-    )"""
+# In a transaction with the update of its memory, as ADD_VECTOR.
+_REPLACE_VECTOR = """
+    INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
+    VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector)
+    ON CONFLICT (owner, store, memory_id) DO UPDATE SET embedding = EXCLUDED.embedding
+"""
 
 # Whoever edits a text without embedding it leaves it to be found by its words.
 _DELETE_VECTOR = """, vector AS (
@@ -168,6 +173,9 @@ class Entries:
         self._key: _Row = {"owner": owner, "store": store}
         self._configuration = text_search_config
         self._name = f"memory store {store!r}"
+        self._add = database.statement(_ADD + _ADDED)
+        self._find_added = database.statement(_FIND_ADDED)
+        self._merge = database.statement(_MERGE)
         self._list = database.statement(_LIST)
         self._forget = database.statement(_FORGET)
         self._lock = database.statement(_LOCK)
@@ -189,33 +197,40 @@ class Entries:
         row = self._row(memory_id=memory_id, embedding=embedding) | content_parameters(content) | metadata
         if duplicate:
             row["content_hash"] = memory_id
-        vector: LiteralString = "" if vectors is None else _ADD_VECTOR
-        add = compose(self._database, vectors, _ADD + vector + _ADDED)
-        merge = compose(self._database, vectors, _MERGE + vector + _MERGED)
+        vector: bytes | None = None
         self._database.synchronise_clock()
-        for _ in range(_MAX_ROUNDS):
-            found: UUID | None = self._database.write(operation, add, row).rows[0][1]
-            found = self._merge(operation, merge, row) if found is None else found
-            if found is not None:
-                return found
-        raise DatabaseError(
-            f"{operation}: the database reported success, but did not store everything; look for a trigger or rule on "
-            "its tables that suppresses rows"
-        )
+        if vectors is None:
+            rows = self._database.write(operation, self._add, row).rows
+        else:
+            vector = compose(self._database, vectors, ADD_VECTOR)
+            add = compose(self._database, vectors, _ADD + _ADD_VECTOR)
+            rows = self._database.write(operation, add, row).rows
+            rows = rows or self._database.fetch(operation, self._find_added, row).rows
+        found: UUID | None = rows[0][1] if rows else None
+        if found is None:
+            found = self._database.transact(operation, partial(self._add_or_merge, row, vector))
+        if found is None:
+            raise suppressed_error(operation)
+        return found
 
-    def _merge(self, operation: str, merge: bytes, row: _Row) -> UUID | None:
-        """Merge metadata into that of the stored text; return its id, or None if it has been forgotten meanwhile."""
+    def _add_or_merge(self, row: _Row, vector: bytes | None, cursor: Cursor[TupleRow]) -> UUID | None:
+        """Store a text with its vector, if it has one, or merge metadata into that of the stored text.
 
-        def work(cursor: Cursor[TupleRow]) -> UUID | None:
-            cursor.execute(_READ_COMMITTED)
-            cursor.execute(_IDLE_TIMEOUT)
+        Returns:
+            The id of the memory; None if nothing was stored.
+        """
+        cursor.execute(_READ_COMMITTED)
+        cursor.execute(_IDLE_TIMEOUT)
+        found: UUID | None = cursor.execute(self._add, row | NO_DEADLINE).fetchall()[0][1]
+        if found is None and row["metadata"] is not None:
+            # The statement above has locked it, although it has not changed it.
             for memory_id, metadata, metadata_exact in cursor.execute(self._lock, row).fetchall():
                 merged = merge_metadata(metadata, metadata_exact, row) | {"memory_id": memory_id}
-                for (found,) in cursor.execute(merge, row | merged).fetchall():
-                    return UUID(str(found))
-            return None
-
-        return self._database.transact(operation, work)
+                for (each,) in cursor.execute(self._merge, row | merged).fetchall():
+                    found = each
+        if found is not None and vector is not None:
+            cursor.execute(vector, row | {"memory_id": found})
+        return found
 
     def update(
         self,
@@ -244,14 +259,13 @@ class Entries:
         # Parameters need a value even where they are not used.
         row |= content_parameters("none" if content is None else content) | (metadata or metadata_parameters(None))
         row |= {"edits_content": content is not None, "edits_metadata": metadata is not None}
-        vectors = vectors if content is not None else None
-        vector: LiteralString = ""
-        if vectors is not None:
-            vector = _DELETE_VECTOR if embedding is None else _REPLACE_VECTOR
-        statement = compose(self._database, vectors, _UPDATE + vector + _UPDATED)
-        self._database.synchronise_clock()
         try:
-            found = self._database.write(operation, statement, row).rows[0][1]
+            if content is None or vectors is None:
+                found = self._update(operation, row, _UPDATE + _UPDATED)
+            elif embedding is None:
+                found = self._update(operation, row, _UPDATE + _DELETE_VECTOR + _UPDATED)
+            else:
+                found = self._database.transact(operation, partial(self._update_with_vector, row, vectors))
         except DatabaseError as error:
             if error.sqlstate == _UNIQUE_VIOLATION:
                 raise MemoryExistsError(
@@ -260,6 +274,19 @@ class Entries:
             raise
         if found is None:
             raise MemoryNotFoundError(f"{operation}: there is no memory {memory_id}", memory_id=str(memory_id))
+
+    def _update(self, operation: str, row: _Row, template: LiteralString) -> UUID | None:
+        self._database.synchronise_clock()
+        found: UUID | None = self._database.write(operation, self._database.statement(template), row).rows[0][1]
+        return found
+
+    def _update_with_vector(self, row: _Row, vectors: Vectors, cursor: Cursor[TupleRow]) -> UUID | None:
+        cursor.execute(_IDLE_TIMEOUT)
+        update = self._database.statement(_UPDATE + _UPDATED)
+        found: UUID | None = cursor.execute(update, row | NO_DEADLINE).fetchall()[0][1]
+        if found is not None:
+            cursor.execute(compose(self._database, vectors, _REPLACE_VECTOR), row)
+        return found
 
     def forget(self, *, memory_id: UUID | None, older_than: float | None, condition: _Row) -> int:
         """Delete the memories that meet all conditions that are not None, in batches; return their number.

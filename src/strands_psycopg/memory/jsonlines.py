@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
-from typing_extensions import LiteralString
 
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
@@ -29,7 +28,7 @@ from strands_psycopg.memory.entry import (
     parse_memory_id,
     read_memory,
 )
-from strands_psycopg.memory.vectors import Vectors, compose
+from strands_psycopg.memory.vectors import ADD_VECTOR, Vectors, compose
 
 _Row = dict[str, object]
 
@@ -57,24 +56,16 @@ _EXPORT_WITH_VECTORS = (
 )
 
 _IMPORT = """
-    WITH imported AS (
-        INSERT INTO {memories} (
-            owner, store, memory_id, content, content_exact, content_hash, metadata, metadata_exact, search_vector,
-            write_id, created_at, updated_at
-        )
-        SELECT %(owner)s, %(store)s, %(memory_id)s, %(content)s, %(content_exact)s, %(content_hash)s,
-            %(metadata)s::jsonb, %(metadata_exact)s, pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s),
-            %(write_id)s, %(created_at)s, %(updated_at)s
-        ON CONFLICT DO NOTHING
-        RETURNING memory_id
-    )"""
-_IMPORTED = " SELECT imported.memory_id FROM imported"
-
-_IMPORT_VECTOR = """, vector AS (
-        INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
-        SELECT %(owner)s, %(store)s, imported.memory_id, %(embedding)s::public.vector FROM imported
-        WHERE %(embedding)s::text IS NOT NULL
-    )"""
+    INSERT INTO {memories} (
+        owner, store, memory_id, content, content_exact, content_hash, metadata, metadata_exact, search_vector,
+        write_id, created_at, updated_at
+    )
+    SELECT %(owner)s, %(store)s, %(memory_id)s, %(content)s, %(content_exact)s, %(content_hash)s,
+        %(metadata)s::jsonb, %(metadata_exact)s, pg_catalog.to_tsvector(%(configuration)s::regconfig, %(text)s),
+        %(write_id)s, %(created_at)s, %(updated_at)s
+    ON CONFLICT DO NOTHING
+    RETURNING true
+"""
 
 
 class LineError(ValueError):
@@ -179,15 +170,20 @@ class JsonLines:
         Returns:
             The number of stored memories.
         """
-        vector: LiteralString = "" if vectors is None else _IMPORT_VECTOR
-        statement = compose(self._database, vectors, _IMPORT + vector + _IMPORTED)
+        statement = self._database.statement(_IMPORT)
+        parameters = [self._key | {"write_id": uuid4()} | row for row in rows]
 
         def work(cursor: Cursor[TupleRow]) -> int:
-            cursor.executemany(statement, [self._key | {"write_id": uuid4()} | row for row in rows], returning=True)
-            count = len(cursor.fetchall())
-            while cursor.nextset():
-                count += len(cursor.fetchall())
-            return count
+            cursor.executemany(statement, parameters, returning=True)
+            stored = []
+            for row in parameters:
+                if cursor.fetchall():
+                    stored.append(row)
+                cursor.nextset()
+            if vectors is not None:
+                with_vectors = [row for row in stored if row["embedding"] is not None]
+                cursor.executemany(compose(self._database, vectors, ADD_VECTOR), with_vectors)
+            return len(stored)
 
         operation = f"importing into memory store {self._store!r}"
         return self._database.transact(operation, work, response_timeout=_RESPONSE_TIMEOUT)

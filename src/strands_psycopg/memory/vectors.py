@@ -21,6 +21,13 @@ _LOOK_UP = """
     WHERE s.nspname = %(schema)s AND c.relname = %(table)s
 """
 
+# In the transaction that has stored the memory.
+ADD_VECTOR = """
+    INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
+    VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector)
+    ON CONFLICT (owner, store, memory_id) DO NOTHING
+"""
+
 
 class Vectors(NamedTuple):
     """The table of vectors of a database.

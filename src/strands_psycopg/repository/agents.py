@@ -86,12 +86,11 @@ _STORE = """
         INSERT INTO {message_variants} (
             session_id, agent_id, variant_id, message_id, message, message_exact, created_at
         )
-        SELECT %(session_id)s::text, %(agent_id)s::text, r.variant_id, r.message_id, r.message::jsonb, r.message_exact,
+        SELECT seen.session_id, seen.agent_id, r.variant_id, r.message_id, r.message::jsonb, r.message_exact,
             pg_catalog.now()
         FROM unnest(
             %(variant_ids)s::bigint[], %(originals)s::bigint[], %(variants)s::text[], %(variants_exact)s::text[]
-        ) AS r (variant_id, message_id, message, message_exact)
-        WHERE EXISTS (SELECT true FROM u)
+        ) AS r (variant_id, message_id, message, message_exact), {seen} AND EXISTS (SELECT true FROM u)
         ON CONFLICT DO NOTHING
     ), unused AS (
         {delete_unused_variants} AND EXISTS (SELECT true FROM u)
