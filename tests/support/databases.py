@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
 from typing import Any
@@ -37,7 +37,7 @@ _ONLY_ROWS_DIFFER = """
                 AND pg_stat_get_analyze_count(oid) + pg_stat_get_autoanalyze_count(oid) = 0
         END)
         AND sum(CASE WHEN oid >= 16384 THEN pg_relation_size(oid) ELSE 0 END) < 1 << 20
-    FROM pg_class WHERE relkind IN ('r', 't', 'i') AND NOT relisshared
+    FROM pg_class WHERE (relkind = 'r' OR oid >= 16384 AND relkind IN ('t', 'i')) AND NOT relisshared
 """
 
 
@@ -47,6 +47,7 @@ class Databases:
     Args:
         dsn: Any database of the server.
         suffix: A part of their names, so that several processes can use one server.
+        start: Called before each connect, to start the server if a test has stopped it.
 
     Attributes:
         can_reuse: Whether ``reuse`` uses any again; set on entering the block.
@@ -54,14 +55,15 @@ class Databases:
 
     can_reuse: bool
 
-    def __init__(self, dsn: str, suffix: str) -> None:
+    def __init__(self, dsn: str, suffix: str, start: Callable[[], None] = lambda: None) -> None:
         self._dsn = dsn
         self._suffix = suffix
+        self._start = start
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
 
     def __enter__(self) -> "Databases":
-        self._connection = psycopg.connect(self._dsn, autocommit=True)
+        self._connect()
         # Before that, counters come late.
         self.can_reuse = self._connection.info.server_version >= 150000
         return self
@@ -80,11 +82,11 @@ class Databases:
         names = sql.Identifier(name), sql.Identifier(template)
         # Copying files is faster than writing all pages to the log. PostgreSQL 14 does nothing else.
         strategy = sql.SQL("STRATEGY file_copy" if self._connection.info.server_version >= 150000 else "")
-        self._connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(*names, strategy))
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(*names, strategy))
         try:
             yield make_conninfo(self._dsn, dbname=name)
         finally:
-            self._connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(names[0]))
+            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(names[0]))
 
     @contextmanager
     def reuse(self, name: str, template: str) -> Iterator[str]:
@@ -98,6 +100,8 @@ class Databases:
                 yield dsn
             return
         emptied = self._emptied.setdefault(template, [])
+        while emptied and not emptied[-1].is_connected():
+            emptied.pop().drop()
         copy = emptied.pop() if emptied else _Copy(self, name, template)
         try:
             yield copy.dsn
@@ -106,6 +110,15 @@ class Databases:
                 emptied.append(copy)
             else:
                 copy.drop()
+
+    def _connect(self) -> None:
+        self._start()
+        self._connection = psycopg.connect(self._dsn, autocommit=True)
+
+    def _execute(self, statement: sql.Composed) -> None:
+        if not _is_connected(self._connection):
+            self._connect()
+        self._connection.execute(statement)
 
 
 class _Copy:
@@ -137,6 +150,10 @@ class _Copy:
             return False
         return True
 
+    def is_connected(self) -> bool:
+        """Return whether the server has not been restarted since."""
+        return _is_connected(self._connection)
+
     def drop(self) -> None:
         """Drop it, whoever is connected."""
         self._stack.close()
@@ -144,3 +161,11 @@ class _Copy:
     def _value(self, query: str) -> Any:
         row = self._connection.execute(query.encode()).fetchone()
         return row and row[0]
+
+
+def _is_connected(connection: psycopg.Connection[Any]) -> bool:
+    try:
+        connection.execute("SELECT true")
+    except psycopg.OperationalError:
+        return False
+    return True
