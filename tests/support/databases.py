@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import tuple_row
 
 # Those that were just closed have counted what they did when they are gone.
 _OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -61,6 +62,7 @@ class Databases:
         self._start = start
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
+        self._unlent: dict[str, _Copy] = {}
 
     def __enter__(self) -> "Databases":
         self._connect()
@@ -103,13 +105,24 @@ class Databases:
         while emptied and not emptied[-1].is_connected():
             emptied.pop().drop()
         copy = emptied.pop() if emptied else _Copy(self, name, template)
+        self._unlent[copy.dsn] = copy
         try:
             yield copy.dsn
         finally:
+            self._unlent.pop(copy.dsn, None)
             if copy.is_emptied():
                 emptied.append(copy)
             else:
                 copy.drop()
+
+    @contextmanager
+    def connect(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
+        """Yield a connection in autocommit; to one that is reused the first time that which has counted its rows."""
+        if copy := self._unlent.pop(dsn, None):
+            yield copy.lend()
+        else:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                yield connection
 
     def _connect(self) -> None:
         self._start()
@@ -133,12 +146,14 @@ class _Copy:
             self.dsn = stack.enter_context(databases.create(name, template))
             self._connection = stack.enter_context(closing(psycopg.connect(self.dsn, autocommit=True)))
             self._delete_rows = str(self._value(_DELETE_ROWS)).encode()
+            self._lent = False
             self._stack = stack.pop_all()
 
     def is_emptied(self) -> bool:
         """Delete all rows of ours and return True if it is as it was then, and nobody is connected any more."""
         deadline = time.monotonic() + _MOMENT
         try:
+            self._take_back()
             while self._value(_OTHERS):
                 if time.monotonic() > deadline:
                     return False
@@ -149,6 +164,21 @@ class _Copy:
         except psycopg.OperationalError:  # a test has ended all connections
             return False
         return True
+
+    def lend(self) -> psycopg.Connection[Any]:
+        """Return its connection, for the use of a test."""
+        self._lent = True
+        return self._connection
+
+    def _take_back(self) -> None:
+        """Make the connection that was lent like a new one, and count what the test has done with it."""
+        if self._lent:
+            self._connection.rollback()
+            self._connection.autocommit = True
+            self._connection.row_factory = tuple_row
+            self._connection.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
+            self._connection.execute("DISCARD ALL")
+            self._lent = False
 
     def is_connected(self) -> bool:
         """Return whether the server has not been restarted since."""
