@@ -21,6 +21,12 @@ _DELETE_ROWS = """
     FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'strands_migrations'
 """
 
+# Like DISCARD ALL, but for the statements that the driver has prepared. What was done is counted at the end of it.
+_RESET = """
+    CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; UNLISTEN *;
+    SELECT pg_advisory_unlock_all(), pg_stat_force_next_flush()
+"""
+
 # Whether a copy differs from its template by rows in tables of ours alone. The counters of a new database are zero,
 # those of the system's tables too, which count whatever was created, altered, granted or removed. Many pages would
 # make other plans, though all rows are deleted.
@@ -30,6 +36,7 @@ _ONLY_ROWS_DIFFER = """
             SELECT FROM pg_database AS d LEFT JOIN pg_db_role_setting AS s ON s.setdatabase = d.oid
             WHERE datname = current_database() AND (datacl IS NOT NULL OR setconfig IS NOT NULL)
         )
+        AND NOT EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql)
         AND bool_and(CASE
             WHEN oid < 16384 OR relname = 'strands_migrations' THEN
                 pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid) + pg_stat_get_tuples_deleted(oid) = 0
@@ -176,8 +183,7 @@ class _Copy:
             self._connection.rollback()
             self._connection.autocommit = True
             self._connection.row_factory = tuple_row
-            self._connection.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
-            self._connection.execute("DISCARD ALL")
+            self._connection.execute(_RESET)
             self._lent = False
 
     def is_connected(self) -> bool:
