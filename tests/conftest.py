@@ -31,6 +31,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg import PostgresSessionRepository
 from support import processes
+from support.bedrock import make_cheap
 from support.crew import Crew
 from support.databases import Databases
 from support.distribution import distributed, empty
@@ -41,7 +42,8 @@ from support.servers import QuickServer, shared_clusters
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Allow tests to interrupt processes, and servers to share clusters."""
+    """Allow tests to interrupt processes, and servers to share clusters; let default models be cheap."""
+    make_cheap()
     # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

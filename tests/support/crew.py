@@ -25,15 +25,18 @@ _HOST = """
 import gc, json, os, signal, socket, sys, traceback, types
 gc.disable()
 import encodings.idna, strands
+from support.bedrock import make_cheap
 
+make_cheap()
 # The younger host has imported Strands only.
 control, younger = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
 sibling = os.fork()
 if sibling == 0:
     control, younger = younger, control
 else:
-    import strands.multiagent
+    import strands.models, strands.multiagent
     import strands_psycopg.cli, strands_psycopg.demo, strands_psycopg.embedded, support.agents
+    strands.models.BedrockModel()
 younger.close()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 gc.freeze()
