@@ -21,6 +21,9 @@ from typing import Any
 
 # Nothing of what is imported and collected is garbage, and to look for some takes as long as the rest of it.
 gc.disable()
+# To compile what is imported and rewrite its assertions takes longer than to import it, and each process would do so.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import psycopg
 import pytest
@@ -28,6 +31,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg import PostgresSessionRepository
 from support import processes
+from support.bedrock import make_cheap
 from support.crew import Crew
 from support.databases import Databases
 from support.distribution import distributed, empty
@@ -38,13 +42,11 @@ from support.servers import QuickServer, shared_clusters
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Allow tests to interrupt processes, Python to keep what it compiles, and servers to share clusters."""
+    """Allow tests to interrupt processes, and servers to share clusters; let default models be cheap."""
+    make_cheap()
     # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # To rewrite the assertions of all files takes longer than to import them, and each process would do so anew.
-    sys.dont_write_bytecode = False
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not hasattr(config, "workerinput"):
         clusters = ExitStack()
         clusters.enter_context(shared_clusters())
@@ -229,9 +231,16 @@ def repository(
 
 
 @pytest.fixture
-def connection(direct_dsn: str) -> Iterator[psycopg.Connection[Any]]:
+def connection(
+    request: pytest.FixtureRequest, direct_dsn: str, distributed_dsn: str | None
+) -> Iterator[psycopg.Connection[Any]]:
     """A plain connection to the fresh database, in autocommit, to look at the tables with."""
-    with psycopg.connect(direct_dsn, autocommit=True) as connection:
+    if distributed_dsn is not None:
+        with psycopg.connect(direct_dsn, autocommit=True) as connection:
+            yield connection
+        return
+    databases: Databases = request.getfixturevalue("databases")
+    with databases.connect(direct_dsn) as connection:
         yield connection
 
 

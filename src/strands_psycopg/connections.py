@@ -208,7 +208,9 @@ class ManagedPool:
         self._options: dict[str, Any] = dict(pool_options)
         self._connection_class = self._options.pop("connection_class", Connection)
         self._options.setdefault("name", f"{_POOL_NAME}{next(_pool_numbers)}")
-        self._options.setdefault("min_size", 1)
+        # With a minimum of one, the first call would find that connection not ready yet, and request a second.
+        # A maximum of None is the minimum.
+        self._options.setdefault("min_size", 1 if self._options.get("max_size", 10) is None else 0)
         self._options.setdefault("max_size", max(10, self._options["min_size"]))
         # The pool's own backoff would outlast an outage by far; retries are the database layer's task.
         self._options.setdefault("reconnect_timeout", 0.0)

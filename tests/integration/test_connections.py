@@ -72,6 +72,14 @@ def test_nothing_connects_before_the_first_statement(proxy: Proxy) -> None:
         wait_until(lambda: proxy.connections >= 2)
 
 
+def test_one_call_after_the_other_uses_one_connection(proxy: Proxy) -> None:
+    with PostgresSessionRepository(proxy.dsn) as repository:
+        for _ in range(3):
+            repository.read_session("s")
+
+        assert proxy.connections == 1
+
+
 def test_repository_that_was_never_used_is_closed_without_connecting(proxy: Proxy) -> None:
     with PostgresSessionRepository(proxy.dsn):
         pass

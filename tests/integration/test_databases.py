@@ -23,6 +23,25 @@ def test_database_in_which_a_test_leaves_rows_is_emptied_and_used_again(database
         assert look.execute("SELECT FROM strands_migrations").fetchall()
 
 
+def test_connection_that_is_lent_comes_back_like_a_new_one(databases: Databases, template: str) -> None:
+    if not databases.can_reuse:
+        pytest.skip("this server counts too late")
+    with databases.reuse(NAME, template) as first, databases.connect(first) as connection:
+        pid = connection.info.backend_pid
+        connection.execute("SET work_mem = '8MB'")
+        connection.execute("SELECT pg_advisory_lock(1)")
+        connection.autocommit = False
+        connection.execute("SELECT")  # in a transaction
+    with databases.reuse(NAME, template) as second, databases.connect(second) as connection:
+        assert second == first
+        assert connection.info.backend_pid == pid
+        assert connection.autocommit
+        assert connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory'").fetchall() == []
+        assert connection.execute("SHOW work_mem").fetchone() == ("4MB",)
+        with databases.connect(second) as another:
+            assert another.info.backend_pid != pid
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -53,6 +72,16 @@ def test_database_in_which_a_test_does_more_is_not_used_again(
         connection.execute(sql.SQL(statement).format(database=name))
     with databases.reuse(NAME, template) as second:
         assert second != first
+
+
+def test_what_a_connection_that_is_lent_has_done_counts(databases: Databases, template: str) -> None:
+    with databases.reuse(NAME, template) as first, databases.connect(first) as connection:
+        connection.execute("COMMENT ON TABLE strands_sessions IS 'more'")
+    with databases.reuse(NAME, template) as second, databases.connect(second) as connection:
+        assert second != first
+        connection.execute("PREPARE more AS SELECT 1")
+    with databases.reuse(NAME, template) as third:
+        assert third != second
 
 
 def test_database_with_many_pages_is_not_used_again(databases: Databases, template: str) -> None:

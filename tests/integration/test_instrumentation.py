@@ -30,7 +30,7 @@ print(len(ids), len(statements))
 
 
 def test_statements_are_spans_of_the_callers_trace(dsn: str) -> None:
-    status, printed, errors = processes.interpret(_SCRIPT, dsn)
+    status, printed, errors = processes.run_younger(_SCRIPT, dsn)
 
     assert (status, printed) == (0, "1 2\n"), errors
 
@@ -82,7 +82,7 @@ print("confidential" in str([(each.attributes, each.events, each.status.descript
 
 
 def test_restores_writes_and_leases_are_spans_and_metrics(dsn: str) -> None:
-    status, printed, errors = processes.interpret(_OWN, dsn)
+    status, printed, errors = processes.run_younger(_OWN, dsn)
 
     assert status == 0, errors
     spans, held, after, is_confidential = printed.splitlines()

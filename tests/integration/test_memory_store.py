@@ -82,7 +82,7 @@ except ImportError as error:
 
 def test_building_a_store_on_a_strands_without_memories_raises() -> None:
     message = "PostgresMemoryStore needs strands-agents 1.46 or newer: pip install -U strands-agents\n"
-    assert processes.interpret(WITHOUT_MEMORY) == (0, message, "")
+    assert processes.run_younger(WITHOUT_MEMORY) == (0, message, "")
 
 
 def test_memory_is_found_by_any_of_its_words_with_its_id_score_and_times(store: PostgresMemoryStore) -> None:

@@ -53,7 +53,7 @@ except ImportError as error:
 
 def test_building_a_storage_on_a_strands_without_storages_raises() -> None:
     message = "PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents\n"
-    assert processes.interpret(WITHOUT_STORAGE) == (0, message, "")
+    assert processes.run_younger(WITHOUT_STORAGE) == (0, message, "")
 
 
 def test_storage_on_a_repository_shares_its_pool_and_leaves_it_open(dsn: str, options: dict[str, Any]) -> None:

@@ -168,19 +168,25 @@ _CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", _CHANGES)
 def test_another_session_of_that_id_is_refused_and_stays(
-    repository: PostgresSessionRepository, connection: psycopg.Connection[Any], change: str
+    repository: PostgresSessionRepository, connection: psycopg.Connection[Any]
 ) -> None:
     transfers.fill(repository)
     lines = list(export_session(repository, "s"))
-    connection.execute(_CHANGES[change].encode())
-    before = transfers.rows(connection)
-    with pytest.raises(
-        SessionExistsError, match="importing session 's': a session of this id already exists with other content"
-    ):
+    for name, change in _CHANGES.items():
+        assert import_session(repository, lines).unchanged == 1
+        connection.execute(change.encode())
+        before = transfers.rows(connection)
+        refused = None
+        try:
+            import_session(repository, lines)
+        except SessionExistsError as error:
+            refused = str(error)
+        assert refused is not None, name
+        assert "importing session 's': a session of this id already exists with other content" in refused
+        assert transfers.rows(connection) == before
+        repository.delete_session("s")
         import_session(repository, lines)
-    assert transfers.rows(connection) == before
 
 
 def test_session_that_is_deleted_while_it_is_compared_is_stored(
@@ -256,71 +262,70 @@ def test_missing_repeated_and_swapped_lines_are_refused(repository: PostgresSess
         assert reason in refused(repository, swapped)
 
 
-@pytest.mark.parametrize(
-    ("number", "old", "new", "reason"),
-    [
-        (0, '"version": 1', '"version": 2', "version 2 of the format, and this package reads version 1; install"),
-        (0, "strands-psycopg", "strands", "line 1 cannot be read: its format is not strands-psycopg"),
-        (0, '"AGENT"', '"ROBOT"', "line 1 cannot be read: 'ROBOT' is not a valid SessionType"),
-        (0, '"created_at": "', '"created_at": "x', "line 1 cannot be read: created_at is not a time"),
-        (1, '"a"', '"\\u0000"', "line 2 cannot be read: agent_id must not contain NUL"),
-        (2, '"message": {', '"massage": {', "line 3 lacks 'message'"),
-        (2, '"message": {', '"message": [{', "line 3 cannot be read: Expecting"),
-        (2, '"message": {', '"message": 1, "x": {', "line 3 cannot be read: message must be a JSON object, not int"),
-        (2, '"message_id": 0', '"message_id": true', "line 3 cannot be read: message_id must be an integer"),
-        (2, '"kind": "message"', '"kind": "massage"', "line 3 cannot be read: its kind is unknown"),
-        (1, '"created_at"', '"made_at"', "line 2 lacks 'created_at'"),
-        (1, '"memory_window"', '"window"', "line 2 lacks 'memory_window'"),
-        (1, '"memory_window": {', '"memory_window": 1, "x": {', "memory_window must be a JSON object, not int"),
-        (1, '"items": [1, ', '"items": [true, ', "line 2 cannot be read: variant_id must be an integer, not bool"),
-        (1, '"items": [1, ', '"items": [0, ', "line 2 cannot be read: variant_id must be 1 or more, not 0"),
-        (
-            1,
-            '"items": [',
-            '"items": {}, "x": [',
-            "line 2 cannot be read: items of memory_window must be a list, not dict",
-        ),
-        (
-            1,
-            "[4, 5]",
-            "[5, 5]",
-            "line 2 cannot be read: a range of memory_window must be [first, stop] with first < stop",
-        ),
-        (1, "[4, 5]", "[4, 5, 6]", "line 2 cannot be read: a range of memory_window must be [first, stop] with first"),
-        (1, '"next": 6', '"next": "6"', "line 2 cannot be read: next of memory_window must be an integer, not str"),
-        (9, '"variant_id": 1', '"variant_id": 0', "line 10 cannot be read: variant_id must be 1 or more, not 0"),
-        (9, '"message_id": null, ', "", "line 10 lacks 'message_id'"),
-        (10, '"message_id": 3', '"message_id": -3', "line 11 cannot be read: message_id must be 0 or more, not -3"),
-        (
-            10,
-            '"agent_id": "a"',
-            '"agent_id": "b"',
-            "does not have the next message, variant or checkpoint of its agent",
-        ),
-        (13, "-7000-", "-4000-", "line 14 cannot be read: snapshot_id must be a UUID of version 7"),
-        (13, '"message_count": 5', '"message_count": 0.5', "line 14 cannot be read: message_count must be an integer"),
-        (
-            13,
-            '"memory_window": {',
-            '"memory_window": null, "x": {',
-            "memory_window must be a JSON object, not NoneType",
-        ),
-        (14, '"data": {', '"data": [], "x": {', "line 15 cannot be read: data must be a JSON object, not list"),
-        (5, '_exact": "', '_exact": 5, "x": "', "line 6 cannot be read: message_exact must be a string"),
-        (5, '_exact": "', '_exact": "x', "line 6 cannot be read: Expecting"),
-    ],
-)
-def test_bad_line_is_named(repository: PostgresSessionRepository, number: int, old: str, new: str, reason: str) -> None:
+# Line, what is replaced in it, by what, and the reason that is named.
+_BAD_LINES = [
+    (0, '"version": 1', '"version": 2', "version 2 of the format, and this package reads version 1; install"),
+    (0, "strands-psycopg", "strands", "line 1 cannot be read: its format is not strands-psycopg"),
+    (0, '"AGENT"', '"ROBOT"', "line 1 cannot be read: 'ROBOT' is not a valid SessionType"),
+    (0, '"created_at": "', '"created_at": "x', "line 1 cannot be read: created_at is not a time"),
+    (1, '"a"', '"\\u0000"', "line 2 cannot be read: agent_id must not contain NUL"),
+    (2, '"message": {', '"massage": {', "line 3 lacks 'message'"),
+    (2, '"message": {', '"message": [{', "line 3 cannot be read: Expecting"),
+    (2, '"message": {', '"message": 1, "x": {', "line 3 cannot be read: message must be a JSON object, not int"),
+    (2, '"message_id": 0', '"message_id": true', "line 3 cannot be read: message_id must be an integer"),
+    (2, '"kind": "message"', '"kind": "massage"', "line 3 cannot be read: its kind is unknown"),
+    (1, '"created_at"', '"made_at"', "line 2 lacks 'created_at'"),
+    (1, '"memory_window"', '"window"', "line 2 lacks 'memory_window'"),
+    (1, '"memory_window": {', '"memory_window": 1, "x": {', "memory_window must be a JSON object, not int"),
+    (1, '"items": [1, ', '"items": [true, ', "line 2 cannot be read: variant_id must be an integer, not bool"),
+    (1, '"items": [1, ', '"items": [0, ', "line 2 cannot be read: variant_id must be 1 or more, not 0"),
+    (
+        1,
+        '"items": [',
+        '"items": {}, "x": [',
+        "line 2 cannot be read: items of memory_window must be a list, not dict",
+    ),
+    (
+        1,
+        "[4, 5]",
+        "[5, 5]",
+        "line 2 cannot be read: a range of memory_window must be [first, stop] with first < stop",
+    ),
+    (1, "[4, 5]", "[4, 5, 6]", "line 2 cannot be read: a range of memory_window must be [first, stop] with first"),
+    (1, '"next": 6', '"next": "6"', "line 2 cannot be read: next of memory_window must be an integer, not str"),
+    (9, '"variant_id": 1', '"variant_id": 0', "line 10 cannot be read: variant_id must be 1 or more, not 0"),
+    (9, '"message_id": null, ', "", "line 10 lacks 'message_id'"),
+    (10, '"message_id": 3', '"message_id": -3', "line 11 cannot be read: message_id must be 0 or more, not -3"),
+    (
+        10,
+        '"agent_id": "a"',
+        '"agent_id": "b"',
+        "does not have the next message, variant or checkpoint of its agent",
+    ),
+    (13, "-7000-", "-4000-", "line 14 cannot be read: snapshot_id must be a UUID of version 7"),
+    (13, '"message_count": 5', '"message_count": 0.5', "line 14 cannot be read: message_count must be an integer"),
+    (
+        13,
+        '"memory_window": {',
+        '"memory_window": null, "x": {',
+        "memory_window must be a JSON object, not NoneType",
+    ),
+    (14, '"data": {', '"data": [], "x": {', "line 15 cannot be read: data must be a JSON object, not list"),
+    (5, '_exact": "', '_exact": 5, "x": "', "line 6 cannot be read: message_exact must be a string"),
+    (5, '_exact": "', '_exact": "x', "line 6 cannot be read: Expecting"),
+]
+
+
+def test_bad_line_is_named(repository: PostgresSessionRepository) -> None:
     transfers.fill(repository)
     lines = list(export_session(repository, "s"))
-    assert old in lines[number]
-    lines[number] = lines[number].replace(old, new, 1)
-    # With a new id, the error is not about the id of the header.
-    with pytest.raises(TransferError) as caught:
-        import_session(repository, lines, session_id="copy")
-    assert reason in str(caught.value)
-    assert "text 0" not in str(caught.value)
-    assert repository.read_session("copy") is None
+    for number, old, new, reason in _BAD_LINES:
+        assert old in lines[number]
+        bad = lines[number].replace(old, new, 1)
+        # With a new id, the error is not about the id of the header.
+        error = refused(repository, [*lines[:number], bad, *lines[number + 1 :]])
+        assert reason in error
+        assert "text 0" not in error
 
 
 def test_lines_outside_of_a_session_are_refused(repository: PostgresSessionRepository) -> None:

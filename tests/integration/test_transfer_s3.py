@@ -41,7 +41,7 @@ class Objects(S3SessionManager):
         self.client, self.bucket, self.prefix = client, BUCKET, prefix
 
 
-def write_by_strands(client: Any, prefix: str, session_id: str = "s", *, messages: int = 25) -> None:
+def write_by_strands(client: Any, prefix: str, session_id: str = "s", *, messages: int = 12) -> None:
     objects = Objects(client, prefix)
     objects.create_session(Session(session_id, SessionType.AGENT))
     objects.create_agent(session_id, transfers.agent("a"))
@@ -62,7 +62,7 @@ def test_imported_session_equals_what_strands_reads(
     repository: PostgresSessionRepository, client: Any, prefix: str
 ) -> None:
     transfers.fill(Objects(client, prefix), documents=transfers.BY_STRANDS)
-    write_by_strands(client, f"{prefix.strip('/')}-other")
+    write_by_strands(client, f"{prefix.strip('/')}-other", messages=1)
     result = import_sessions(repository, S3Sessions(BUCKET, prefix))
     assert result == TransferResult(sessions=1, agents=2, messages=2 * len(transfers.BY_STRANDS), multi_agents=2)
     assert transfers.restored(repository) == transfers.restored(Objects(client, prefix))
@@ -82,18 +82,18 @@ def test_conversation_continues(repository: PostgresSessionRepository, client: A
 
 def test_many_objects_keep_their_order(repository: PostgresSessionRepository, client: Any) -> None:
     class Paging:
-        """Lists 25 objects at a time, where S3 lists 1,000."""
+        """Lists 12 objects at a time, where S3 lists 1,000."""
 
         def get_object(self, **request: str) -> Any:
             return client.get_object(**request)
 
         def get_paginator(self, operation_name: str, /) -> Any:
             paginator = client.get_paginator(operation_name)
-            return SimpleNamespace(paginate=partial(paginator.paginate, PaginationConfig={"PageSize": 25}))
+            return SimpleNamespace(paginate=partial(paginator.paginate, PaginationConfig={"PageSize": 12}))
 
-    write_by_strands(client, "p", messages=60)
-    assert import_sessions(repository, S3Sessions(BUCKET, "p", client=Paging())).messages == 60
-    assert texts(repository) == [f"text {index}" for index in range(60)]
+    write_by_strands(client, "p", messages=30)
+    assert import_sessions(repository, S3Sessions(BUCKET, "p", client=Paging())).messages == 30
+    assert texts(repository) == [f"text {index}" for index in range(30)]
 
 
 def test_gaps_are_closed_and_bad_objects_named(repository: PostgresSessionRepository, client: Any) -> None:
@@ -109,9 +109,9 @@ def test_gaps_are_closed_and_bad_objects_named(repository: PostgresSessionReposi
     assert failure.file == bad
     assert list(session_ids(repository)) == []
     result = import_sessions(repository, S3Sessions(BUCKET, "p"), skip_bad=True)
-    assert (result.messages, result.gaps_closed, len(result.skipped)) == (23, 1, 1)
+    assert (result.messages, result.gaps_closed, len(result.skipped)) == (10, 1, 1)
     assert result.skipped[0].startswith(f"{bad} is not JSON")
-    assert texts(repository) == [f"text {index}" for index in range(25) if index not in (7, 9)]
+    assert texts(repository) == [f"text {index}" for index in range(12) if index not in (7, 9)]
 
 
 @pytest.mark.parametrize("name", ["session.json", "agents/agent_a/agent.json"])
@@ -128,7 +128,7 @@ def test_bucket_that_cannot_be_read_is_named(repository: PostgresSessionReposito
 
 
 def test_objects_are_fetched_ahead_but_not_all_at_once(client: Any) -> None:
-    write_by_strands(client, "p", messages=60)
+    write_by_strands(client, "p", messages=40)
     ahead: list[int] = []
     fetched = 0
 
@@ -145,5 +145,5 @@ def test_objects_are_fetched_ahead_but_not_all_at_once(client: Any) -> None:
     for session in source.sessions():
         for number, _ in enumerate(session.rows(ImportIssues(skip_bad=False))):
             ahead.append(fetched - number)
-    assert fetched == 60
+    assert fetched == 40
     assert max(ahead) <= 22

@@ -18,7 +18,7 @@ with PostgresSessionRepository(sys.argv[1]) as repository, repository.lease("s")
 
 
 def test_console_shows_what_a_turn_does_in_the_database(dsn: str) -> None:
-    status, printed, errors = processes.interpret(_SCRIPT, dsn)
+    status, printed, errors = processes.run_younger(_SCRIPT, dsn)
 
     assert status == 0, errors
     names = ["lease.wait", "session.restore", "session.write", "invoke_agent Strands Agents"]

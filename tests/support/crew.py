@@ -1,4 +1,4 @@
-"""Python processes that start at once: forked from one that has done the imports.
+"""Python processes that start at once: forked from one that has done the imports, or those of Strands.
 
 Each runs a script. Some are released together: their scripts call the global ``ready()``, which waits until the test
 lets them go on.
@@ -24,9 +24,20 @@ _DEADLINE = 60
 _HOST = """
 import gc, json, os, signal, socket, sys, traceback, types
 gc.disable()
-import strands_psycopg.cli, strands_psycopg.demo, strands_psycopg.embedded, support.agents
+import encodings.idna, strands
+from support.bedrock import make_cheap
 
-control = socket.socket(fileno=int(sys.argv[1]))
+make_cheap()
+# The younger host has imported Strands only.
+control, younger = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+sibling = os.fork()
+if sibling == 0:
+    control, younger = younger, control
+else:
+    import strands.models, strands.multiagent
+    import strands_psycopg.cli, strands_psycopg.demo, strands_psycopg.embedded, support.agents
+    strands.models.BedrockModel()
+younger.close()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 gc.freeze()
 gc.enable()
@@ -60,6 +71,8 @@ def serve():
         control.send(json.dumps(child).encode())
     for child in living:
         os.kill(child, signal.SIGKILL)
+    if sibling:
+        os.waitpid(sibling, 0)
 
 def run(request):
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -92,28 +105,34 @@ class Crew:
 
     def __enter__(self) -> "Crew":
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._younger, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, its:
             self._host = subprocess.Popen(
-                [sys.executable, "-c", _HOST, str(theirs.fileno())],
+                [sys.executable, "-c", _HOST, str(theirs.fileno()), str(its.fileno())],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 # Pipes, so that Python reads and writes as it does for the children's, which take their places.
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), its.fileno()],
             )
         self._control.settimeout(_DEADLINE)
+        self._younger.settimeout(_DEADLINE)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._control.close()
+        self._younger.close()
         with self._host:
             assert self._host.wait(_DEADLINE) == 0
 
-    def start(self, script: str, *arguments: str) -> "Process":
-        """Fork a process that runs the script with these ``sys.argv[1:]`` and the environment of this one."""
-        return Process(self, script, arguments)
+    def start(self, script: str, *arguments: str, younger: bool = False) -> "Process":
+        """Fork a process that runs the script with these ``sys.argv[1:]`` and the environment of this one.
+
+        A younger one has imported Strands, but neither this package nor psycopg.
+        """
+        return Process(self, script, arguments, younger=younger)
 
     @contextmanager
     def of(self, number: int, script: str, *arguments: str) -> Iterator[list["Process"]]:
@@ -130,10 +149,11 @@ class Crew:
             for process in processes:
                 process.close()
 
-    def ask(self, request: object, files: Iterable[int] = ()) -> int:
-        """Send the host a request and return its answer. For the processes' use."""
-        socket.send_fds(self._control, [json.dumps(request).encode()], list(files))
-        return int(json.loads(self._control.recv(1024)))
+    def ask(self, request: object, files: Iterable[int] = (), *, younger: bool) -> int:
+        """Send one of the hosts a request and return its answer. For the processes' use."""
+        control = self._younger if younger else self._control
+        socket.send_fds(control, [json.dumps(request).encode()], list(files))
+        return int(json.loads(control.recv(1024)))
 
 
 class Process:
@@ -143,8 +163,11 @@ class Process:
         pid: Its id.
     """
 
-    def __init__(self, crew: Crew, script: str, arguments: tuple[str, ...], *, abruptly: bool = False) -> None:
+    def __init__(
+        self, crew: Crew, script: str, arguments: tuple[str, ...], *, abruptly: bool = False, younger: bool = False
+    ) -> None:
         self._crew = crew
+        self._younger = younger
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._read = b""
         self._status: int | None = None
@@ -157,7 +180,7 @@ class Process:
             "folder": os.getcwd(),  # noqa: PTH109
             "abruptly": abruptly,
         }
-        self.pid = crew.ask(request, [their_input, their_output, self._errors.fileno()])
+        self.pid = crew.ask(request, [their_input, their_output, self._errors.fileno()], younger=younger)
         os.close(their_input)
         os.close(their_output)
 
@@ -222,7 +245,7 @@ class Process:
     def end(self) -> int:
         """Wait for its end and return its exit status, negative for a signal."""
         if self._status is None:
-            self._status = self._crew.ask(self.pid)
+            self._status = self._crew.ask(self.pid, younger=self._younger)
         return self._status
 
     def errors(self) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import tuple_row
 
 # Those that were just closed have counted what they did when they are gone.
 _OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -18,6 +19,12 @@ _MOMENT = 0.25
 _DELETE_ROWS = """
     SELECT string_agg(format('DELETE FROM %I', relname), '; ')
     FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'strands_migrations'
+"""
+
+# Like DISCARD ALL, but for the statements that the driver has prepared. What was done is counted at the end of it.
+_RESET = """
+    CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; UNLISTEN *;
+    SELECT pg_advisory_unlock_all(), pg_stat_force_next_flush()
 """
 
 # Whether a copy differs from its template by rows in tables of ours alone. The counters of a new database are zero,
@@ -29,6 +36,7 @@ _ONLY_ROWS_DIFFER = """
             SELECT FROM pg_database AS d LEFT JOIN pg_db_role_setting AS s ON s.setdatabase = d.oid
             WHERE datname = current_database() AND (datacl IS NOT NULL OR setconfig IS NOT NULL)
         )
+        AND NOT EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql)
         AND bool_and(CASE
             WHEN oid < 16384 OR relname = 'strands_migrations' THEN
                 pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid) + pg_stat_get_tuples_deleted(oid) = 0
@@ -37,7 +45,7 @@ _ONLY_ROWS_DIFFER = """
                 AND pg_stat_get_analyze_count(oid) + pg_stat_get_autoanalyze_count(oid) = 0
         END)
         AND sum(CASE WHEN oid >= 16384 THEN pg_relation_size(oid) ELSE 0 END) < 1 << 20
-    FROM pg_class WHERE relkind IN ('r', 't', 'i') AND NOT relisshared
+    FROM pg_class WHERE (relkind = 'r' OR oid >= 16384 AND relkind IN ('t', 'i')) AND NOT relisshared
 """
 
 
@@ -47,6 +55,7 @@ class Databases:
     Args:
         dsn: Any database of the server.
         suffix: A part of their names, so that several processes can use one server.
+        start: Called before each connect, to start the server if a test has stopped it.
 
     Attributes:
         can_reuse: Whether ``reuse`` uses any again; set on entering the block.
@@ -54,14 +63,16 @@ class Databases:
 
     can_reuse: bool
 
-    def __init__(self, dsn: str, suffix: str) -> None:
+    def __init__(self, dsn: str, suffix: str, start: Callable[[], None] = lambda: None) -> None:
         self._dsn = dsn
         self._suffix = suffix
+        self._start = start
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
+        self._unlent: dict[str, _Copy] = {}
 
     def __enter__(self) -> "Databases":
-        self._connection = psycopg.connect(self._dsn, autocommit=True)
+        self._connect()
         # Before that, counters come late.
         self.can_reuse = self._connection.info.server_version >= 150000
         return self
@@ -80,11 +91,11 @@ class Databases:
         names = sql.Identifier(name), sql.Identifier(template)
         # Copying files is faster than writing all pages to the log. PostgreSQL 14 does nothing else.
         strategy = sql.SQL("STRATEGY file_copy" if self._connection.info.server_version >= 150000 else "")
-        self._connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(*names, strategy))
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(*names, strategy))
         try:
             yield make_conninfo(self._dsn, dbname=name)
         finally:
-            self._connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(names[0]))
+            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(names[0]))
 
     @contextmanager
     def reuse(self, name: str, template: str) -> Iterator[str]:
@@ -98,14 +109,36 @@ class Databases:
                 yield dsn
             return
         emptied = self._emptied.setdefault(template, [])
+        while emptied and not emptied[-1].is_connected():
+            emptied.pop().drop()
         copy = emptied.pop() if emptied else _Copy(self, name, template)
+        self._unlent[copy.dsn] = copy
         try:
             yield copy.dsn
         finally:
+            self._unlent.pop(copy.dsn, None)
             if copy.is_emptied():
                 emptied.append(copy)
             else:
                 copy.drop()
+
+    @contextmanager
+    def connect(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
+        """Yield a connection in autocommit; to one that is reused the first time that which has counted its rows."""
+        if copy := self._unlent.pop(dsn, None):
+            yield copy.lend()
+        else:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                yield connection
+
+    def _connect(self) -> None:
+        self._start()
+        self._connection = psycopg.connect(self._dsn, autocommit=True)
+
+    def _execute(self, statement: sql.Composed) -> None:
+        if not _is_connected(self._connection):
+            self._connect()
+        self._connection.execute(statement)
 
 
 class _Copy:
@@ -120,12 +153,14 @@ class _Copy:
             self.dsn = stack.enter_context(databases.create(name, template))
             self._connection = stack.enter_context(closing(psycopg.connect(self.dsn, autocommit=True)))
             self._delete_rows = str(self._value(_DELETE_ROWS)).encode()
+            self._lent = False
             self._stack = stack.pop_all()
 
     def is_emptied(self) -> bool:
         """Delete all rows of ours and return True if it is as it was then, and nobody is connected any more."""
         deadline = time.monotonic() + _MOMENT
         try:
+            self._take_back()
             while self._value(_OTHERS):
                 if time.monotonic() > deadline:
                     return False
@@ -137,6 +172,24 @@ class _Copy:
             return False
         return True
 
+    def lend(self) -> psycopg.Connection[Any]:
+        """Return its connection, for the use of a test."""
+        self._lent = True
+        return self._connection
+
+    def _take_back(self) -> None:
+        """Make the connection that was lent like a new one, and count what the test has done with it."""
+        if self._lent:
+            self._connection.rollback()
+            self._connection.autocommit = True
+            self._connection.row_factory = tuple_row
+            self._connection.execute(_RESET)
+            self._lent = False
+
+    def is_connected(self) -> bool:
+        """Return whether the server has not been restarted since."""
+        return _is_connected(self._connection)
+
     def drop(self) -> None:
         """Drop it, whoever is connected."""
         self._stack.close()
@@ -144,3 +197,11 @@ class _Copy:
     def _value(self, query: str) -> Any:
         row = self._connection.execute(query.encode()).fetchone()
         return row and row[0]
+
+
+def _is_connected(connection: psycopg.Connection[Any]) -> bool:
+    try:
+        connection.execute("SELECT true")
+    except psycopg.OperationalError:
+        return False
+    return True

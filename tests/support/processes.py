@@ -65,6 +65,15 @@ class Forked:
         self._process.finish()
 
 
+def run_younger(script: str, *arguments: str) -> tuple[int, str, str]:
+    """Run the script in a process that has imported Strands, but neither this package nor psycopg.
+
+    Returns:
+        Its exit status, and what it wrote to standard output and to standard error.
+    """
+    return crew().start(script, *arguments, younger=True).finish()
+
+
 def interpret(script: str, *arguments: str) -> tuple[int, str, str]:
     """Run the script in an interpreter of its own, which imports everything anew.
 

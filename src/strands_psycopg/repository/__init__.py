@@ -66,7 +66,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         payload_codec: Changes each document on its way to and from the database, to encrypt or scrub it (see
             ``PayloadCodec``): messages, states, checkpoints, titles, and the values of storages on this repository.
         **pool_options: Arguments of ``ConnectionPool``, by its own names; the defaults of ``min_size`` and
-            ``max_size`` are 1 and 10.
+            ``max_size`` are 0 and 10.
 
     Raises:
         TypeError: ``conninfo`` is of another type, or pool options are passed together with a pool, or
