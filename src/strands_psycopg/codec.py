@@ -97,8 +97,7 @@ def encode(document: object) -> tuple[str, str | None]:
         raise ValueError("the document is nested too deeply to be stored; flatten it") from error
     if analysis.is_lossy:
         return _insert_base64(analysis.substitute(), base64_texts), _insert_base64(text, base64_texts)
-    orders = [keys for jsonb_keys, keys in analysis.key_orders.items() if keys != jsonb_keys]
-    return _insert_base64(text, base64_texts), _ORDER_PREFIX + json.dumps(orders) if orders else None
+    return _insert_base64(text, base64_texts), analysis.order
 
 
 def decode(jsonb_text: str, exact_text: str | None) -> Any:
@@ -156,8 +155,8 @@ class _Analysis:
         length: The length of the text including the base64 that is not in it.
 
     Attributes:
-        key_orders: For each set of keys in JSONB's order, its order in the text.
         bytes_count: How many objects have the form of encoded bytes.
+        order: What the exact column says of the order of keys; None if it is JSONB's.
         is_lossy: JSONB would change more than the order of keys, or cannot hold the text at all.
     """
 
@@ -166,24 +165,33 @@ class _Analysis:
         self.is_lossy = False
         self._text = text
         self._has_nulls = False
-        self._key_tuples: dict[tuple[str, ...], None] = {}
-        self._parsed = json.loads(
-            text,
-            object_pairs_hook=self._object,
-            parse_float=self._float if "e+" in text or "-0.0" in text else None,
-            parse_int=self._integer if _may_hold_huge_integer(text) else None,
-            parse_constant=self._null,
-        )
-        self.key_orders = {_jsonb_order(keys): keys for keys in self._key_tuples}
-        self._fits = not _is_too_large(text, length) and not _is_too_deep(text, self._parsed)
-        if len(self.key_orders) < len(self._key_tuples) or not self._fits or _has_refused_escape(text):
+        objects: list[list[tuple[str, Any]]] = []
+
+        def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            objects.append(pairs)
+            return dict(pairs)
+
+        # With ``append`` the decoder calls no Python, and leaves None in the place of each object.
+        may_be_too_deep = text.count("[") + text.count("{") > _MAX_DEPTH
+        parsed = self._parse(collect if may_be_too_deep else objects.append)
+        key_tuples: dict[tuple[str, ...], None] = {}
+        for pairs in objects:
+            keys = tuple([key for key, _ in pairs])
+            if len(keys) == 2 and _BYTES_KEY in keys and _is_encoded_bytes(dict(pairs)):
+                self.bytes_count += 1
+            else:
+                key_tuples[keys] = None
+        self._key_tuples = tuple(key_tuples)
+        self.order, is_ambiguous = _order(self._key_tuples)
+        self._fits = not _is_too_large(text, length) and not (may_be_too_deep and _is_too_deep(parsed))
+        if is_ambiguous or not self._fits or _has_refused_escape(text):
             self.is_lossy = True
 
     def substitute(self) -> str:
         """Return a text that JSONB can hold, as close to the analysed one as possible."""
         if not self._fits:
             return "null"
-        text = json.dumps(self._parsed) if self._has_nulls else self._text
+        text = json.dumps(self._parse(dict)) if self._has_nulls else self._text
         return _ESCAPES.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
 
     def unused_key(self) -> str:
@@ -191,18 +199,15 @@ class _Analysis:
         used = set(chain.from_iterable(self._key_tuples))
         return next(key for key in map("bytes{}".format, count()) if key not in used)
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        document = dict(pairs)
-        if len(document) != len(pairs):
-            raise ValueError(
-                "two keys of one object are the same in JSON, such as 1 and '1'; only one of them could be "
-                "stored, so use keys that differ as strings"
-            )
-        if _is_encoded_bytes(document):
-            self.bytes_count += 1
-        else:
-            self._key_tuples[tuple(document)] = None
-        return document
+    def _parse(self, hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+        text = self._text
+        decoder = json.JSONDecoder(
+            object_pairs_hook=hook,
+            parse_float=self._float if "e+" in text or "-0.0" in text else None,
+            parse_int=self._integer if _may_hold_huge_integer(text) else None,
+            parse_constant=self._null,
+        )
+        return decoder.raw_decode(text)[0]
 
     def _float(self, literal: str) -> float:
         if literal == "-0.0" or "e+" in literal:
@@ -217,6 +222,47 @@ class _Analysis:
 
     def _null(self, _literal: str) -> None:
         self.is_lossy = self._has_nulls = True
+
+
+def _is_too_deep(parsed: Any) -> bool:
+    level = [parsed]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _order(key_tuples: tuple[tuple[str, ...], ...]) -> tuple[str | None, bool]:
+    """Return what the exact column says of the order of keys, and whether one set of keys has two orders.
+
+    Raises:
+        ValueError: Two keys of one object are the same.
+    """
+    keys = list(chain.from_iterable(key_tuples))
+    small = len(keys) <= _MAX_CACHED_KEYS and sum(map(len, keys)) <= _MAX_CACHED_LENGTH
+    return (_cached_order if small else _cached_order.__wrapped__)(key_tuples)
+
+
+@lru_cache(maxsize=1024)
+def _cached_order(key_tuples: tuple[tuple[str, ...], ...]) -> tuple[str | None, bool]:
+    by_order = {_jsonb_order(_checked(keys)): keys for keys in key_tuples}
+    orders = [keys for jsonb_keys, keys in by_order.items() if keys != jsonb_keys]
+    return _ORDER_PREFIX + json.dumps(orders) if orders else None, len(by_order) < len(key_tuples)
+
+
+def _checked(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(keys)) < len(keys):
+        raise ValueError(
+            "two keys of one object are the same in JSON, such as 1 and '1'; only one of them could be stored, so use "
+            "keys that differ as strings"
+        )
+    return keys
 
 
 def _is_encoded_bytes(document: dict[str, Any]) -> bool:
@@ -250,22 +296,6 @@ def _is_too_large(text: str, length: int) -> bool:
         return False
     exponents = text.count("e-") + text.count("e+")
     return length > _MAX_JSONB_LENGTH or length + exponents * _MAX_FLOAT_LENGTH > _MAX_TEXT_LENGTH
-
-
-def _is_too_deep(text: str, parsed: Any) -> bool:
-    if text.count("[") + text.count("{") <= _MAX_DEPTH:
-        return False
-    level = [parsed]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _jsonb_order(keys: tuple[str, ...]) -> tuple[str, ...]:

@@ -104,25 +104,29 @@ class Workers:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
         def notify() -> None:
             # If a signal handler has ended the loop, nobody waits any more.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_end, ended)
+                loop.call_soon_threadsafe(end)
 
         call = Call(work, notify)
         self._submit(call)
         try:
-            await asyncio.shield(ended)
+            await ended
         except asyncio.CancelledError as cancellation:
             if call.claim():
                 self._unfinished.discard(call)
                 raise
-            # A signal handler may have interrupted the callback that ends the future.
             while not call.has_ended:
-                try:
+                # Another one, since this one is cancelled.
+                ended = loop.create_future()
+                # A signal handler may have interrupted the callback that ends the future.
+                with suppress(asyncio.CancelledError):
                     await asyncio.wait([ended], timeout=_LOST_CALLBACK)
-                except asyncio.CancelledError:
-                    continue
             if call.error is not None:
                 logger.warning("error=<%s> | work failed while its caller was being cancelled", call.error)
                 raise cancellation from call.error
@@ -178,8 +182,3 @@ def _work(calls: _Queue, unfinished: set[Call[Any]]) -> None:
             call.end()
         del queued, call
     calls.put(None)  # for the other threads
-
-
-def _end(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

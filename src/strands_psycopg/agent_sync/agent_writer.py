@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -175,7 +174,7 @@ class AgentWriter(Collector):
             if checkpoint is None:
                 return False
             held = load_checkpoint(self._agent, checkpoint)
-            self._record = replace(self._record, held=held, left=left_messages(self._record, held))
+            self._record = self._record._replace(held=held, left=left_messages(self._record, held))
             return True
 
     def reload(self) -> bool:
@@ -256,7 +255,7 @@ class AgentWriter(Collector):
         for message in messages:
             self._write_message(self._tables.messages.append, message, expected=self._record.write_id)
         if write.stores_agent:
-            self._record = replace(write.after, write_id=self._store_agent(write, last))
+            self._record = write.after._replace(write_id=self._store_agent(write, last))
         else:
             for index, content in write.replaced.items():
                 self._write_message(self._tables.messages.replace, SessionMessage.from_message(content, index))

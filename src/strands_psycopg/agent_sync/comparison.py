@@ -1,7 +1,6 @@
 """Comparing what is stored of an agent with the agent: the one place that decides what is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,22 +95,23 @@ def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], reco
     held = list(record.held)
     end = record.next_message_id
     written: dict[int, Message] = {}
+    places_follow = True  # those of the record and then the log's new indexes
     for message, replaces in announced:
         position = _replaced(message, held) if replaces else _continued(message, in_memory, held, end)
         if position is None:
             position = _unlogged(message, in_memory, held)
+            places_follow = places_follow and position == len(held)
             held[position : position + 1] = [HeldMessage(end, end, fingerprint(message), message)]
             written[end] = message
             end += 1
         elif (index := held[position].original) is not None:
+            places_follow = places_follow and held[position].place == index
             held[position] = HeldMessage(index, index, fingerprint(message), message)
             written[index] = message
     appended = [written.pop(index) for index in range(record.next_message_id, end)]
     redacted = {index: content for index, content in record.redacted.items() if index not in written}
-    places = [each.place for each in held]
-    followed = [*(each.place for each in record.held), *range(record.next_message_id, end)]
-    window = record.window if places == followed else Window.of(places, end)
-    after = replace(record, held=held, next_message_id=end, redacted=redacted, window=window)
+    window = record.window if places_follow else Window.of([each.place for each in held], end)
+    after = record._replace(held=held, next_message_id=end, redacted=redacted, window=window)
     return Write(appended, written, (), None, window, window != record.window, after)
 
 
@@ -135,8 +135,7 @@ def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord)
         held, variants, identified = place_messages(memory.messages, stored)
     documents, version, digest = _changed_documents(memory, record)
     window = _window(held, memory.manager_state, stored)
-    after = replace(
-        stored,
+    after = stored._replace(
         held=held,
         next_variant_id=stored.next_variant_id + len(variants),
         window=window,
@@ -162,10 +161,10 @@ def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[He
     said again, such as a prompt that is retried, has no more.
     """
     key = tracking_id(message)
-    if key is None or sum(tracking_id(each) == key for each in in_memory) > 1:
-        return None
     position = next((n for n in reversed(range(len(held))) if held[n].original == end - 1), None)
-    if position is None or tracking_id(held[position].message) != key:
+    if key is None or position is None or tracking_id(held[position].message) != key:
+        return None
+    if sum(tracking_id(each) == key for each in in_memory) > 1:
         return None
     continued = held[position].message
     has_more = len(message.get("content") or ()) > len(continued.get("content") or ())
@@ -212,6 +211,8 @@ def _window(held: Sequence[HeldMessage], state: dict[str, Any], stored: AgentRec
 
 def left_messages(stored: AgentRecord, held: Sequence[HeldMessage]) -> Mapping[bytes, int]:
     """Return the messages of the log that memory has held and does not hold any more, by fingerprint."""
+    if held is stored.held:
+        return stored.left
     remaining = {each.place for each in held}
     gone = {
         each.fingerprint: each.place

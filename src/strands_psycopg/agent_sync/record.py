@@ -1,7 +1,7 @@
 """What the database holds of an agent, as the agent's manager last read or wrote it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
@@ -31,8 +31,7 @@ class HeldMessage(NamedTuple):
     is_withheld: bool = False
 
 
-@dataclass(frozen=True)
-class AgentRecord:
+class AgentRecord(NamedTuple):
     """What is stored of an agent.
 
     Attributes:
@@ -56,10 +55,10 @@ class AgentRecord:
     documents: DocumentsVersion
     documents_digest: bytes
     held: Sequence[HeldMessage]
-    redacted: Mapping[int, Fingerprint] = field(default_factory=dict)
-    redactions: Mapping[int, Message] = field(default_factory=dict)
-    redacted_ids: Mapping[str, int] = field(default_factory=dict)
-    left: Mapping[bytes, int] = field(default_factory=dict)
+    redacted: Mapping[int, Fingerprint] = MappingProxyType({})
+    redactions: Mapping[int, Message] = MappingProxyType({})
+    redacted_ids: Mapping[str, int] = MappingProxyType({})
+    left: Mapping[bytes, int] = MappingProxyType({})
 
 
 def tracking_id(message: Message) -> str | None:

@@ -1,7 +1,6 @@
 """Which stored messages a redaction means, whatever has copied or replaced the agent's messages meanwhile."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from strands.types.content import Message
@@ -83,8 +82,7 @@ def redacted_record(
         else each
         for n, each in enumerate(record.held)
     ]
-    return replace(
-        record,
+    return record._replace(
         held=after,
         redacted={**record.redacted, **dict.fromkeys(stored, content)},
         redactions={**record.redactions, **dict.fromkeys(stored, redacted)},

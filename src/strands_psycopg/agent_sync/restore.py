@@ -1,7 +1,6 @@
 """Restoring an agent from what is stored, exactly as it was left."""
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -77,8 +76,7 @@ def restore(agent: "LocalAgent", conversation: Conversation) -> AgentRecord:
         held,
     )
     redacted = [each for each in conversation.messages if each.is_redacted]
-    return replace(
-        record,
+    return record._replace(
         redacted={each.place: fingerprint(each.message.get("content")) for each in redacted},
         redacted_ids={key: each.place for each in redacted if (key := tracking_id(each.message)) is not None},
     )
