@@ -231,7 +231,6 @@ class ValueWriter:
             stored = self._chunks.add(added, counts.keys(), transaction.cursor)
             upsert = transaction.send(self._upsert, row | {"locked": bool(values)})
             self._chunks.release_locked(unused, counts, transaction.cursor)
-            transaction.receive()
             is_stored = bool(upsert.fetchall())
             if not is_stored:
                 self._transactions.check_session(change.operation, transaction)
