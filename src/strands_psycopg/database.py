@@ -8,13 +8,14 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
-from psycopg import ClientCursor, Connection, Cursor, RawCursor, errors, postgres, sql
+from psycopg import ClientCursor, Connection, Cursor, Pipeline, RawCursor, errors, postgres, sql
 from psycopg.adapt import AdaptersMap
 from psycopg.dbapi20 import register_dbapi20_adapters
 from psycopg.rows import TupleRow, tuple_row
@@ -75,6 +76,10 @@ _STILL_IN_TIME = "pg_catalog.clock_timestamp() <= pg_catalog.to_timestamp(%(dead
 _SERVER_TIME = "extract(epoch FROM pg_catalog.now())"
 _READ_SERVER_TIME = "SELECT extract(epoch FROM pg_catalog.now())"
 
+# A statement must see what was committed while the one before it waited for a lock.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_COMMIT = "COMMIT"
+
 # The deadline for a statement of ``Database.write`` that runs in a transaction: it cannot take effect late, since its
 # client must commit.
 NO_DEADLINE = {"deadline": float("inf")}
@@ -113,6 +118,31 @@ class _Attempt(NamedTuple):
 
     repeated: bool
     deadline: float
+
+
+class PipelinedTransaction:
+    """A transaction whose statements are sent without waiting for the results of those before them.
+
+    Attributes:
+        cursor: A cursor of its connection. What runs on it waits for its result.
+    """
+
+    def __init__(self, connection: Connection[Any], pipeline: Pipeline) -> None:
+        self.cursor = new_cursor(connection)
+        self._pipeline = pipeline
+
+    def send(self, statement: bytes, parameters: Mapping[str, object]) -> Cursor[TupleRow]:
+        """Send a statement; return the cursor that will have its result, and waits for it when rows are fetched."""
+        return new_cursor(self.cursor.connection).execute(statement, parameters)
+
+    def receive(self) -> None:
+        """Wait for the results of all statements, in one round trip; none of them may be large.
+
+        While the server then waits for the next statement, its idle_in_transaction_session_timeout runs. It does not if
+        results were fetched without this, or at the end of a psycopg pipeline, since psycopg then sends a message that
+        stops the server's timer. But only with that message does it send what the socket's buffer did not take.
+        """
+        self._pipeline.sync()
 
 
 class Database:
@@ -292,6 +322,33 @@ class Database:
         return self._run(
             operation, transaction, self.response_timeout if response_timeout is None else response_timeout
         )
+
+    def transact_in_pipeline(self, operation: str, work: Callable[[PipelinedTransaction], _T]) -> _T:
+        """Run several statements in one transaction of the isolation level READ COMMITTED, in few round trips.
+
+        Args:
+            operation: As in ``fetch``.
+            work: Sends statements; called again for each retry. It must have received all results that it depends on,
+                since the transaction is committed when it returns.
+
+        Raises:
+            StrandsPsycopgError: As in ``fetch``.
+        """
+
+        def transaction(connection: Connection[Any], _attempt: _Attempt) -> _T:
+            try:
+                # Not in a transaction block of psycopg's, which would wait for BEGIN alone.
+                with connection.pipeline() as pipeline:
+                    new_cursor(connection).execute(_BEGIN, prepare=False)
+                    result = work(PipelinedTransaction(connection, pipeline))
+                    new_cursor(connection).execute(_COMMIT, prepare=False)
+            except BaseException:
+                with suppress(psycopg.Error):
+                    connection.rollback()
+                raise
+            return result
+
+        return self._run(operation, transaction, self.response_timeout)
 
     def pool_stats(self) -> dict[str, int]:
         """Return the statistics of the pool's ``get_stats``."""

@@ -77,4 +77,4 @@ def test_method_is_one_statement_one_round_trip_and_one_commit(
 def test_writing_a_large_value_is_one_transaction(storage: PostgresStorage, wire: Wire, key: str) -> None:
     exchange = during(wire, lambda: storage.write(key, LARGE + b"more"))
     assert exchange.states == ["T"] * (len(exchange.states) - 1) + ["I"]
-    assert len(exchange.states) == len(["BEGIN", "lock value", "lock chunks", "insert, upsert, delete", "COMMIT"])
+    assert len(exchange.states) == len(["BEGIN, lock value and chunks", "insert, upsert, delete", "COMMIT"])

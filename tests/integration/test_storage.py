@@ -1,4 +1,5 @@
 import asyncio
+import random
 import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
@@ -362,6 +363,12 @@ def blocked(storage: PostgresStorage, connection: psycopg.Connection[Any]) -> It
     with connection.transaction():
         connection.execute("SELECT FROM strands_storage WHERE key = 'k' FOR UPDATE")
         yield connection
+
+
+def test_a_value_larger_than_the_buffers_of_a_socket_is_stored(storage: PostgresStorage) -> None:
+    value = random.Random(1).randbytes(8_000_000)
+    run(storage.write("k", value))
+    assert run(storage.read("k")) == value
 
 
 @pytest.mark.parametrize("size", [1, 100_000])

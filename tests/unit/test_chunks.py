@@ -32,8 +32,8 @@ def test_joined_chunks_are_the_value(head: bytes, times: int, unit: bytes) -> No
     value = head + unit * times + head
     chunks = split(value)
     assert b"".join(chunks) == value
-    assert all(1 <= len(chunk) <= 65_536 for chunk in chunks)
-    assert all(len(chunk) >= 2048 for chunk in chunks[:-1])
+    assert all(1 <= len(chunk) <= 131_072 for chunk in chunks)
+    assert all(len(chunk) >= 3072 for chunk in chunks[:-1])
 
 
 def test_chunks_of_every_kind_of_content_have_a_few_kilobytes(data: bytes) -> None:
@@ -41,8 +41,8 @@ def test_chunks_of_every_kind_of_content_have_a_few_kilobytes(data: bytes) -> No
 
 
 def test_content_without_boundaries_is_split_at_the_maximum_size() -> None:
-    assert [len(chunk) for chunk in split(bytes(80_000))] == [32_768, 32_768, 14_464]
-    assert max(len(chunk) for chunk in split(b"f" * 80_000)) <= 32_768
+    assert [len(chunk) for chunk in split(bytes(40_000))] == [16_384, 16_384, 7_232]
+    assert max(len(chunk) for chunk in split(b"f" * 80_000)) <= 16_384
 
 
 def new_bytes(before: bytes, after: bytes) -> int:

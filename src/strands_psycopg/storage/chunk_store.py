@@ -18,7 +18,15 @@ from strands_psycopg.storage.scope import Scope
 
 # In the order of ids, so that two of these statements cannot deadlock.
 _LOCK = """
-    SELECT chunk_id FROM {chunks} WHERE {scope} = %(scope)s AND chunk_id = ANY(%(chunk_ids)s)
+    SELECT chunk_id, reference_count FROM {chunks} WHERE {scope} = %(scope)s AND chunk_id = ANY(%(chunk_ids)s::uuid[])
+    ORDER BY chunk_id FOR UPDATE
+"""
+
+_LOCK_WITH_VALUE = """
+    SELECT chunk_id, reference_count FROM {chunks}
+    WHERE {scope} = %(scope)s AND chunk_id = ANY(%(chunk_ids)s::uuid[] || (
+        SELECT chunk_ids FROM {values} WHERE {scope} = %(scope)s AND key = %(key)s
+    ))
     ORDER BY chunk_id FOR UPDATE
 """
 
@@ -56,16 +64,18 @@ class ChunkStore:
     def __init__(self, database: Database, scope: Scope) -> None:
         self._scope = scope
         self._lock = scope.compose(database, _LOCK)
+        self._lock_with_value = scope.compose(database, _LOCK_WITH_VALUE)
         self._add_references = scope.compose(database, _ADD_REFERENCES)
         self._insert = scope.compose(database, _INSERT)
         self._delete_unused = scope.compose(database, _DELETE_UNUSED)
         self._remove_references = scope.compose(database, _REMOVE_REFERENCES)
 
-    def lock(self, chunk_ids: Collection[UUID], cursor: Cursor[TupleRow]) -> set[UUID]:
-        """Lock those of the chunks that exist until the transaction ends; return their ids."""
-        if not chunk_ids:
-            return set()
-        return {chunk_id for (chunk_id,) in cursor.execute(self._lock, self._parameters(chunk_ids))}
+    def lock_with_value(self, chunk_ids: Collection[UUID], key: str) -> tuple[bytes, dict[str, object]]:
+        """Return the statement that locks those of the chunks that exist, and those of a value, with its parameters.
+
+        Its rows are chunk ids with reference counts. The value must be locked before.
+        """
+        return self._lock_with_value, self._parameters(chunk_ids) | {"key": key}
 
     def add(
         self, chunks: Mapping[UUID, memoryview], existing: Set[UUID], cursor: Cursor[TupleRow]
@@ -80,15 +90,13 @@ class ChunkStore:
         Returns:
             Cursors whose results have a row for each chunk.
         """
-        added = []
-        known = chunks.keys() & existing
-        if known:
-            added.append(new_cursor(cursor.connection).execute(self._add_references, self._parameters(known)))
-        new = sorted(chunks.keys() - existing)
-        if new:
+        statements = []
+        if known := chunks.keys() & existing:
+            statements.append((self._add_references, self._parameters(known)))
+        if new := sorted(chunks.keys() - existing):
             parameters = self._parameters(new) | _insert_parameters([chunks[chunk_id] for chunk_id in new])
-            added.append(new_cursor(cursor.connection).execute(self._insert, parameters))
-        return added
+            statements.append((self._insert, parameters))
+        return [new_cursor(cursor.connection).execute(*statement) for statement in statements]
 
     def release(self, references: Mapping[UUID, int], cursor: Cursor[TupleRow]) -> int:
         """Count values that no longer use chunks; return how many chunks were deleted, since no other value uses them.
@@ -97,23 +105,37 @@ class ChunkStore:
             references: How many values no longer use each of the chunks.
             cursor: A cursor of the transaction.
         """
-        self.lock(references.keys(), cursor)
+        if not references:
+            return 0
+        counts: dict[UUID, int] = dict(cursor.execute(self._lock, self._parameters(references.keys())).fetchall())
         with cursor.connection.pipeline():
-            deletions = self.release_locked(references, cursor)
+            deletions = self.release_locked(references, counts, cursor)
         return sum(each.rowcount for each in deletions)
 
-    def release_locked(self, references: Mapping[UUID, int], cursor: Cursor[TupleRow]) -> list[Cursor[TupleRow]]:
+    def release_locked(
+        self, references: Mapping[UUID, int], counts: Mapping[UUID, int], cursor: Cursor[TupleRow]
+    ) -> list[Cursor[TupleRow]]:
         """Do what ``release`` does, for chunks that are locked and within a pipeline.
+
+        Args:
+            references: As in ``release``.
+            counts: The reference counts of those of the chunks that exist.
+            cursor: A cursor of the transaction.
 
         Returns:
             Cursors whose row counts are those of deleted chunks.
         """
         deletions = []
         for number in set(references.values()):
-            parameters = self._parameters([key for key, value in references.items() if value == number])
-            parameters["number"] = number
-            deletions.append(new_cursor(cursor.connection).execute(self._delete_unused, parameters))
-            new_cursor(cursor.connection).execute(self._remove_references, parameters)
+            existing = [key for key, value in references.items() if value == number and key in counts]
+            unused = [key for key in existing if counts[key] <= number]
+            used = [key for key in existing if counts[key] > number]
+            if unused:
+                parameters = self._parameters(unused) | {"number": number}
+                deletions.append(new_cursor(cursor.connection).execute(self._delete_unused, parameters))
+            if used:
+                parameters = self._parameters(used) | {"number": number}
+                new_cursor(cursor.connection).execute(self._remove_references, parameters)
         return deletions
 
     def _parameters(self, chunk_ids: Collection[UUID]) -> dict[str, object]:

@@ -4,6 +4,9 @@ Whether there is a boundary depends only on the few bytes before it. So if bytes
 changed, only the chunks around them differ and the later ones stay the same: a snapshot of a conversation shares nearly
 all its chunks with the snapshot before.
 
+Each chunk costs the server a row, and a change costs a chunk. Most values change at their ends: a snapshot begins with
+its time and grows at the end. So the chunks there are small, and those between are larger, by the size of the value.
+
 The boundaries affect only how much is shared, so the algorithm may change between releases.
 """
 
@@ -11,45 +14,49 @@ from hashlib import blake2b
 from uuid import UUID
 from zlib import crc32
 
-# In bytes, for a value of less than 256 KiB; the mean is about 6,000.
-_MIN_SIZE = 2048
-_MAX_SIZE = 32_768
+# In bytes, at the ends of a value; the mean is about 7,000.
+_MIN_SIZE = 3072
+_MAX_SIZE = 16_384
 
-# A boundary is only considered after eight bytes with these lowest bits: quick to find, and about one in 256 bytes,
-# whatever the alphabet. One in 16 of these candidates is a boundary, decided by a checksum of the bytes before it.
-_LOWEST_BIT = bytes(byte & 1 for byte in range(256))
-_CANDIDATE = b"\1\0\0\1\0\1\1\0"
+# In bytes. The first chunk is small, and those that begin within this distance from the end.
+_END_SIZE = 49_152
+
+# A boundary is only considered after eleven bytes with these parities: quick to find, and about one in 2,048 bytes,
+# whatever the alphabet. One in 2 of these candidates is a boundary, decided by a checksum of the bytes before it.
+_PARITY = bytes(f"{byte:b}".count("1") & 1 for byte in range(256))
+_CANDIDATE = b"\1\1\0\0\1\0\0\1\0\1\1"
 _WINDOW = 32
-_BOUNDARIES = 16
+_BOUNDARIES = 2
 
 
 def split(data: bytes) -> list[memoryview]:
     """Split a value into chunks, in order; an empty value has none."""
     view = memoryview(data)
-    lowest_bits = data.translate(_LOWEST_BIT)
+    parities = data.translate(_PARITY)
     scale = _scale(len(data))
     chunks = []
     start = 0
     while start < len(data):
-        end = _find_boundary(view, lowest_bits, start, scale)
+        is_at_an_end = start == 0 or len(data) - start < _END_SIZE
+        end = _find_boundary(view, parities, start, 1 if is_at_an_end else scale)
         chunks.append(view[start:end])
         start = end
     return chunks
 
 
 def _scale(size: int) -> int:
-    """Return by how much the chunks of a value are larger: twice as large for a value four times as large.
+    """Return by how much the chunks between the ends of a value are larger than those at its ends.
 
-    Each chunk costs the server a row, and a change costs a chunk. Versions of a value mostly have the same scale.
+    Up to eight times for a value of 512 KiB; above 8 MiB twice as large for a value four times as large.
     """
-    return 1 << max(0, (size.bit_length() - 17) // 2)
+    return 1 << max(0, min(size.bit_length() - 17, 3), (size.bit_length() - 17) // 2)
 
 
-def _find_boundary(view: memoryview, lowest_bits: bytes, start: int, scale: int) -> int:
+def _find_boundary(view: memoryview, parities: bytes, start: int, scale: int) -> int:
     limit = min(start + _MAX_SIZE * scale, len(view))
     end = start + _MIN_SIZE * scale
     mask = _BOUNDARIES * scale - 1
-    while (candidate := lowest_bits.find(_CANDIDATE, end, limit)) >= 0:
+    while (candidate := parities.find(_CANDIDATE, end, limit)) >= 0:
         end = candidate + len(_CANDIDATE)
         if not crc32(view[end - _WINDOW : end]) & mask:
             return end

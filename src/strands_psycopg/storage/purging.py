@@ -7,12 +7,11 @@ from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
 from strands_psycopg.batches import batches
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, PipelinedTransaction
 from strands_psycopg.durations import check_duration
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.scope import Scope
@@ -128,11 +127,12 @@ class ValuePurge:
     def _purge(self, operation: str, parameters: dict[str, object], term: UUID | None) -> StoragePurgeResult:
         """Delete those values that are still old and not in use."""
 
-        def work(cursor: Cursor[TupleRow], locked: list[TupleRow]) -> StoragePurgeResult:
+        def work(transaction: PipelinedTransaction, results: list[list[TupleRow]]) -> StoragePurgeResult:
+            (locked,) = results
             keys = [key for (key,) in locked]
-            deleted = cursor.execute(self._delete, parameters | {"keys": keys}).fetchall()
+            deleted = transaction.cursor.execute(self._delete, parameters | {"keys": keys}).fetchall()
             references = Counter(chunk_id for _, chunk_ids in deleted for chunk_id in set(chunk_ids or ()))
-            self._chunks.release(references, cursor)
+            self._chunks.release(references, transaction.cursor)
             return StoragePurgeResult(len(deleted), sum(size for size, _ in deleted))
 
-        return self._transactions.run(operation, (self._lock, parameters), work, term=term)
+        return self._transactions.run(operation, [(self._lock, parameters)], work, term=term)

@@ -1,13 +1,12 @@
 """Transactions that store or delete values and their chunks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 from uuid import UUID
 
-from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.database import Database, new_cursor
+from strands_psycopg.database import Database, PipelinedTransaction
 from strands_psycopg.errors import SessionNotFoundError, SessionOwnerError
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.write_checks import lease_lost
@@ -17,13 +16,8 @@ _T = TypeVar("_T")
 Row = dict[str, object]
 Statement = tuple[bytes, Row]
 
-# A statement must see what was committed while the one before it waited for a lock.
-_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
-
-# A client that is suspended, or whose machine is gone, would keep its locks for hours. The first of these settings ends
-# its transaction, but only after a statement that was sent outside a pipeline: psycopg ends a pipeline with a message
-# that stops the server's timer.
-_CONFIGURE = """
+# A client that is suspended, or whose machine is gone, would keep its locks for hours.
+_CONFIGURE = b"""
     SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %(milliseconds)s, true),
         pg_catalog.set_config('tcp_keepalives_idle', '30', true),
         pg_catalog.set_config('tcp_keepalives_interval', '10', true),
@@ -50,8 +44,8 @@ class Transactions:
     def run(
         self,
         operation: str,
-        first: Statement,
-        work: Callable[[Cursor[TupleRow], list[TupleRow]], _T],
+        first: Sequence[Statement],
+        work: Callable[[PipelinedTransaction, list[list[TupleRow]]], _T],
         *,
         term: UUID | None = None,
     ) -> _T:
@@ -59,35 +53,33 @@ class Transactions:
 
         Args:
             operation: What it does, for errors and log lines.
-            first: Its first statement.
-            work: Runs the others, given the rows of the first one.
+            first: Its first statements.
+            work: Runs the others, given the rows of each of the first ones.
             term: Of the lease that must be held, which is locked before; None if no lease must be.
 
         Raises:
             LeaseLostError: The lease is no longer held.
             SessionNotFoundError: The session has been deleted, and its lease with it.
             SessionOwnerError: The session belongs to another owner.
-            StrandsPsycopgError: As ``Database.transact``.
+            StrandsPsycopgError: As ``Database.transact_in_pipeline``.
         """
         milliseconds = str(int(min(self._database.response_timeout * 1000, _MAX_TIMEOUT)))
 
-        def transaction(cursor: Cursor[TupleRow]) -> _T:
+        def run(transaction: PipelinedTransaction) -> _T:
+            transaction.send(_CONFIGURE, {"milliseconds": milliseconds})
             lease = None
-            with cursor.connection.pipeline():
-                cursor.execute(_READ_COMMITTED)
-                new_cursor(cursor.connection).execute(_CONFIGURE, {"milliseconds": milliseconds})
-                if term is not None:
-                    key = self._scope.parameters | {"term": term}
-                    lease = new_cursor(cursor.connection).execute(self._lock_lease, key)
-                result = new_cursor(cursor.connection).execute(*first)
+            if term is not None:
+                lease = transaction.send(self._lock_lease, self._scope.parameters | {"term": term})
+            results = [transaction.send(*statement) for statement in first]
+            transaction.receive()
             if lease is not None and not lease.fetchall():
-                self.check_session(operation, cursor)
+                self.check_session(operation, transaction)
                 raise lease_lost(operation, self._scope.id)
-            return work(cursor, result.fetchall())
+            return work(transaction, [result.fetchall() for result in results])
 
-        return self._database.transact(operation, transaction)
+        return self._database.transact_in_pipeline(operation, run)
 
-    def check_session(self, operation: str, cursor: Cursor[TupleRow]) -> None:
+    def check_session(self, operation: str, transaction: PipelinedTransaction) -> None:
         """Check that the session, if the values belong to one, still exists and belongs to the scope's owner, if any.
 
         Raises:
@@ -96,7 +88,7 @@ class Transactions:
         """
         if not self._scope.is_session:
             return
-        rows = cursor.execute(self._find_session, self._scope.parameters).fetchall()
+        rows = transaction.cursor.execute(self._find_session, self._scope.parameters).fetchall()
         if not rows:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
         if self._scope.owner not in (None, rows[0][0]):

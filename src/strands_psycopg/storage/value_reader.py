@@ -1,6 +1,7 @@
 """Reading, listing and searching the table of values."""
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from psycopg.rows import TupleRow
 
@@ -24,18 +25,19 @@ WHOLE_VALUE = """
     ))
 """
 
-# One row per chunk: joining them here is faster than joining them on the server.
+# The value, and a row for each of its chunks, whose size is -1: joining them here is faster than on the server.
 _READ = """
-    SELECT {refused}, found.size, found.data, found.write_id
+    SELECT {refused}, found.size, found.data, found.write_id, found.chunk_ids
     FROM {checked} (
-        SELECT s.size, coalesce(s.data, c.data) AS data,
-            CASE WHEN coalesce(item.ordinal, 1) = 1 THEN s.write_id END AS write_id, item.ordinal
-        FROM {values} AS s
-        LEFT JOIN LATERAL pg_catalog.unnest(s.chunk_ids) WITH ORDINALITY AS item (chunk_id, ordinal) ON true
-        LEFT JOIN {chunks} AS c ON c.{scope} = %(scope)s AND c.chunk_id = item.chunk_id
+        SELECT s.size, s.data, s.write_id, s.chunk_ids FROM {values} AS s
         WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {current}
     ) AS found {if_allowed}
-    ORDER BY found.ordinal
+    UNION ALL
+    SELECT false, -1, c.data, c.chunk_id, NULL FROM {chunks} AS c
+    WHERE c.{scope} = %(scope)s AND c.chunk_id = ANY((
+        SELECT s.chunk_ids FROM {values} AS s
+        WHERE s.{scope} = %(scope)s AND s.key = %(key)s AND {current} AND {owned}
+    )::uuid[])
 """.replace("{current}", CURRENT)
 
 _LIST = """
@@ -136,9 +138,9 @@ class ValueReader:
         last = self._seen.last(key) if self._seen is not None else None
         result = self._database.fetch(operation, self._read, self._scope.parameters | {"key": key}, binary=True)
         rows = allowed(operation, self._scope, result.rows)
-        data = complete(operation, rows[0][0], b"".join(part or b"" for _, part, _ in rows)) if rows else None
+        data, write_id = _joined(operation, rows) if rows else (None, MISSING)
         if self._seen is not None:
-            self._seen.refresh(key, rows[0][2] if rows else MISSING, last=last)
+            self._seen.refresh(key, write_id, last=last)
         return data
 
     def keys(self, prefix: str) -> list[str]:
@@ -194,6 +196,15 @@ def allowed(operation: str, scope: Scope, rows: list[TupleRow]) -> list[TupleRow
         raise SessionOwnerError.of(operation, scope.id)
     # If nothing was found, a statement that checks the owner returns a row of NULLs.
     return [row[1:] for row in rows if row[1] is not None]
+
+
+def _joined(operation: str, rows: list[TupleRow]) -> tuple[bytes, UUID]:
+    """Return the data and the write id of a value that was read."""
+    ((size, data, write_id, chunk_ids),) = (row for row in rows if row[0] >= 0)
+    if chunk_ids is not None:
+        chunks = {chunk_id: chunk for row_size, chunk, chunk_id, _ in rows if row_size < 0}
+        data = b"".join(chunks.get(chunk_id, b"") for chunk_id in chunk_ids)
+    return complete(operation, size, data), write_id
 
 
 def complete(operation: str, size: int, data: bytes | None) -> bytes:

@@ -8,16 +8,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from uuid import UUID, uuid4
 
-from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.database import Database, new_cursor
+from strands_psycopg.database import Database, PipelinedTransaction
 from strands_psycopg.errors import DatabaseError
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
-from strands_psycopg.storage.transactions import Row, Transactions
+from strands_psycopg.storage.transactions import Row, Statement, Transactions
 from strands_psycopg.storage.value_reader import allowed
 from strands_psycopg.storage.write_checks import Change, WriteChecks
 
@@ -160,7 +159,7 @@ class ValueWriter:
             LeaseLostError: The lease is no longer held.
             SessionNotFoundError: The session does not exist.
             SessionOwnerError: The session belongs to another owner.
-            StrandsPsycopgError: As ``Database.transact``.
+            StrandsPsycopgError: As ``Database.transact_in_pipeline``.
         """
         write_id = uuid4()
         with self._replacing(key, write_id) as expected:
@@ -171,14 +170,11 @@ class ValueWriter:
                 chunks = split(data)
                 chunk_ids = [chunk_id(chunk, self._scope.hash_key) for chunk in chunks]
                 row |= {"data": None, "chunk_ids": chunk_ids}
-                by_id = dict(zip(chunk_ids, chunks, strict=True))
-                work = partial(self._upsert_locked, change, row, by_id)
-                self._transactions.run(change.operation, (self._lock, row), work, term=term)
+                self._transact(change, row, dict(zip(chunk_ids, chunks, strict=True)))
                 return
             row |= {"data": data, "chunk_ids": None}
             if not self._run_inline(change, self._upsert_inline, row):
-                work = partial(self._upsert_locked, change, row, {})
-                self._transactions.run(change.operation, (self._lock, row), work, term=term)
+                self._transact(change, row, {})
 
     def delete(self, key: str, *, term: UUID | None) -> None:
         """Delete a value, if there is one.
@@ -195,7 +191,7 @@ class ValueWriter:
             row = change.parameters
             if not self._run_inline(change, self._delete_inline, row):
                 work = partial(self._release_deleted, change, row)
-                self._transactions.run(change.operation, (self._delete, row), work, term=term)
+                self._transactions.run(change.operation, [(self._delete, row)], work, term=term)
 
     def _replacing(self, key: str, write_id: UUID) -> AbstractContextManager[list[UUID] | None]:
         return nullcontext() if self._seen is None else self._seen.replacing(key, write_id)
@@ -206,49 +202,61 @@ class ValueWriter:
         self._database.synchronise_clock()
         return bool(self._database.write(change.operation, statement, row).rows[0][1])
 
+    def _transact(self, change: Change, row: Row, chunks: dict[UUID, memoryview]) -> None:
+        """Store a value in a transaction that locks its row and all chunks first."""
+        locks = [(self._lock, row), self._chunks.lock_with_value(chunks.keys(), change.key)]
+        work = partial(self._upsert_locked, change, row, chunks, locks)
+        self._transactions.run(change.operation, locks, work, term=change.term)
+
     def _upsert_locked(
         self,
         change: Change,
         row: Row,
         chunks: dict[UUID, memoryview],
-        cursor: Cursor[TupleRow],
-        locked: list[TupleRow],
+        locks: list[Statement],
+        transaction: PipelinedTransaction,
+        locked: list[list[TupleRow]],
     ) -> None:
-        """Store a value in a transaction that has locked its row."""
+        """Store a value in a transaction that has run ``locks``."""
         for _ in range(_MAX_ROUNDS):
-            if not change.is_expected(locked):
-                self._transactions.check_session(change.operation, cursor)
+            values = locked[0]
+            counts: dict[UUID, int] = dict(locked[1])
+            if not change.is_expected(values):
+                self._transactions.check_session(change.operation, transaction)
                 raise change.conflict()
-            replaced = set(locked[0][0] or ()) if locked else set()
-            existing = self._chunks.lock(chunks.keys() | replaced, cursor)
+            replaced = set(values[0][0] or ()) if values else set()
             unused = dict.fromkeys(replaced - chunks.keys(), 1)
             # Among them are those that somebody has deleted with SQL.
-            added = {chunk_id: chunks[chunk_id] for chunk_id in chunks.keys() - (replaced & existing)}
-            with cursor.connection.pipeline():
-                stored = self._chunks.add(added, existing, cursor)
-                upsert = new_cursor(cursor.connection).execute(self._upsert, row | {"locked": bool(locked)})
-                self._chunks.release_locked(unused, cursor)
+            added = {chunk_id: chunks[chunk_id] for chunk_id in chunks.keys() - (replaced & counts.keys())}
+            stored = self._chunks.add(added, counts.keys(), transaction.cursor)
+            upsert = transaction.send(self._upsert, row | {"locked": bool(values)})
+            self._chunks.release_locked(unused, counts, transaction.cursor)
             is_stored = bool(upsert.fetchall())
             if not is_stored:
-                self._transactions.check_session(change.operation, cursor)
+                self._transactions.check_session(change.operation, transaction)
             if sum(len(each.fetchall()) for each in stored) != len(added):
                 break
             if is_stored:
                 return
-            self._chunks.release(dict.fromkeys(added, 1), cursor)
-            locked = cursor.execute(self._lock, row).fetchall()
+            self._chunks.release(dict.fromkeys(added, 1), transaction.cursor)
+            results = [transaction.send(*statement) for statement in locks]
+            transaction.receive()
+            locked = [result.fetchall() for result in results]
         raise DatabaseError(
             f"{change.operation}: the database reported success, but did not store everything; look for a trigger or "
             "rule on its tables that suppresses rows"
         )
 
-    def _release_deleted(self, change: Change, row: Row, cursor: Cursor[TupleRow], deleted: list[TupleRow]) -> None:
+    def _release_deleted(
+        self, change: Change, row: Row, transaction: PipelinedTransaction, results: list[list[TupleRow]]
+    ) -> None:
         """Release the chunks of a value that this transaction has deleted."""
+        (deleted,) = results
         freed = [chunk_ids for _, chunk_ids in allowed(change.operation, self._scope, deleted)]
         # There is no value, or one that may not be deleted.
         if not freed and change.expected is not None:
-            locked = cursor.execute(self._lock, row).fetchall()
+            locked = transaction.cursor.execute(self._lock, row).fetchall()
             if not change.is_expected(locked):
                 raise change.conflict()
         unused = {each for ids in freed for each in ids or ()}
-        self._chunks.release(dict.fromkeys(unused, 1), cursor)
+        self._chunks.release(dict.fromkeys(unused, 1), transaction.cursor)
