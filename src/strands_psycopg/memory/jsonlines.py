@@ -20,7 +20,7 @@ from typing_extensions import LiteralString
 
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
-from strands_psycopg.memory.embedding import format_vector
+from strands_psycopg.memory.embedding import encode_vector
 from strands_psycopg.memory.entry import (
     COLUMN_COUNT,
     COLUMNS,
@@ -104,7 +104,7 @@ def parse_line(line: str, dimensions: int | None) -> _Row:
             "memory_id": memory_id,
             "created_at": _parse_time(record["created_at"]),
             "updated_at": _parse_time(record["updated_at"]),
-            "embedding": None if vector is None else format_vector(vector, dimensions or 0),
+            "embedding": None if vector is None else encode_vector(vector, dimensions or 0),
         }
     except KeyError as error:
         raise LineError(f"the key {error} is missing") from None
