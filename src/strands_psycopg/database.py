@@ -24,6 +24,7 @@ from psycopg.types.array import register_all_arrays
 from psycopg_pool import ConnectionPool
 from typing_extensions import LiteralString
 
+from strands_psycopg.binary_parameter import BinaryParameter, BinaryParameterDumper
 from strands_psycopg.calls import CallInterruptedError, check_interrupted, pause
 from strands_psycopg.clock import ServerClock
 from strands_psycopg.connections import Connections, UnreachableError, UnsuitableConnectionError
@@ -475,13 +476,14 @@ def _checked_name(argument: str, value: str) -> str:
 
 
 def _own_adapters() -> AdaptersMap:
-    """Return psycopg's adapters, made as psycopg makes them, without those that an application has registered."""
+    """Return psycopg's adapters and ours, made as psycopg makes its own, without those of an application."""
     types = TypesRegistry()
     postgres.register_default_types(types)
     adapters = AdaptersMap(types=types)
     postgres.register_default_adapters(adapters)
     register_dbapi20_adapters(adapters)
     register_all_arrays(adapters)
+    adapters.register_dumper(BinaryParameter, BinaryParameterDumper)
     return adapters
 
 

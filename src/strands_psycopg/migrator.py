@@ -62,15 +62,21 @@ _OPTIONAL = range(1001, 2000)
 _CREATE_EXTENSION = "CREATE EXTENSION"
 
 # What the file of vectors says, and what takes its place.
-_DEFAULT_DIMENSIONS = "vector(1536)"
-_DEFAULT_EXTENSION_SCHEMA = "public.vector"
+_DEFAULT_DIMENSIONS = "halfvec(1536)"
+_DEFAULT_EXTENSION_SCHEMA = "public.halfvec"
 
-_EXTENSION_SCHEMA = """
-SELECT n.nspname FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+# For a pgvector without half precision. A vector of single precision may be longer than a page.
+_SINGLE_PRECISION = {"halfvec": "vector", "STORAGE PLAIN": "STORAGE EXTERNAL"}
+
+_EXTENSION = """
+SELECT n.nspname, e.extversion
+FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname = 'vector'
 """
 
-_EXTENSION_AVAILABLE = "SELECT EXISTS (SELECT true FROM pg_catalog.pg_available_extensions WHERE name = 'vector')"
+_AVAILABLE_EXTENSION = """
+SELECT NULL, a.default_version FROM pg_catalog.pg_available_extensions AS a WHERE a.name = 'vector'
+"""
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ class Migrator:
             migrations: The pending migrations; by default all, as for an empty database.
         """
         if migrations is None:
-            migrations = [*self._migrations, *self._vectors(None)]
+            migrations = [*self._migrations, *self._vectors()]
         statements = self._opening_statements()
         if migrations and migrations[0].version == 1:
             if self._database.schema != "public":
@@ -245,9 +251,8 @@ class Migrator:
         """Return the migration of vectors if they are asked for and not in the ledger of optional migrations."""
         if self._vector_dimensions is None:
             return []
-        row = cursor.execute(_EXTENSION_SCHEMA).fetchone()
-        schema = row[0] if row else None
-        [migration] = self._vectors(schema)
+        extension = cursor.execute(_EXTENSION).fetchone() or cursor.execute(_AVAILABLE_EXTENSION).fetchone()
+        [migration] = self._vectors(*(extension or ()))
         for version, name, checksum in ledger:
             if version == migration.version:
                 if name != migration.name:
@@ -257,26 +262,29 @@ class Migrator:
                     )
                 _check_checksum(migration, checksum)
                 return []
-        if schema is None and not cursor.execute(_EXTENSION_AVAILABLE).fetchall()[0][0]:
+        if extension is None:
             raise SchemaError(
                 f"vectors of {self._vector_dimensions} dimensions need the extension 'vector' (pgvector), which the "
                 "server does not have; install it there, or use a memory store without embed="
             )
         return [migration]
 
-    def _vectors(self, schema: str | None) -> list[Migration]:
+    def _vectors(self, schema: str | None = None, extension_version: str | None = None) -> list[Migration]:
         """Return the migration of vectors, if they are asked for.
 
         Args:
             schema: The schema of the extension; None if it is to be created.
+            extension_version: The version of the extension; None if it is unknown, and taken for a new one.
         """
         if self._vector_dimensions is None:
             return []
         [file] = optional_migrations()
-        replacements = {_DEFAULT_DIMENSIONS: f"vector({self._vector_dimensions})"}
+        replacements = {_DEFAULT_DIMENSIONS: f"halfvec({self._vector_dimensions})"}
         if schema is not None:
-            replacements[_DEFAULT_EXTENSION_SCHEMA] = f"{sql.Identifier(schema).as_string(None)}.vector"
+            replacements[_DEFAULT_EXTENSION_SCHEMA] = f"{sql.Identifier(schema).as_string(None)}.halfvec"
             replacements[f"{_CREATE_EXTENSION} IF NOT EXISTS vector WITH SCHEMA public;"] = ""
+        if extension_version is not None and not _has_halfvec(extension_version):
+            replacements |= _SINGLE_PRECISION
         return [Migration(file.version, f"{file.name}_{self._vector_dimensions}", file.text, replacements)]
 
     def _inspect(self, cursor: Cursor[TupleRow]) -> TupleRow:
@@ -352,6 +360,12 @@ class Migrator:
             _lock_statement(f"{self._database.schema}.{self._database.table_prefix}"),
             f"SET LOCAL search_path = {self._schema}",
         ]
+
+
+def _has_halfvec(extension_version: str) -> bool:
+    """Return whether a version of pgvector has vectors of half precision."""
+    major, minor, *_ = map(int, extension_version.split("."))
+    return (major, minor) >= (0, 7)
 
 
 def _check_checksum(migration: Migration, checksum: str) -> None:

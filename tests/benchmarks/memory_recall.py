@@ -5,6 +5,7 @@ By words, by vectors of a small language model, and by both. It starts a server 
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 from benchmarks.minilm import DIMENSIONS, MiniLM
@@ -14,18 +15,23 @@ from support.memories import recall
 
 _DATA = Path(__file__).parents[1] / "conformance" / "memory_recall.json"
 
+# After how many entries to print how far it is.
+_REPORTED = 20
+
 
 async def _measure(store: PostgresMemoryStore, words: PostgresMemoryStore, english: PostgresMemoryStore) -> None:
     data = json.loads(_DATA.read_text())
-    for each in (store, english):
-        for entry in data["entries"]:
+    entries, questions = data["entries"], data["questions"]
+    for number, entry in enumerate(entries, start=1):
+        for each in (store, english):
             await each.add(entry)
-    questions = data["questions"]
-    print("| search | recall@5 |\n| --- | --: |")
-    print(f"| words | {await recall(words, questions):.3f} |")
-    print(f"| vectors | {await recall(store, questions, by_vectors=True):.3f} |")
-    print(f"| both | {await recall(store, questions):.3f} |")
-    print(f'| both, `text_search_config="english"` | {await recall(english, questions):.3f} |')
+        if number % _REPORTED == 0:
+            print(f"added {number} of {len(entries)} entries", file=sys.stderr, flush=True)
+    print("| search | recall@5 |\n| --- | --: |", flush=True)
+    print(f"| words | {await recall(words, questions):.3f} |", flush=True)
+    print(f"| vectors | {await recall(store, questions, by_vectors=True):.3f} |", flush=True)
+    print(f"| both | {await recall(store, questions):.3f} |", flush=True)
+    print(f'| both, `text_search_config="english"` | {await recall(english, questions):.3f} |', flush=True)
 
 
 def _main() -> None:

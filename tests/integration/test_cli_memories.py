@@ -108,7 +108,7 @@ def test_export_and_import_move_memories(run: Run, ids: list[str], tmp_path: Pat
 
 def test_migrate_creates_vectors_if_asked_for(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", "--dsn", dsn, "--vectors", "3", "--sql"]) == 0
-    assert "public.vector(3)" in capsys.readouterr().out
+    assert "public.halfvec(3)" in capsys.readouterr().out
     assert main(["migrate", "--dsn", dsn, "--vectors", "3"]) == 0
     assert capsys.readouterr().out == "applied 1001 memory_vectors_3\n"
     assert main(["migrate", "--dsn", dsn, "--vectors", "3"]) == 0

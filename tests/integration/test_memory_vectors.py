@@ -356,7 +356,7 @@ def test_changed_file_of_vectors_is_refused(store: PostgresMemoryStore, connecti
 def test_migrator_prints_what_creates_vectors(repository: PostgresSessionRepository) -> None:
     script = Migrator(repository._database, vector_dimensions=5).script()
     assert "CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public;" in script
-    assert "embedding public.vector(5) NOT NULL" in script
+    assert "embedding public.halfvec(5) NOT NULL" in script
     assert "VALUES (1001, 'memory_vectors_5'" in script
 
 
@@ -375,6 +375,48 @@ def test_extension_in_another_schema_is_used(databases: Databases, vectors_templ
             assert found(store, "cycling") == ["cyclist"]
             run(store.update(memory_id, content="gardener"))
             assert found(store, "gardening") == ["gardener"]
+
+
+def test_vectors_of_a_pgvector_without_half_precision_have_single_precision(
+    repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.execute("DROP TABLE strands_memory_vectors")
+    connection.execute("DELETE FROM strands_migrations WHERE version = 1001")
+    monkeypatch.setattr("strands_psycopg.migrator._EXTENSION", "SELECT 'public', '0.6.2'")
+    longest = [0.1, *[0.0] * 1999]
+    store = PostgresMemoryStore("notes", repository, embed=lambda texts: [longest for _ in texts], dimensions=2000)
+
+    store.ensure_schema()
+    add(store, "cyclist")
+
+    assert found(store, "gardening") == ["cyclist"]
+    assert one(connection, "SELECT embedding::text FROM strands_memory_vectors").startswith("[0.1,0,0,")
+    assert one(connection, "SELECT pg_typeof(embedding)::text FROM strands_memory_vectors") == "vector"
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-7, 70_000, 1e38])
+def test_vectors_of_any_length_are_compared(repository: PostgresSessionRepository, length: float) -> None:
+    def embed(texts: list[str]) -> list[list[float]]:
+        return [[number * length for number in vector] for vector in embed_trigrams(texts)]
+
+    store = PostgresMemoryStore("notes", repository, embed=embed, dimensions=DIMENSIONS)
+    add(store, "a passionate cyclist", "lives in Rome")
+
+    [first, second] = run(store.search("a passionate cyclist"))
+
+    assert (first.metadata or {})["_similarity"] == pytest.approx(1, abs=1e-6)
+    assert (second.metadata or {})["_similarity"] < 0.5
+
+
+def test_vector_with_the_longest_dimensions_is_stored(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    connection.execute("DROP TABLE strands_memory_vectors")
+    connection.execute("DELETE FROM strands_migrations WHERE version = 1001")
+    store = PostgresMemoryStore("notes", repository, embed=lambda texts: [[1.0] * 2000 for _ in texts], dimensions=2000)
+    store.ensure_schema()
+    add(store, "cyclist")
+    assert found(store, "gardening") == ["cyclist"]
 
 
 def test_tables_of_words_get_vectors_later(databases: Databases, vectors_template: str, template: str) -> None:
@@ -414,8 +456,7 @@ def test_server_without_the_extension_is_told_so(
 ) -> None:
     connection.execute("DROP EXTENSION vector CASCADE")
     connection.execute("DELETE FROM strands_migrations WHERE version = 1001")
-    query = "SELECT EXISTS (SELECT true FROM pg_catalog.pg_available_extensions WHERE name = 'missing')"
-    monkeypatch.setattr("strands_psycopg.migrator._EXTENSION_AVAILABLE", query)
+    monkeypatch.setattr("strands_psycopg.migrator._AVAILABLE_EXTENSION", "SELECT 1 WHERE false")
 
     with pytest.raises(SchemaError, match=r"256 dimensions need the extension 'vector' \(pgvector\), which the server"):
         PostgresMemoryStore("notes", repository, dimensions=DIMENSIONS).ensure_schema()

@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg_pool import ConnectionPool
 from typing_extensions import TypedDict
 
+from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
 from strands_psycopg.errors import BadFileError
@@ -467,7 +468,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         if not self.writable:
             raise ValueError(f"the store is not writable; build {self.name!r} with writable=True")
 
-    async def _embedding(self, text: str) -> str | None:
+    async def _embedding(self, text: str) -> BinaryParameter | None:
         return None if self._embedder is None else (await self._embedder.vectors([text]))[0]
 
     def _checked_vectors(self) -> Vectors:

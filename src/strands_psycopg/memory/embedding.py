@@ -2,10 +2,14 @@
 
 import inspect
 import math
+import struct
+import sys
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.errors import EmbeddingError
 from strands_psycopg.workers import Workers
 
@@ -15,8 +19,9 @@ Embed: TypeAlias = Callable[[list[str]], Sequence[Sequence[float]] | Awaitable[S
 # The largest number of dimensions of which pgvector's HNSW index holds a vector.
 _MAX_DIMENSIONS = 2000
 
-# Of the single-precision numbers that pgvector stores.
-_MAX_FLOAT = 3.4028235e38
+# The range of the largest number of a vector in which half precision holds the others well enough.
+_MIN_LARGEST = 2.0**-6
+_MAX_LARGEST = 65_504.0
 
 
 def check_dimensions(dimensions: object) -> int:
@@ -47,8 +52,8 @@ class Embedder:
         # Not those of the database, whose calls must not wait for a slow model.
         self._workers = Workers(max_wait=math.inf)
 
-    async def vectors(self, texts: list[str]) -> list[str]:
-        """Return a vector for each text, in pgvector's text form.
+    async def vectors(self, texts: list[str]) -> list[BinaryParameter]:
+        """Return a vector for each text, as ``encode_vector`` does.
 
         Raises:
             EmbeddingError: ``embed`` failed, or its vectors are not as many as the texts, have another number of
@@ -68,33 +73,41 @@ class Embedder:
                 f"{operation}: embed raised {type(error).__name__}, the cause of this error"
             ) from error
         try:
-            formatted = [format_vector(vector, self._dimensions) for vector in vectors]
+            encoded = [encode_vector(vector, self._dimensions) for vector in vectors]
         except (TypeError, ValueError, OverflowError) as error:
             raise EmbeddingError(f"{operation}: {error}") from None
-        if len(formatted) != len(texts):
-            raise EmbeddingError(f"{operation}: embed returned {len(formatted)} vectors; it must return one for each")
-        return formatted
+        if len(encoded) != len(texts):
+            raise EmbeddingError(f"{operation}: embed returned {len(encoded)} vectors; it must return one for each")
+        return encoded
 
     def close(self) -> None:
         """End the threads in which ``embed`` is called, after what they were given."""
         self._workers.close()
 
 
-def format_vector(vector: Sequence[float], dimensions: int) -> str:
-    """Return a vector in pgvector's text form.
+def encode_vector(vector: Sequence[float], dimensions: int) -> BinaryParameter:
+    """Return a vector in the binary format of pgvector's type ``vector``.
+
+    If its numbers are too large or too small for half precision, it is scaled, which changes no cosine similarity.
 
     Raises:
         TypeError: It is no sequence of numbers.
         ValueError: It has another number of dimensions, is all zeros, or contains something that is no finite number.
     """
     try:
-        numbers = [float(number) for number in vector]
+        numbers = array("f", map(float, vector))
     except (TypeError, ValueError):
         raise TypeError("a vector is no sequence of numbers") from None
     if len(numbers) != dimensions:
         raise ValueError(f"a vector has {len(numbers)} dimensions, not {dimensions}")
-    if not all(math.isfinite(number) and abs(number) <= _MAX_FLOAT for number in numbers):
+    # The sum is finite if all numbers are: it has double precision.
+    if not math.isfinite(sum(numbers)):
         raise ValueError("a vector contains NaN, an infinity or a number that is too large")
-    if not any(numbers):
+    largest = max(max(numbers), -min(numbers))
+    if largest == 0:
         raise ValueError("a vector is all zeros, which has no direction to compare")
-    return f"[{','.join(map(repr, numbers))}]"
+    if not _MIN_LARGEST <= largest <= _MAX_LARGEST:
+        numbers = array("f", [number / largest for number in numbers])
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return BinaryParameter(struct.pack("!HH", dimensions, 0) + numbers.tobytes())

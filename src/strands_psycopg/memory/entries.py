@@ -8,6 +8,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 from typing_extensions import LiteralString
 
+from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import DatabaseError, MemoryExistsError, MemoryNotFoundError, suppressed_error
 from strands_psycopg.memory.entry import (
@@ -181,7 +182,13 @@ class Entries:
         self._lock = database.statement(_LOCK)
 
     def add(
-        self, content: str, metadata: _Row, *, vectors: Vectors | None, embedding: str | None, duplicate: bool
+        self,
+        content: str,
+        metadata: _Row,
+        *,
+        vectors: Vectors | None,
+        embedding: BinaryParameter | None,
+        duplicate: bool,
     ) -> UUID:
         """Store a text unless it is stored already, and return its id.
 
@@ -239,7 +246,7 @@ class Entries:
         metadata: _Row | None,
         *,
         vectors: Vectors | None,
-        embedding: str | None,
+        embedding: BinaryParameter | None,
     ) -> None:
         """Edit a memory.
 

@@ -19,7 +19,7 @@ from psycopg.types.numeric import Int8
 
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
-from strands_psycopg.memory.embedding import format_vector
+from strands_psycopg.memory.embedding import encode_vector
 from strands_psycopg.memory.entry import (
     COLUMN_COUNT,
     COLUMNS,
@@ -95,7 +95,7 @@ def parse_line(line: str, dimensions: int | None) -> _Row:
             "memory_id": memory_id,
             "created_at": _parse_time(record["created_at"]),
             "updated_at": _parse_time(record["updated_at"]),
-            "embedding": None if vector is None else format_vector(vector, dimensions or 0),
+            "embedding": None if vector is None else encode_vector(vector, dimensions or 0),
         }
     except KeyError as error:
         raise LineError(f"the key {error} is missing") from None

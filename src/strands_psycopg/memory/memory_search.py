@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from psycopg.types.numeric import Int8
 from typing_extensions import LiteralString
 
+from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.database import Database
 from strands_psycopg.memory.entry import COLUMN_COUNT, COLUMNS, Memory, read_memory
 from strands_psycopg.memory.vectors import Vectors, compose
@@ -79,7 +80,7 @@ _BY_WORDS = (
 _BY_BOTH = (
     """
     WITH query AS MATERIALIZED (
-        SELECT %(embedding)s::public.vector AS embedding,
+        SELECT %(embedding)s::public.vector::public.halfvec AS embedding,
             pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
             CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END
     ), meant AS (
@@ -151,7 +152,7 @@ class MemorySearch:
         words: str,
         *,
         vectors: Vectors | None,
-        embedding: str | None,
+        embedding: BinaryParameter | None,
         condition: _Row,
         limit: int,
         min_score: float,

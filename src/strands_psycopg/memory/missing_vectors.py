@@ -7,6 +7,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.codec import decode
 from strands_psycopg.database import Database
 from strands_psycopg.memory.vectors import Vectors, compose
@@ -74,7 +75,7 @@ class MissingVectors:
             for memory_id, content, exact, write_id in rows
         ]
 
-    def store(self, texts: list[Text], embeddings: list[str], vectors: Vectors) -> int:
+    def store(self, texts: list[Text], embeddings: list[BinaryParameter], vectors: Vectors) -> int:
         """Store the vectors of texts, all in one transaction, and return how many were stored."""
         statement = compose(self._database, vectors, _STORE)
         rows = [

@@ -8,14 +8,17 @@ from typing_extensions import LiteralString
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SchemaError
 
-# In statements, ``public.`` stands for the schema of the extension, which may be another one.
+# In statements, ``public.`` stands for the schema of the extension, and ``public.halfvec`` for the type of the column:
+# before pgvector 0.7, it is ``vector``.
 _EXTENSION_SCHEMA = b"public."
+_COLUMN_TYPE = b"public.halfvec"
 
 _LOOK_UP = """
-    SELECT n.nspname, e.extversion, a.atttypmod
+    SELECT n.nspname, t.typname, e.extversion, a.atttypmod
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'embedding'
+    JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
     JOIN pg_catalog.pg_extension AS e ON e.extname = 'vector'
     JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
     WHERE s.nspname = %(schema)s AND c.relname = %(table)s
@@ -34,21 +37,24 @@ class Vectors(NamedTuple):
 
     Attributes:
         extension_schema: The schema of pgvector.
+        column_type: The type of the column: ``halfvec`` or ``vector``.
         scans_iteratively: Whether an index scan goes on until enough rows pass the filter, as since pgvector 0.8.
         dimensions: The number of dimensions of the vectors.
     """
 
     extension_schema: str
+    column_type: str
     scans_iteratively: bool
     dimensions: int
 
 
 def compose(database: Database, vectors: Vectors | None, template: LiteralString) -> bytes:
-    """Compose a statement; if it needs vectors, ``public.`` in it stands for the schema of pgvector."""
+    """Compose a statement; if it needs vectors, ``public.`` and ``public.halfvec`` in it stand for what is there."""
     statement = database.statement(template)
     if vectors is None:
         return statement
     name = sql.Identifier(vectors.extension_schema).as_bytes(None).replace(b"%", b"%%")
+    statement = statement.replace(_COLUMN_TYPE, _EXTENSION_SCHEMA + vectors.column_type.encode())
     return statement.replace(_EXTENSION_SCHEMA, name + b".")
 
 
@@ -58,8 +64,8 @@ def find_vectors(database: Database) -> Vectors | None:
     rows = database.fetch("looking for the table of vectors", database.statement(_LOOK_UP), names).rows
     if not rows:
         return None
-    [(schema, version, dimensions)] = rows
-    return Vectors(schema, tuple(map(int, version.split(".")[:2])) >= (0, 8), dimensions)
+    [(schema, column_type, version, dimensions)] = rows
+    return Vectors(schema, column_type, tuple(map(int, version.split(".")[:2])) >= (0, 8), dimensions)
 
 
 def check_vectors(vectors: Vectors | None, dimensions: int) -> Vectors:
