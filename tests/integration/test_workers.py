@@ -41,9 +41,10 @@ def test_calls_share_a_few_more_threads_than_connections() -> None:
     async def work() -> None:
         tasks = [asyncio.create_task(workers.run_async(go_on.wait)) for _ in range(CALLS)]
         await until(lambda: len(workers._threads.unfinished) == CALLS)
-        assert len(workers._threads.identifiers) == THREADS
+        started = len(workers._threads.identifiers)
         go_on.set()
         await asyncio.gather(*tasks)
+        assert started == THREADS
 
     go_on = threading.Event()
     workers = Workers(DEADLINE, lambda: CONNECTIONS)
