@@ -22,6 +22,8 @@ class Call(Generic[_T]):
     Args:
         work: What to do; it runs with the context variables of the thread that creates the call.
         notify: Tells the caller that the call has ended; called in the thread, once.
+        stall: Called in the thread, with the call, each time that it begins to wait for something else than a
+            statement's result.
 
     Attributes:
         error: What ``work`` raised, once the call has ended.
@@ -29,8 +31,11 @@ class Call(Generic[_T]):
         has_ended: Whether the call has ended.
     """
 
-    def __init__(self, work: Callable[[], _T], notify: Callable[[], object]) -> None:
+    def __init__(
+        self, work: Callable[[], _T], notify: Callable[[], object], stall: "Callable[[Call[Any]], object]"
+    ) -> None:
         self._notify = notify
+        self._stall = stall
         self._work = work
         self._context = contextvars.copy_context()
         self._unclaimed = threading.Lock()
@@ -77,8 +82,13 @@ class Call(Generic[_T]):
         if self._uninterrupted.locked():
             self._uninterrupted.release()
 
+    def stall(self) -> None:
+        """Tell the threads that this one is going to wait for something else than a statement's result."""
+        self._stall(self)
+
     def pause(self, seconds: float) -> None:
         """Wait in the call's thread, at most until the call is interrupted."""
+        self.stall()
         if self._uninterrupted.acquire(timeout=seconds):
             self._uninterrupted.release()
 
@@ -95,6 +105,13 @@ def is_interrupted() -> bool:
     """Whether the caller of this thread's call was interrupted."""
     call = current_call()
     return call is not None and call.interrupted
+
+
+def report_stall() -> None:
+    """Report that this thread's call is going to wait for something else than a statement's result, if it has one."""
+    call = current_call()
+    if call is not None:
+        call.stall()
 
 
 def check_interrupted() -> None:

@@ -16,8 +16,12 @@ from psycopg import Connection, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+<<<<<<< .merge_file_FId0V8
 from strands_psycopg.calls import check_interrupted
 from strands_psycopg.connect_refusal import read_sqlstate
+=======
+from strands_psycopg.calls import check_interrupted, report_stall
+>>>>>>> .merge_file_dFvoFs
 from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
@@ -418,6 +422,10 @@ class Connections:
         """Return the pool's statistics, under its own names."""
         return self._source.pool().get_stats()
 
+    def max_size(self) -> int:
+        """Return how many connections the pool may have; it need not be open."""
+        return self._source.current_pool().max_size
+
     def usage(self) -> PoolUsage:
         """Return how much the pool is in use; it need not be open."""
         pool = self._source.current_pool()
@@ -446,7 +454,7 @@ class Connections:
             check_interrupted()
             failures = self._source.failures
             failing = failures > self._failures_at_checkout
-            wait = _WAIT_WHILE_FAILING if failing else _WAIT_WHILE_BUSY
+            wait = _WAIT_WHILE_FAILING if failing else min(_WAIT_WHILE_BUSY, pool.timeout / 4)
             try:
                 connection = pool.getconn(timeout=max(min(wait, busy_until - time.monotonic()), 0.001))
             except PoolTimeout:
@@ -455,6 +463,7 @@ class Connections:
                     raise self._source.unreachable_error() from None
                 if time.monotonic() >= busy_until:
                     raise self._timeout_error(pool) from None
+                report_stall()
             except TooManyRequests as error:
                 raise UnreachableError(f"{error}; raise max_waiting or max_size", permanent=True) from None
             except PoolClosed as error:

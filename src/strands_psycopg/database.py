@@ -190,7 +190,7 @@ class Database:
         self.response_timeout = response_timeout
         self._connections = Connections(source, pool_options)
         observe_pool(self._connections)
-        self.workers = Workers(max_wait=max(self._retry_timeout, _SHORTEST_MAX_WAIT))
+        self.workers = Workers(max(self._retry_timeout, _SHORTEST_MAX_WAIT), self._connections.max_size)
         self._outage = OutageLog()
         self._clock = ServerClock()
 

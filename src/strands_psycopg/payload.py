@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from strands_psycopg.calls import report_stall
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.errors import PayloadCodecError
 
@@ -233,6 +234,7 @@ def _check_codec(codec: object) -> None:
 
 
 def _call(name: str, method: Callable[[Any, PayloadContext], Any], document: object, context: PayloadContext) -> Any:
+    report_stall()  # it may take its time, such as for a key service
     try:
         return method(document, context)
     except Exception as error:

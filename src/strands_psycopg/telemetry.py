@@ -8,7 +8,6 @@ The spans are ``session.restore``, ``session.write`` and ``lease.wait``. The met
 with ``strands_psycopg.``.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -20,7 +19,7 @@ from opentelemetry import metrics, trace
 _tracer = trace.get_tracer("strands_psycopg")
 _meter = metrics.get_meter("strands_psycopg")
 
-_write_duration = _meter.create_histogram(
+write_duration = _meter.create_histogram(
     "strands_psycopg.write.duration", unit="s", description="Duration of a manager's write, with its retries"
 )
 retries = _meter.create_counter("strands_psycopg.retries", description="Attempts that failed and were repeated")
@@ -134,14 +133,3 @@ def _recorded_span(name: str, session_id: str, agent_id: str | None) -> Iterator
             current.set_attribute("strands_psycopg.attempts", work.attempts)
             if work.bytes:
                 current.set_attribute("strands_psycopg.bytes", work.bytes)
-
-
-@contextmanager
-def write_span(session_id: str, agent_id: str) -> Iterator[None]:
-    """Make a block that writes a span, and record how long it takes."""
-    began = time.monotonic()
-    try:
-        with span("session.write", session_id, agent_id):
-            yield
-    finally:
-        _write_duration.record(time.monotonic() - began)

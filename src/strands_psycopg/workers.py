@@ -30,6 +30,10 @@ _Queue = SimpleQueue["tuple[Call[Any], float] | None"]
 # Threads mostly wait for a connection or a result; idle ones are reused before new ones start.
 _MAX_THREADS = 64
 
+# How many threads there are beyond the connections, unless a call is stalled: so the next call is there when a
+# connection gets free. More would only take turns at waiting for one, which costs more than the statements themselves.
+_SPARE_THREADS = 2
+
 # For how many seconds a call may go on after its caller was interrupted. Most end in that time, with a known outcome.
 _GRACE = 0.5
 
@@ -40,6 +44,65 @@ _LOST_CALLBACK = 0.1
 _MAX_WAIT_AFTER_INTERRUPT = 5.0
 
 
+class _WorkerThreads:
+    """The threads of one ``Workers``, which do not refer to it, so that they can end with it.
+
+    Args:
+        connections: Returns how many connections the calls share.
+
+    Attributes:
+        calls: The calls that no thread has begun, and None when the threads are to end.
+        unfinished: All calls that have not ended.
+        stalled: Those that have reported a stall.
+        identifiers: Those of the threads.
+    """
+
+    def __init__(self, connections: Callable[[], int]) -> None:
+        self._connections = connections
+        self.calls: _Queue = SimpleQueue()
+        self.unfinished: set[Call[Any]] = set()
+        self.stalled: set[Call[Any]] = set()
+        self.identifiers: list[int] = []
+        self._ending = threading.Lock()  # never taken in the main thread
+
+    def limit(self) -> int:
+        """Return how many threads may run now."""
+        return _MAX_THREADS if self.stalled else min(self._connections() + _SPARE_THREADS, _MAX_THREADS)
+
+    def start(self) -> None:
+        """Start the threads that are missing.
+
+        Raises:
+            RuntimeError: The system refuses one.
+        """
+        while len(self.identifiers) < min(len(self.unfinished), self.limit()):
+            # Not by ``Thread.start``, which waits for the thread, and leaves it hanging if it is interrupted.
+            self.identifiers.append(_thread.start_new_thread(_work, (self,)))
+
+    def stall(self, call: Call[Any]) -> None:
+        """Let further threads start, since one waits with a call for something else than a statement's result."""
+        self.stalled.add(call)
+        with suppress(RuntimeError):
+            self.start()
+
+    def end(self, call: Call[Any]) -> None:
+        """Forget a call that has ended, or will never begin."""
+        self.unfinished.discard(call)
+        self.stalled.discard(call)
+
+    def retire(self) -> bool:
+        """Whether this thread is to end, since it is one too many; it is not counted any more then."""
+        if len(self.identifiers) <= self.limit():
+            return False
+        with self._ending:
+            identifier = threading.get_ident()
+            # A signal handler may have interrupted the main thread before it counted this one.
+            is_one_too_many = len(self.identifiers) > self.limit() and identifier in self.identifiers
+            if is_one_too_many:
+                self.identifiers.remove(identifier)
+            return is_one_too_many
+
+
 class Workers:
     """The worker threads of one database; callers that wait for another database do not keep them busy.
 
@@ -48,18 +111,19 @@ class Workers:
 
     Args:
         max_wait: For how many seconds a call waits for a free thread before it is refused.
+        connections: Returns how many connections the calls share. There are only a few more threads than these, unless
+            a call is stalled: waits for a connection for long, for the next attempt or for a payload codec.
     """
 
-    def __init__(self, max_wait: float) -> None:
+    def __init__(self, max_wait: float, connections: Callable[[], int] = lambda: _MAX_THREADS) -> None:
         self._max_wait = max_wait
+        self._connections = connections
         self._reset()
         after_fork_in_child(self._reset)
 
     def _reset(self) -> None:
-        self._calls: _Queue = SimpleQueue()
-        self._unfinished: set[Call[Any]] = set()
-        self._threads: list[int] = []
-        weakref.finalize(self, self._calls.put, None).atexit = False
+        self._threads = _WorkerThreads(self._connections)
+        weakref.finalize(self, self._threads.calls.put, None).atexit = False
 
     def run(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` and return its result: in this thread, or in a worker if this is the main thread.
@@ -75,13 +139,13 @@ class Workers:
             return work()
         ended = threading.Lock()
         ended.acquire()
-        call = Call(work, ended.release)
+        call = Call(work, ended.release, self._threads.stall)
         try:
             self._submit(call)
             ended.acquire()
         except BaseException:
             if call.claim():
-                self._unfinished.discard(call)
+                self._threads.end(call)
             elif not (call.has_ended or ended.acquire(timeout=_GRACE)):
                 call.interrupt()
                 watchdog.wake()
@@ -113,13 +177,13 @@ class Workers:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(end)
 
-        call = Call(work, notify)
+        call = Call(work, notify, self._threads.stall)
         self._submit(call)
         try:
             await ended
         except asyncio.CancelledError as cancellation:
             if call.claim():
-                self._unfinished.discard(call)
+                self._threads.end(call)
                 raise
             while not call.has_ended:
                 # Another one, since this one is cancelled.
@@ -135,7 +199,7 @@ class Workers:
 
     def close(self) -> None:
         """End the threads, after what they were given; later calls start new ones."""
-        calls = self._calls
+        calls = self._threads.calls
         self._reset()
         calls.put(None)
 
@@ -145,40 +209,41 @@ class Workers:
         Raises:
             DatabaseUnavailableError: There is none, and none can be started.
         """
-        self._unfinished.add(call)
-        if len(self._threads) < min(len(self._unfinished), _MAX_THREADS):
-            try:
-                # Not by ``Thread.start``, which waits for the thread, and leaves it hanging if it is interrupted.
-                self._threads.append(_thread.start_new_thread(_work, (self._calls, self._unfinished)))
-            except RuntimeError as error:
-                if not self._threads:
-                    return self._carry_out_here(call, error)
-        self._calls.put((call, time.monotonic() + self._max_wait))
+        threads = self._threads
+        threads.unfinished.add(call)
+        try:
+            threads.start()
+        except RuntimeError as error:
+            if not threads.identifiers:
+                return self._carry_out_here(call, error)
+        threads.calls.put((call, time.monotonic() + self._max_wait))
 
     def _carry_out_here(self, call: Call[Any], error: RuntimeError) -> None:
         """Carry out a call in this thread if the interpreter is shutting down."""
         call.claim()
-        self._unfinished.discard(call)
+        self._threads.end(call)
         if not is_shutting_down(error):
             raise DatabaseUnavailableError(f"waiting for the database: {NO_THREAD}") from error
         call.carry_out()
         call.end()
 
 
-def _work(calls: _Queue, unfinished: set[Call[Any]]) -> None:
+def _work(threads: _WorkerThreads) -> None:
     threading.current_thread().name = "strands-psycopg"
-    while (queued := calls.get()) is not None:
+    while (queued := threads.calls.get()) is not None:
         call, deadline = queued
         if call.claim():
             if time.monotonic() < deadline:
                 call.carry_out()
             else:
                 call.error = DatabaseUnavailableError(
-                    f"all {_MAX_THREADS} threads have been waiting for the database, so no statement was sent; "
-                    "try again later, or lower the load"
+                    "all threads have been waiting for the database, so no statement was sent; try again later, or "
+                    "lower the load"
                 )
             # First, so that a caller that goes on at once finds this thread free.
-            unfinished.discard(call)
+            threads.end(call)
             call.end()
         del queued, call
-    calls.put(None)  # for the other threads
+        if threads.retire():
+            return
+    threads.calls.put(None)  # for the other threads

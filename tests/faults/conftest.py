@@ -23,7 +23,7 @@ def own_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def own_databases(own_server: Server) -> Iterator[Databases]:
     """Creates databases on that server, and starts it if a test has stopped it."""
-    with Databases(own_server.dsn, "own", own_server.start) as databases:
+    with Databases(own_server.dsn, "own", own_server.start, "look") as databases:
         yield databases
 
 
@@ -44,7 +44,7 @@ def own_dsn(own_databases: Databases, own_template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def look(own_dsn: str) -> Iterator[psycopg.Connection[Any]]:
+def look(own_databases: Databases, own_dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """A plain connection to that database, in autocommit, to look at its tables with."""
-    with psycopg.connect(own_dsn, autocommit=True, application_name="look") as connection:
+    with own_databases.connect(own_dsn) as connection:
         yield connection

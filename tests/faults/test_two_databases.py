@@ -27,7 +27,7 @@ def test_turns_that_wait_for_one_database_hold_up_no_turn_on_another(
                 proxy.refuse()
             tasks = [asyncio.create_task(away._database.workers.run_async(call)) for call in calls]
             turn = asyncio.create_task(waiting.invoke_async("away"))
-            await until(lambda: len(away._database.workers._unfinished) > number)
+            await until(lambda: len(away._database.workers._threads.unfinished) > number)
 
             await healthy.invoke_async("hello")
 

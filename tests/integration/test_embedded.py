@@ -114,6 +114,16 @@ def cluster(prepared: Path, folder: Path) -> Path:
     return folder / "cluster"
 
 
+@pytest.fixture
+def _copied(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let new clusters be copies of it too."""
+
+    def copy(server: Server, lock: int) -> None:
+        subprocess.run(["cp", "-a", prepared / "data", prepared / "password", server.path], check=True)
+
+    monkeypatch.setattr(Server, "_create_cluster", copy)
+
+
 def exists(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
     try:
@@ -188,6 +198,7 @@ def test_data_in_a_folder_of_any_name_is_kept_for_the_next_use(folder: Path) -> 
         assert query(dsn, "SELECT answer FROM kept") == 42
 
 
+@pytest.mark.usefixtures("_copied")
 @pytest.mark.parametrize("name", ["a b", "long" * 20, "one,two"])
 def test_temporary_folder_may_have_any_name(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / name).mkdir(mode=0o755)

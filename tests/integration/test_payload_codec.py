@@ -590,48 +590,43 @@ def nothing(_: Any) -> Any:
     return None
 
 
-@pytest.mark.parametrize("instead", [refuse, nothing, lambda _: {1: 1, "1": 2}, lambda _: object()])
 @pytest.mark.parametrize("write", WRITES)
 def test_write_that_cannot_be_encoded_stores_nothing(
-    doubtful: PostgresSessionRepository,
-    failing: FailingCodec,
-    connection: Connection,
-    write: str,
-    instead: Callable[[Any], Any],
+    doubtful: PostgresSessionRepository, failing: FailingCodec, connection: Connection, write: str
 ) -> None:
     fill(doubtful)
     before = table_texts(connection)
     kind, call = WRITES[write]
     failing.failing = {"encode": kind}
-    failing.instead = instead
-    with pytest.raises(PayloadCodecError, match=r"payload_codec: encode .*; nothing was stored") as failure:
-        call(doubtful)
+    instead: list[Callable[[Any], Any]] = [refuse, nothing, lambda _: {1: 1, "1": 2}, lambda _: object()]
+    for failing.instead in instead:
+        with pytest.raises(PayloadCodecError, match=r"payload_codec: encode .*; nothing was stored") as failure:
+            call(doubtful)
 
-    assert table_texts(connection) == before
-    error = failure.value
-    assert (error.kind, error.session_id) == (kind, {"fork": "fork", "import": "imported"}.get(write, "s"))
-    assert error.agent_id is not None
-    assert repr(error.agent_id) in str(error)
-    assert repr(error.session_id) in str(error)
-    assert MARKER not in str(error)
-    assert (error.__cause__ is None) == (instead is nothing)
+        assert table_texts(connection) == before
+        error = failure.value
+        assert (error.kind, error.session_id) == (kind, {"fork": "fork", "import": "imported"}.get(write, "s"))
+        assert error.agent_id is not None
+        assert repr(error.agent_id) in str(error)
+        assert repr(error.session_id) in str(error)
+        assert MARKER not in str(error)
+        assert (error.__cause__ is None) == (failing.instead is nothing)
     failing.failing = {}
     call(doubtful)
 
 
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda repository: repository.read_agent("s", "a"),
-        lambda repository: repository.read_message("s", "a", 0),
-        lambda repository: repository.list_messages("s", "a"),
-        lambda repository: repository.read_multi_agent("s", "graph"),
-        lambda repository: repository.fork_session("s", "fork"),
-        lambda repository: list(export_session(repository, "s")),
-        lambda repository: session_tables(repository).conversations.read("s", "a"),
-        build,
-    ],
-)
+READS: list[Callable[[PostgresSessionRepository], object]] = [
+    lambda repository: repository.read_agent("s", "a"),
+    lambda repository: repository.read_message("s", "a", 0),
+    lambda repository: repository.list_messages("s", "a"),
+    lambda repository: repository.read_multi_agent("s", "graph"),
+    lambda repository: repository.fork_session("s", "fork"),
+    lambda repository: list(export_session(repository, "s")),
+    lambda repository: session_tables(repository).conversations.read("s", "a"),
+    build,
+]
+
+
 @pytest.mark.parametrize(
     ("instead", "reason"), [(refuse, "raised KeyError"), (nothing, "returned NoneType instead of a dict")]
 )
@@ -639,7 +634,6 @@ def test_read_that_cannot_be_decoded_is_named(
     doubtful: PostgresSessionRepository,
     failing: FailingCodec,
     connection: Connection,
-    read: Callable[[PostgresSessionRepository], object],
     instead: Callable[[Any], Any],
     reason: str,
 ) -> None:
@@ -648,9 +642,10 @@ def test_read_that_cannot_be_decoded_is_named(
     before = table_texts(connection)
     failing.failing = {"decode": ""}
     failing.instead = instead
-    with pytest.raises(PayloadCodecError, match=f"payload_codec: decode {reason}"):
-        read(doubtful)
-    assert table_texts(connection) == before
+    for read in READS:
+        with pytest.raises(PayloadCodecError, match=f"payload_codec: decode {reason}"):
+            read(doubtful)
+        assert table_texts(connection) == before
 
 
 def test_manager_whose_write_could_not_be_encoded_refuses_later_ones(

@@ -56,6 +56,7 @@ class Databases:
         dsn: Any database of the server.
         suffix: A part of their names, so that several processes can use one server.
         start: Called before each connect, to start the server if a test has stopped it.
+        application_name: The name by which the server knows the connections that are kept here.
 
     Attributes:
         can_reuse: Whether ``reuse`` uses any again; set on entering the block.
@@ -63,10 +64,13 @@ class Databases:
 
     can_reuse: bool
 
-    def __init__(self, dsn: str, suffix: str, start: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, dsn: str, suffix: str, start: Callable[[], None] = lambda: None, application_name: str = ""
+    ) -> None:
         self._dsn = dsn
         self._suffix = suffix
         self._start = start
+        self._application_name = application_name
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
         self._unlent: dict[str, _Copy] = {}
@@ -128,12 +132,16 @@ class Databases:
         if copy := self._unlent.pop(dsn, None):
             yield copy.lend()
         else:
-            with psycopg.connect(dsn, autocommit=True) as connection:
+            with self.connection(dsn) as connection:
                 yield connection
+
+    def connection(self, dsn: str) -> psycopg.Connection[Any]:
+        """Return a new connection in autocommit."""
+        return psycopg.connect(dsn, autocommit=True, application_name=self._application_name)
 
     def _connect(self) -> None:
         self._start()
-        self._connection = psycopg.connect(self._dsn, autocommit=True)
+        self._connection = self.connection(self._dsn)
 
     def _execute(self, statement: sql.Composed) -> None:
         if not _is_connected(self._connection):
@@ -151,7 +159,7 @@ class _Copy:
     def __init__(self, databases: Databases, name: str, template: str) -> None:
         with ExitStack() as stack:
             self.dsn = stack.enter_context(databases.create(name, template))
-            self._connection = stack.enter_context(closing(psycopg.connect(self.dsn, autocommit=True)))
+            self._connection = stack.enter_context(closing(databases.connection(self.dsn)))
             self._delete_rows = str(self._value(_DELETE_ROWS)).encode()
             self._lent = False
             self._stack = stack.pop_all()

@@ -1,5 +1,6 @@
 """What all writes of a manager have in common: the lease's term, and the end of writing after a failure."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
@@ -46,14 +47,17 @@ class WriteGuard:
         """
         if self._failure is not None:
             raise self._failure
+        began = time.monotonic()
         try:
-            with telemetry.write_span(self._session_id, agent_id):
+            with telemetry.span("session.write", self._session_id, agent_id):
                 yield
         except BaseException as error:
             if isinstance(error, SessionConflictError):
                 telemetry.conflicts.add(1)
             self._failure = error if isinstance(error, Exception) else self._interruption()
             raise
+        finally:
+            telemetry.write_duration.record(time.monotonic() - began)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
