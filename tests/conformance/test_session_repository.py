@@ -290,9 +290,9 @@ def test_agent_without_messages_lists_none(any_repository: SessionRepository) ->
 def test_messages_of_a_missing_agent_are_an_error(any_repository: SessionRepository) -> None:
     fill(any_repository, 1)
     windows: list[dict[str, int]] = [{}, {"limit": 0}, {"offset": 5}]
-    for ids, window in itertools.product([("s", "missing"), ("missing", "a")], windows):
+    for (session_id, agent_id), window in itertools.product([("s", "missing"), ("missing", "a")], windows):
         with pytest.raises(SessionException):
-            any_repository.list_messages(*ids, **window)
+            any_repository.list_messages(session_id, agent_id, **window)
 
 
 # Multi-agents, on both.

@@ -395,7 +395,7 @@ def test_manager_whose_write_had_no_answer_is_refused_and_a_new_one_finds_what_w
 @pytest.mark.parametrize("lost", ["request", "answer"])
 def test_write_whose_answer_is_lost_is_repeated_and_stored_once(dsn: str, lost: str) -> None:
     with Proxy(dsn) as proxy, PostgresSessionRepository(proxy.dsn) as repository:
-        agent = build(repository, replies=LOOK_UP * 4, tools=[look_up])
+        agent = build(repository, replies=[*LOOK_UP] * 4, tools=[look_up])
         for after in range(4):
             getattr(proxy, f"lose_{lost}s")(after=after)
             agent("How is the weather in Köln?")
