@@ -133,14 +133,14 @@ class PipelinedTransaction:
         self._pipeline = pipeline
 
     def send(self, statement: bytes, parameters: Mapping[str, object]) -> Cursor[TupleRow]:
-        """Send a statement; return the cursor that will have its result, and waits for it when rows are fetched."""
+        """Send a statement; return the cursor that will have its result."""
         return new_cursor(self.cursor.connection).execute(statement, parameters)
 
     def receive(self) -> None:
         """Wait for the results of all statements, in one round trip; none of them may be large.
 
         While the server then waits for the next statement, its idle_in_transaction_session_timeout runs. It does not if
-        results were fetched without this, or at the end of a psycopg pipeline, since psycopg then sends a message that
+        results were fetched without this, or at the end of a nested pipeline, since psycopg then sends a message that
         stops the server's timer. But only with that message does it send what the socket's buffer did not take.
         """
         self._pipeline.sync()

@@ -108,8 +108,8 @@ def test_change_is_made_if_any_round_trip_is_lost(
             assert_clean(look)
             if len(retries()) == position:
                 break
-        # A small value takes at least one round trip, a large one four: BEGIN, lock, upsert and COMMIT.
-        assert position >= (1 if "small" in change.split()[-1] and "large" not in change else 4)
+        # A small value takes at least one round trip, a large one three: lock, upsert and COMMIT.
+        assert position >= (1 if "small" in change.split()[-1] and "large" not in change else 3)
         assert values(look)["other"] == LARGE[:40_000]
 
 
@@ -140,7 +140,7 @@ def test_late_commit_takes_effect_before_a_newer_write(
     before, after = CHANGES[change]
     options: dict[str, Any] = {"response_timeout": 1.0, "kwargs": {"prepare_threshold": None}}
     # To replace or delete a large value with a small one, a first statement fails to do it inline.
-    trips_before_commit = 3 + (change == "large to small" or change == "delete large")
+    trips_before_commit = 1 + (change == "large to small" or change == "delete large")
     with (
         Proxy(own_dsn) as proxy,
         PostgresStorage(proxy.dsn, guard_overwrites=guard, **options) as storage,
@@ -206,7 +206,7 @@ def test_server_that_stays_silent_is_a_storage_error_and_leaves_the_value_whole(
 def round_trips(change: str) -> int:
     """How many round trips a change takes until it is committed, once the server's clock is known."""
     # To replace or delete a large value with a small one, a first statement fails to do it inline.
-    return 6 if change in ("large to small", "delete large") else 5 if "large" in change else 1
+    return 4 if change in ("large to small", "delete large") else 3 if "large" in change else 1
 
 
 @changes
@@ -233,7 +233,9 @@ def test_write_with_unknown_outcome_is_no_conflict_for_the_next_one(
             outcomes.add(values(look).get("k") == after)
             put(storage, "k", b"next")
             assert values(look) == {"k": b"next"}
-        assert (True in outcomes) == (lost == "answer")
+        # A COMMIT of a pipeline takes effect before the message that asks for its end, which the proxy loses.
+        if lost == "answer":
+            assert outcomes == {False, True} if round_trips(change) > 1 else outcomes == {True}
         put(other, "k", b"other")
         with pytest.raises(StorageConflictError):
             put(storage, "k", b"lost")

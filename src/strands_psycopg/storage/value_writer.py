@@ -228,9 +228,10 @@ class ValueWriter:
             unused = dict.fromkeys(replaced - chunks.keys(), 1)
             # Among them are those that somebody has deleted with SQL.
             added = {chunk_id: chunks[chunk_id] for chunk_id in chunks.keys() - (replaced & counts.keys())}
-            stored = self._chunks.add(added, counts.keys(), transaction.cursor)
-            upsert = transaction.send(self._upsert, row | {"locked": bool(values)})
-            self._chunks.release_locked(unused, counts, transaction.cursor)
+            with transaction.cursor.connection.pipeline():
+                stored = self._chunks.add(added, counts.keys(), transaction.cursor)
+                upsert = transaction.send(self._upsert, row | {"locked": bool(values)})
+                self._chunks.release_locked(unused, counts, transaction.cursor)
             is_stored = bool(upsert.fetchall())
             if not is_stored:
                 self._transactions.check_session(change.operation, transaction)
