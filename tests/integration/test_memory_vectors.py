@@ -167,6 +167,18 @@ def test_settings_of_a_search_end_with_it(dsn: str, pool_options: dict[str, Any]
         assert repository._database.fetch("looking", f"SELECT {names}".encode(), {}).rows == [("40", "off")]
 
 
+def test_each_search_has_a_plan_of_its_own(direct_dsn: str) -> None:
+    """Although it is prepared: the best one depends on the owner and on the words."""
+    plans = "sum(generic_plans)::int, count(*)::int FROM pg_prepared_statements WHERE statement LIKE '%%worded AS%%'"
+    with PostgresSessionRepository(direct_dsn, min_size=1, max_size=1) as repository:
+        store = PostgresMemoryStore("notes", repository, embed=embed_trigrams, dimensions=DIMENSIONS)
+        words = PostgresMemoryStore("notes", repository)
+        add(store, "tea")
+        for _ in range(15):
+            assert found(store, "tea") == found(words, "tea") == ["tea"]
+        assert repository._database.fetch("looking", f"SELECT {plans}".encode(), {}).rows == [(0, 2)]
+
+
 def test_vectors_follow_their_memories(store: PostgresMemoryStore, connection: Connection) -> None:
     [memory_id, _] = add(store, "cyclist", "gardener")
     add(store, "cyclist")

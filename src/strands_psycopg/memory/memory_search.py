@@ -24,8 +24,8 @@ _MIN_WORDED = 50
 _MIN_NEAREST = 20
 
 # How many candidates an HNSW index keeps during a scan, at least and at most (the limit of pgvector). Its default of 40
-# would miss one in ten of the nearest vectors.
-_MIN_CANDIDATES = 80
+# would miss one in twelve of the nearest vectors among 100,000.
+_MIN_CANDIDATES = 64
 _MAX_CANDIDATES = 1000
 
 # The planner takes a while for conditions that turn out to hold always, so without a filter they are left out.
@@ -41,7 +41,7 @@ _MEANT_FILTER = """
 _WORDED = (
     """
     worded AS (
-        SELECT found.memory_id, found.relevance,
+        SELECT found.memory_id, found.updated_at, found.relevance,
             pg_catalog.count(*) OVER (ORDER BY found.relevance DESC)::float8 AS rank
         FROM (
             SELECT m.memory_id, m.updated_at, pg_catalog.ts_rank(m.search_vector, query)::float8 AS relevance
@@ -54,14 +54,30 @@ _WORDED = (
     )"""
 )
 
+# Which index is faster depends on the owner and on the words, so each execution must have a plan of its own, although
+# the statement is prepared. With its parameter known, this condition vanishes; without, a plan would cost too much to
+# be chosen.
+_OWN_PLAN = """
+            AND (
+                %(own_plan)s::bool
+                OR 0 = (SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 1000000000))
+            )"""
+
+# Only the memories that are returned are read.
 _FOUND = (
-    """
+    """, best AS (
+        SELECT fused.memory_id, fused.score, fused.similarity FROM fused WHERE fused.score >= %(min_score)s::float8"""
+    + _OWN_PLAN
+    + """
+        ORDER BY fused.score DESC, fused.similarity DESC NULLS LAST, fused.updated_at DESC, fused.memory_id
+        LIMIT %(limit)s
+    )
     SELECT """
     + COLUMNS
-    + """, fused.score, fused.similarity
-    FROM fused JOIN {memories} AS m ON m.memory_id = fused.memory_id
-    WHERE m.owner = %(owner)s AND m.store = %(store)s AND fused.score >= %(min_score)s::float8
-    ORDER BY fused.score DESC, fused.similarity DESC NULLS LAST, m.updated_at DESC, m.memory_id LIMIT %(limit)s
+    + """, best.score, best.similarity
+    FROM best JOIN {memories} AS m ON m.memory_id = best.memory_id
+    WHERE m.owner = %(owner)s AND m.store = %(store)s
+    ORDER BY best.score DESC, best.similarity DESC NULLS LAST, m.updated_at DESC, m.memory_id
 """
 )
 
@@ -69,7 +85,7 @@ _BY_WORDS = (
     "WITH"
     + _WORDED
     + """, fused AS (
-        SELECT worded.memory_id, worded.relevance AS score, NULL::float8 AS similarity FROM worded
+        SELECT worded.memory_id, worded.updated_at, worded.relevance AS score, NULL::float8 AS similarity FROM worded
     )"""
     + _FOUND
 )
@@ -98,7 +114,7 @@ _BY_BOTH = (
     ),"""
     + _WORDED
     + """, fused AS (
-        SELECT memory_id, meant.similarity, 30.5::float8 * (
+        SELECT memory_id, worded.updated_at, meant.similarity, 30.5::float8 * (
             coalesce(1::float8 / (60::float8 + worded.rank), 0::float8)
             + coalesce(1::float8 / (60::float8 + meant.rank), 0::float8)
         ) AS score
@@ -170,6 +186,7 @@ class MemorySearch:
             min_similarity: The minimum similarity of a memory that counts as found by its vector.
         """
         row = self._key | condition | {"words": words or None, "limit": Int8(limit), "min_score": min_score}
+        row["own_plan"] = True
         row["worded"] = Int8(max(limit, _MIN_WORDED))
         filtered = condition["filter"] is not None
         template = _BY_WORDS if filtered else _ALL_BY_WORDS
@@ -184,6 +201,5 @@ class MemorySearch:
                 "iterative": vectors.scans_iteratively,
             }
         statement = compose(self._database, vectors, template)
-        # Not prepared: which index is faster depends on the owner.
-        rows = self._database.fetch(self._operation, statement, row, prepare=False).rows
+        rows = self._database.fetch(self._operation, statement, row).rows
         return [Hit(read_memory(each), each[COLUMN_COUNT], each[COLUMN_COUNT + 1]) for each in rows]
