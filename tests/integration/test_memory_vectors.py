@@ -121,9 +121,10 @@ def test_search_by_vectors_keeps_to_owner_store_and_filter(
 
 
 def test_owner_with_few_among_many_memories_finds_all_of_them(
-    repository: PostgresSessionRepository, connection: Connection
+    repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with an index whose nearest entries are all of another owner."""
+    monkeypatch.setattr("strands_psycopg.memory.memory_search._MAX_COMPARED", 0)
     store = PostgresMemoryStore("notes", repository, owner="alice", embed=embed_trigrams, dimensions=DIMENSIONS)
     other = PostgresMemoryStore("notes", repository, owner="bob", embed=embed_trigrams, dimensions=DIMENSIONS)
     near, far = embed_trigrams(["cycling"])[0], embed_trigrams(["gardening"])[0]

@@ -28,6 +28,9 @@ _MIN_NEAREST = 20
 _MIN_CANDIDATES = 64
 _MAX_CANDIDATES = 1000
 
+# How many numbers of vectors are compared one by one, at most, before an index is faster.
+_MAX_COMPARED = 1_000_000
+
 # The planner takes a while for conditions that turn out to hold always, so without a filter they are left out.
 _WORDED_FILTER = """
                 AND m.metadata @> %(filter)s::jsonb"""
@@ -90,25 +93,45 @@ _BY_WORDS = (
     + _FOUND
 )
 
+_OF_OWNER = """
+            SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
+            FROM {memory_vectors} AS v
+            WHERE v.owner = %(owner)s AND v.store = %(store)s"""
+
 # The settings hold until the end of the statement's own transaction. An index scan reads them when it begins, which is
 # after the row with its query vector was computed. The inner ORDER BY is what an HNSW index can answer; an iterative
 # scan may return a few rows out of order, so that ranks are computed outside.
+#
+# Few vectors are compared one by one, whatever the planner expects: for an owner with a small part of the index, an
+# index scan looks at many times as many. The sum is nothing that the index can answer.
 _BY_BOTH = (
     """
     WITH query AS MATERIALIZED (
-        SELECT %(embedding)s::public.vector::public.halfvec AS embedding,
+        SELECT %(embedding)s::public.vector::public.halfvec AS embedding, (
+                SELECT pg_catalog.count(*) FROM (
+                    SELECT true FROM {memory_vectors} AS v
+                    WHERE v.owner = %(owner)s AND v.store = %(store)s LIMIT %(few)s
+                ) AS counted
+            ) < %(few)s AS has_few,
             pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
             CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END
     ), meant AS (
         SELECT found.memory_id, 1::float8 - found.distance AS similarity,
             pg_catalog.row_number() OVER (ORDER BY found.distance, found.memory_id)::float8 AS rank
         FROM query, LATERAL (
-            SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
-            FROM {memory_vectors} AS v
-            WHERE v.owner = %(owner)s AND v.store = %(store)s"""
+            ("""
+    + _OF_OWNER
+    + " AND query.has_few"
     + _MEANT_FILTER
     + """
-            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s
+            ORDER BY (v.embedding OPERATOR(public.<=>) query.embedding) + 0::float8 LIMIT %(nearest)s)
+            UNION ALL
+            ("""
+    + _OF_OWNER
+    + " AND NOT query.has_few"
+    + _MEANT_FILTER
+    + """
+            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s)
         ) AS found
         WHERE 1::float8 - found.distance >= %(min_similarity)s::float8
     ),"""
@@ -196,6 +219,7 @@ class MemorySearch:
             row |= {
                 "embedding": embedding,
                 "nearest": Int8(nearest),
+                "few": Int8(_MAX_COMPARED // vectors.dimensions + 1),
                 "min_similarity": min_similarity,
                 "candidates": str(min(max(2 * nearest, _MIN_CANDIDATES), _MAX_CANDIDATES)),
                 "iterative": vectors.scans_iteratively,
