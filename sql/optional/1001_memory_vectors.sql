@@ -22,5 +22,6 @@ CREATE TABLE strands_memory_vectors (
 -- Compared one by one, they need not be fetched from a TOAST table. The longest take half a page.
 ALTER TABLE strands_memory_vectors ALTER COLUMN embedding SET STORAGE PLAIN;
 
+-- A better graph than with the default of 64: a search needs fewer candidates for the same recall.
 CREATE INDEX strands_memory_vectors_embedding ON strands_memory_vectors
-USING hnsw (embedding public.halfvec_cosine_ops);
+USING hnsw (embedding public.halfvec_cosine_ops) WITH (ef_construction = 100);

@@ -65,7 +65,7 @@ _CROWD = [
 # The contenders of the memory stores.
 _MEMORIES = {
     "ours": "this library",
-    "ours_by_owner": "one of its 100 owners",
+    "ours_by_owner": "an owner of 1 in 100 of its memories",
     "peer": "strands-postgres-store",
     "files": "FileMemoryStore on `PostgresStorage`",
 }

@@ -121,9 +121,10 @@ def test_search_by_vectors_keeps_to_owner_store_and_filter(
 
 
 def test_owner_with_few_among_many_memories_finds_all_of_them(
-    repository: PostgresSessionRepository, connection: Connection
+    repository: PostgresSessionRepository, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with an index whose nearest entries are all of another owner."""
+    monkeypatch.setattr("strands_psycopg.memory.memory_search._MAX_COMPARED", 0)
     store = PostgresMemoryStore("notes", repository, owner="alice", embed=embed_trigrams, dimensions=DIMENSIONS)
     other = PostgresMemoryStore("notes", repository, owner="bob", embed=embed_trigrams, dimensions=DIMENSIONS)
     near, far = embed_trigrams(["cycling"])[0], embed_trigrams(["gardening"])[0]
@@ -165,6 +166,18 @@ def test_settings_of_a_search_end_with_it(dsn: str, pool_options: dict[str, Any]
         found(store, "tea")
         names = "current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
         assert repository._database.fetch("looking", f"SELECT {names}".encode(), {}).rows == [("40", "off")]
+
+
+def test_each_search_has_a_plan_of_its_own(direct_dsn: str) -> None:
+    """Although it is prepared: the best one depends on the owner and on the words."""
+    plans = "sum(generic_plans)::int, count(*)::int FROM pg_prepared_statements WHERE statement LIKE '%%worded AS%%'"
+    with PostgresSessionRepository(direct_dsn, min_size=1, max_size=1) as repository:
+        store = PostgresMemoryStore("notes", repository, embed=embed_trigrams, dimensions=DIMENSIONS)
+        words = PostgresMemoryStore("notes", repository)
+        add(store, "tea")
+        for _ in range(15):
+            assert found(store, "tea") == found(words, "tea") == ["tea"]
+        assert repository._database.fetch("looking", f"SELECT {plans}".encode(), {}).rows == [(0, 2)]
 
 
 def test_vectors_follow_their_memories(store: PostgresMemoryStore, connection: Connection) -> None:

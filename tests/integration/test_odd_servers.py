@@ -353,7 +353,12 @@ def test_full_disk_of_the_server_has_advice() -> None:
     assert str(error) == "storing: could not extend file; free some space on the server's disk"
 
 
-LOCALES = {"libc": "LOCALE 'C.UTF-8'", "builtin": "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"}
+LOCALES = {
+    "libc": "LOCALE 'C.UTF-8'",
+    "english": "LOCALE 'en_US.UTF-8'",
+    "builtin": "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'",
+    "icu": "LOCALE_PROVIDER icu ICU_LOCALE 'und' LOCALE 'C'",
+}
 
 
 @pytest.fixture(params=LOCALES)

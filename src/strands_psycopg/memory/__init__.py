@@ -88,12 +88,15 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
     which may write a fact twice, stores it once. Contents and metadata come back exactly as they were added.
 
     With ``embed``, memories are found by their meaning too, which takes the extension pgvector on the server. Memories
-    that were stored before without ``embed`` get their vectors by ``embed_missing``, or when added again. Vectors
-    are compared by cosine similarity. Both rankings are fused by reciprocal rank fusion (Cormack, Clarke and Büttcher,
-    SIGIR 2009). A memory at rank r by its words and rank s by its vector has the score (30.5 / (60 + r)) +
-    (30.5 / (60 + s)), without the part of a ranking that it is not in: 1 if it is first in both, at most 0.5 if it is
-    only in one. Memories with equally many of the query's words have the last of their ranks. Without ``embed`` the
-    score is PostgreSQL's ``ts_rank``, also from 0 to 1. Higher is better.
+    that were stored before without ``embed`` get their vectors by ``embed_missing``, or when added again. Vectors are
+    stored in half precision (before pgvector 0.7, in single precision) and compared by cosine similarity: those of an
+    owner with few memories one by one, more by an HNSW index.
+
+    Both rankings are fused by reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009). A memory at rank r by
+    its words and rank s by its vector has the score (30.5 / (60 + r)) + (30.5 / (60 + s)), without the part of a
+    ranking that it is not in: 1 if it is first in both, at most 0.5 if it is only in one. Memories with equally many of
+    the query's words have the last of their ranks. Without ``embed`` the score is PostgreSQL's ``ts_rank``, also from 0
+    to 1. Higher is better.
 
     Results have in their metadata, beside their own: ``_memory_id``, ``_score``, ``_created_at`` and ``_updated_at``
     (UTC, ISO 8601), and ``_similarity`` if they are among the nearest vectors: the cosine similarity, from -1 to 1.

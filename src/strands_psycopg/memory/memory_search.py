@@ -24,9 +24,12 @@ _MIN_WORDED = 50
 _MIN_NEAREST = 20
 
 # How many candidates an HNSW index keeps during a scan, at least and at most (the limit of pgvector). Its default of 40
-# would miss one in ten of the nearest vectors.
-_MIN_CANDIDATES = 80
+# would miss one in twelve of the nearest vectors among 100,000.
+_MIN_CANDIDATES = 64
 _MAX_CANDIDATES = 1000
+
+# How many numbers of vectors are compared one by one, at most, before an index is faster.
+_MAX_COMPARED = 1_000_000
 
 # The planner takes a while for conditions that turn out to hold always, so without a filter they are left out.
 _WORDED_FILTER = """
@@ -41,7 +44,7 @@ _MEANT_FILTER = """
 _WORDED = (
     """
     worded AS (
-        SELECT found.memory_id, found.relevance,
+        SELECT found.memory_id, found.updated_at, found.relevance,
             pg_catalog.count(*) OVER (ORDER BY found.relevance DESC)::float8 AS rank
         FROM (
             SELECT m.memory_id, m.updated_at, pg_catalog.ts_rank(m.search_vector, query)::float8 AS relevance
@@ -54,14 +57,30 @@ _WORDED = (
     )"""
 )
 
+# Which index is faster depends on the owner and on the words, so each execution must have a plan of its own, although
+# the statement is prepared. With its parameter known, this condition vanishes; without, a plan would cost too much to
+# be chosen.
+_OWN_PLAN = """
+            AND (
+                %(own_plan)s::bool
+                OR 0 = (SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 1000000000))
+            )"""
+
+# Only the memories that are returned are read.
 _FOUND = (
-    """
+    """, best AS (
+        SELECT fused.memory_id, fused.score, fused.similarity FROM fused WHERE fused.score >= %(min_score)s::float8"""
+    + _OWN_PLAN
+    + """
+        ORDER BY fused.score DESC, fused.similarity DESC NULLS LAST, fused.updated_at DESC, fused.memory_id
+        LIMIT %(limit)s
+    )
     SELECT """
     + COLUMNS
-    + """, fused.score, fused.similarity
-    FROM fused JOIN {memories} AS m ON m.memory_id = fused.memory_id
-    WHERE m.owner = %(owner)s AND m.store = %(store)s AND fused.score >= %(min_score)s::float8
-    ORDER BY fused.score DESC, fused.similarity DESC NULLS LAST, m.updated_at DESC, m.memory_id LIMIT %(limit)s
+    + """, best.score, best.similarity
+    FROM best JOIN {memories} AS m ON m.memory_id = best.memory_id
+    WHERE m.owner = %(owner)s AND m.store = %(store)s
+    ORDER BY best.score DESC, best.similarity DESC NULLS LAST, m.updated_at DESC, m.memory_id
 """
 )
 
@@ -69,36 +88,56 @@ _BY_WORDS = (
     "WITH"
     + _WORDED
     + """, fused AS (
-        SELECT worded.memory_id, worded.relevance AS score, NULL::float8 AS similarity FROM worded
+        SELECT worded.memory_id, worded.updated_at, worded.relevance AS score, NULL::float8 AS similarity FROM worded
     )"""
     + _FOUND
 )
 
+_OF_OWNER = """
+            SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
+            FROM {memory_vectors} AS v
+            WHERE v.owner = %(owner)s AND v.store = %(store)s"""
+
 # The settings hold until the end of the statement's own transaction. An index scan reads them when it begins, which is
 # after the row with its query vector was computed. The inner ORDER BY is what an HNSW index can answer; an iterative
 # scan may return a few rows out of order, so that ranks are computed outside.
+#
+# Few vectors are compared one by one, whatever the planner expects: for an owner with a small part of the index, an
+# index scan looks at many times as many. The sum is nothing that the index can answer.
 _BY_BOTH = (
     """
     WITH query AS MATERIALIZED (
-        SELECT %(embedding)s::public.vector::public.halfvec AS embedding,
+        SELECT %(embedding)s::public.vector::public.halfvec AS embedding, (
+                SELECT pg_catalog.count(*) FROM (
+                    SELECT true FROM {memory_vectors} AS v
+                    WHERE v.owner = %(owner)s AND v.store = %(store)s LIMIT %(few)s
+                ) AS counted
+            ) < %(few)s AS has_few,
             pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
             CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END
     ), meant AS (
         SELECT found.memory_id, 1::float8 - found.distance AS similarity,
             pg_catalog.row_number() OVER (ORDER BY found.distance, found.memory_id)::float8 AS rank
         FROM query, LATERAL (
-            SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
-            FROM {memory_vectors} AS v
-            WHERE v.owner = %(owner)s AND v.store = %(store)s"""
+            ("""
+    + _OF_OWNER
+    + " AND query.has_few"
     + _MEANT_FILTER
     + """
-            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s
+            ORDER BY (v.embedding OPERATOR(public.<=>) query.embedding) + 0::float8 LIMIT %(nearest)s)
+            UNION ALL
+            ("""
+    + _OF_OWNER
+    + " AND NOT query.has_few"
+    + _MEANT_FILTER
+    + """
+            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s)
         ) AS found
         WHERE 1::float8 - found.distance >= %(min_similarity)s::float8
     ),"""
     + _WORDED
     + """, fused AS (
-        SELECT memory_id, meant.similarity, 30.5::float8 * (
+        SELECT memory_id, worded.updated_at, meant.similarity, 30.5::float8 * (
             coalesce(1::float8 / (60::float8 + worded.rank), 0::float8)
             + coalesce(1::float8 / (60::float8 + meant.rank), 0::float8)
         ) AS score
@@ -170,6 +209,7 @@ class MemorySearch:
             min_similarity: The minimum similarity of a memory that counts as found by its vector.
         """
         row = self._key | condition | {"words": words or None, "limit": Int8(limit), "min_score": min_score}
+        row["own_plan"] = True
         row["worded"] = Int8(max(limit, _MIN_WORDED))
         filtered = condition["filter"] is not None
         template = _BY_WORDS if filtered else _ALL_BY_WORDS
@@ -179,11 +219,11 @@ class MemorySearch:
             row |= {
                 "embedding": embedding,
                 "nearest": Int8(nearest),
+                "few": Int8(_MAX_COMPARED // vectors.dimensions + 1),
                 "min_similarity": min_similarity,
                 "candidates": str(min(max(2 * nearest, _MIN_CANDIDATES), _MAX_CANDIDATES)),
                 "iterative": vectors.scans_iteratively,
             }
         statement = compose(self._database, vectors, template)
-        # Not prepared: which index is faster depends on the owner.
-        rows = self._database.fetch(self._operation, statement, row, prepare=False).rows
+        rows = self._database.fetch(self._operation, statement, row).rows
         return [Hit(read_memory(each), each[COLUMN_COUNT], each[COLUMN_COUNT + 1]) for each in rows]

@@ -1,4 +1,4 @@
-"""This library's memory store, with one owner for all memories."""
+"""This library's memory store, with one owner for nearly all memories."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from strands_psycopg import PostgresMemoryStore, PostgresSessionRepository
 
 _EXACT = """
     SELECT content FROM strands_memory_vectors AS v JOIN strands_memories AS m USING (owner, store, memory_id)
-    WHERE owner = %s ORDER BY embedding <=> %s::vector LIMIT %s
+    WHERE owner = %s ORDER BY embedding <=> %s::vector::halfvec LIMIT %s
 """
 
 # As ``add`` stores them.
@@ -31,44 +31,48 @@ _FILL = """
 
 _UUID = "00000000-0000-7000-8000-{:012}"
 
+_INDEX = "strands_memory_vectors_embedding"
+
 
 class Contender:
     """Keeps memories."""
 
-    owners = 1
+    owner = "owner 0"
 
     def __init__(self, dsn: str, folder: str) -> None:
         self._connection: psycopg.Connection[Any] = psycopg.connect(dsn, autocommit=True)
         self._repository = PostgresSessionRepository(dsn)
-        self._stores = [
-            PostgresMemoryStore("notes", self._repository, owner=f"owner {number}", embed=embed, dimensions=DIMENSIONS)
-            for number in range(self.owners)
-        ]
-        self.store = self._stores[0]
+        self.store = PostgresMemoryStore(
+            "notes", self._repository, owner=self.owner, embed=embed, dimensions=DIMENSIONS
+        )
         self.store.ensure_schema()
         self._filled = 0
 
     def fill(self, texts: Iterator[str]) -> None:
-        """Copy texts with their vectors, in turn for each owner, and let the server look at what it has."""
+        """Copy texts with their vectors, build the index, and let the server look at what it has."""
+        with without_index(self._connection, _INDEX):
+            self.copy(texts)
+        self._connection.execute("VACUUM ANALYZE strands_memories, strands_memory_vectors")
+
+    def copy(self, texts: Iterator[str]) -> None:
+        """Copy texts with their vectors."""
         connection = self._connection
-        with without_index(connection, "strands_memory_vectors_embedding"), connection.transaction():
+        with connection.transaction():
             connection.execute(
                 f"CREATE TEMPORARY TABLE filling (owner text, memory_id uuid, content text, embedding "
                 f"vector({DIMENSIONS})) ON COMMIT DROP".encode()
             )
             with connection.cursor().copy("COPY filling FROM STDIN") as copy:
                 for text in texts:
-                    owner = f"owner {self._filled % self.owners}"
                     self._filled += 1
-                    copy.write_row((owner, _UUID.format(self._filled), text, json.dumps(embed_one(text))))
+                    copy.write_row((self.owner, _UUID.format(self._filled), text, json.dumps(embed_one(text))))
             connection.execute(_FILL)
-        self._connection.execute("VACUUM ANALYZE strands_memories, strands_memory_vectors")
 
     def exact(self, query: str, limit: int) -> list[str]:
         """Return the nearest texts, by comparing all vectors."""
         with self._connection.transaction():
             self._connection.execute("SET LOCAL enable_indexscan = off")
-            parameters = ("owner 0", str(embed_one(query)), limit)
+            parameters = (self.owner, str(embed_one(query)), limit)
             return [content for (content,) in self._connection.execute(_EXACT, parameters)]
 
     def close(self) -> None:
