@@ -16,12 +16,8 @@ from psycopg import Connection, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-<<<<<<< .merge_file_FId0V8
-from strands_psycopg.calls import check_interrupted
-from strands_psycopg.connect_refusal import read_sqlstate
-=======
 from strands_psycopg.calls import check_interrupted, report_stall
->>>>>>> .merge_file_dFvoFs
+from strands_psycopg.connect_refusal import read_sqlstate
 from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
