@@ -154,7 +154,7 @@ def test_the_queries_are_shown_with_their_results(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("_forked_agents")
-def test_nothing_else_in_the_users_database_is_changed(
+def test_nothing_else_in_the_users_database_is_changed_and_all_of_it_can_be_removed(
     capsys: pytest.CaptureFixture[str], empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Only --dsn names a database to write to.
@@ -162,17 +162,14 @@ def test_nothing_else_in_the_users_database_is_changed(
     assert main(["demo", "--dsn", empty_dsn]) == 0
     assert main(["demo", "--dsn", empty_dsn]) == 0
     name = conninfo_to_dict(empty_dsn)["dbname"]
-    assert f"1. Your database {name} (PostgreSQL " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"1. Your database {name} (PostgreSQL " in output
     with psycopg.connect(empty_dsn) as connection:
         schemas = connection.execute("SELECT DISTINCT schemaname FROM pg_stat_user_tables").fetchall()
         sessions = connection.execute("SELECT count(*) FROM strands_demo.strands_sessions").fetchall()
     assert (schemas, sessions) == ([("strands_demo",)], [(2,)])
 
-
-@pytest.mark.usefixtures("_forked_agents")
-def test_the_demo_shows_how_to_remove_it(capsys: pytest.CaptureFixture[str], empty_dsn: str) -> None:
-    assert main(["demo", "--dsn", empty_dsn]) == 0
-    command = shlex.split(capsys.readouterr().out.splitlines()[-2])
+    command = shlex.split(output.splitlines()[-2])
     assert command[0] == "psql"
     with psycopg.connect(empty_dsn, autocommit=True) as connection:
         connection.execute(command[-1].encode())
