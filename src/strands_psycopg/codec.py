@@ -165,25 +165,26 @@ class _Analysis:
         self.is_lossy = False
         self._text = text
         self._has_nulls = False
+        key_tuples: dict[tuple[str, ...], None] = {}
         objects: list[list[tuple[str, Any]]] = []
 
-        def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            objects.append(pairs)
-            return dict(pairs)
-
-        # With ``append`` the decoder calls no Python, and leaves None in the place of each object.
-        may_be_too_deep = text.count("[") + text.count("{") > _MAX_DEPTH
-        parsed = self._parse(collect if may_be_too_deep else objects.append)
-        key_tuples: dict[tuple[str, ...], None] = {}
-        for pairs in objects:
+        def note(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
             keys = tuple([key for key, _ in pairs])
             if len(keys) == 2 and _BYTES_KEY in keys and _is_encoded_bytes(dict(pairs)):
                 self.bytes_count += 1
             else:
                 key_tuples[keys] = None
+            return dict(pairs) if is_large else None
+
+        # Of a small text the decoder calls no Python, and leaves None in the place of each object. Keeping those of a
+        # large one would take longer.
+        is_large = text.count("[") + text.count("{") > _MAX_DEPTH
+        parsed = self._parse(note if is_large else objects.append)
+        for pairs in objects:
+            note(pairs)
         self._key_tuples = tuple(key_tuples)
         self.order, is_ambiguous = _order(self._key_tuples)
-        self._fits = not _is_too_large(text, length) and not (may_be_too_deep and _is_too_deep(parsed))
+        self._fits = not _is_too_large(text, length) and not (is_large and _is_too_deep(parsed))
         if is_ambiguous or not self._fits or _has_refused_escape(text):
             self.is_lossy = True
 
