@@ -936,7 +936,7 @@ def test_fork_of_a_checkpoint_that_does_not_exist_is_an_error(repository: Postgr
     "wrong", ["", "latest", "58dbae1f-a824-4af6-943b-e1e427442108", "01890A5D-AC96-774B-BCCE-B302099A8057", 7]
 )
 def test_what_is_no_id_of_a_checkpoint_is_refused(repository: PostgresSessionRepository, wrong: Any) -> None:
-    with pytest.raises(ValueError, match="is no snapshot id"):
+    with pytest.raises(ValueError, match="is not a snapshot id"):
         repository.fork_session("s", "fork", snapshot_id=wrong)
 
 
