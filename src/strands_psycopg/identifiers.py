@@ -61,5 +61,5 @@ def parse_snapshot_id(text: object) -> UUID:
     except (ValueError, AttributeError, TypeError):
         pass
     raise ValueError(
-        f"{text!r} is not a snapshot id; list_snapshot_ids() or 'strands-psycopg show --checkpoints' lists what there is"
+        f"{text!r} is not a snapshot id; list_snapshot_ids() or 'strands-psycopg show --checkpoints' lists them"
     )

@@ -575,7 +575,7 @@ def test_what_does_not_exist_fails(
         (["fork", "s", "t", "--until", "-1"], "until must be 0 or more, not -1"),
         (
             ["fork", "s", "t", "--snapshot", "x"],
-            "'x' is not a snapshot id; list_snapshot_ids() or 'strands-psycopg show --checkpoints' lists what there is",
+            "'x' is not a snapshot id; list_snapshot_ids() or 'strands-psycopg show --checkpoints' lists them",
         ),
         (
             ["purge", "--idle-for", "0s"],
