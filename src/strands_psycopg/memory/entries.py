@@ -59,7 +59,7 @@ _ADDED = """
 # Not in a CTE: where the tables are distributed, it would become a write of all nodes.
 _ADD_VECTOR = """
     INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
-    SELECT %(owner)s, %(store)s, added.memory_id, %(embedding)s::public.vector FROM added
+    SELECT %(owner)s, %(store)s, added.memory_id, %(embedding)s::public.vector::public.halfvec FROM added
     ON CONFLICT (owner, store, memory_id) DO NOTHING
     RETURNING true, v.memory_id
 """  # no row: the memory has other metadata, or has its vector already
@@ -109,7 +109,7 @@ _UPDATED = """
 # In a transaction with the update of its memory, as ADD_VECTOR.
 _REPLACE_VECTOR = """
     INSERT INTO {memory_vectors} AS v (owner, store, memory_id, embedding)
-    VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector)
+    VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector::public.halfvec)
     ON CONFLICT (owner, store, memory_id) DO UPDATE SET embedding = EXCLUDED.embedding
 """
 

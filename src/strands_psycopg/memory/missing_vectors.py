@@ -30,7 +30,7 @@ _FIND = """
 # A text that was edited or forgotten since it was read does not get the vector of what it was.
 _STORE = """
     INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
-    SELECT %(owner)s, %(store)s, m.memory_id, %(embedding)s::public.vector FROM {memories} AS m
+    SELECT %(owner)s, %(store)s, m.memory_id, %(embedding)s::public.vector::public.halfvec FROM {memories} AS m
     WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = %(memory_id)s AND m.write_id = %(write_id)s
     FOR SHARE
     ON CONFLICT (owner, store, memory_id) DO NOTHING

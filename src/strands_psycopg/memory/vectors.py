@@ -24,10 +24,11 @@ _LOOK_UP = """
     WHERE s.nspname = %(schema)s AND c.relname = %(table)s
 """
 
-# In the transaction that has stored the memory.
+# In the transaction that has stored the memory. Both casts are explicit, since Citus calls the function of an implicit
+# one with too few arguments.
 ADD_VECTOR = """
     INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
-    VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector)
+    VALUES (%(owner)s, %(store)s, %(memory_id)s, %(embedding)s::public.vector::public.halfvec)
     ON CONFLICT (owner, store, memory_id) DO NOTHING
 """
 
