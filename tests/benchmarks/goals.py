@@ -39,19 +39,51 @@ class _Ratio(NamedTuple):
     theirs: tuple[str, str, str | None]
 
 
+_SQL = "session_sql"
+_SQL_PEER = "strands-session-sql"
+_STORAGE = "postgres_storage"
+_STORAGE_PEER = "strands-postgres-storage"
+
 _TURN = "a further turn, beyond no session manager"
 _AWAY = "turn, 1 ms away"
+_BY_AGENT = "turn by agent()"
 _RESTORE = "restore of 10,000"
 _RATIOS = [
-    _Ratio(f"{_TURN}, against {PEER}", 0.2, ("turn", "ours", "none"), ("turn", _PEER, "none")),
-    _Ratio(f"{_TURN}, against the limit", 1.5, ("turn", "ours", "none"), ("turn", "limit", "none")),
-    _Ratio(f"the same 1 ms away, against {PEER}", 0.2, (_AWAY, "ours", "none"), (_AWAY, _PEER, "none")),
-    _Ratio("the same 1 ms away, against the limit", 1.5, (_AWAY, "ours", "none"), (_AWAY, "limit", "none")),
+    _Ratio(f"{_TURN}, against {PEER}", 0.5, ("turn", "ours", "none"), ("turn", _PEER, "none")),
+    _Ratio(f"{_TURN}, against the limit", 1.8, ("turn", "ours", "none"), ("turn", "limit", "none")),
+    _Ratio(f"the same 1 ms away, against {PEER}", 0.45, (_AWAY, "ours", "none"), (_AWAY, _PEER, "none")),
+    _Ratio("the same 1 ms away, against the limit", 1.35, (_AWAY, "ours", "none"), (_AWAY, "limit", "none")),
+    _Ratio(f"the same by `agent()`, against {_SQL_PEER}", 0.9, (_BY_AGENT, "ours", "none"), (_BY_AGENT, _SQL, "none")),
     _Ratio(
         f"a request that builds the agent anew, beyond no session manager, against {PEER}",
-        0.25,
+        0.2,
         ("request", "ours", "none"),
         ("request", _PEER, "none"),
+    ),
+    *(
+        _Ratio(
+            f"seconds of each turn of 50 agents, {delay} ms away, against {PEER}",
+            round(1 / times, 3),
+            (f"50 agents, {delay} ms", "ours", None),
+            (f"50 agents, {delay} ms", _PEER, None),
+        )
+        for delay, times in ((0, 3), (2, 8), (50, 30))
+    ),
+    _Ratio(
+        f"CPU of a turn of 50 agents, against {PEER}",
+        0.6,
+        ("50 agents, 0 ms: CPU", "ours", None),
+        ("50 agents, 0 ms: CPU", _PEER, None),
+    ),
+    *(
+        _Ratio(
+            f"{verb} of a value of {size}, against {_STORAGE_PEER}",
+            1,
+            (f"value of {size}: {verb}", "ours", None),
+            (f"value of {size}: {verb}", _STORAGE, None),
+        )
+        for size in ("1 KB", "100 KB", "1 MB")
+        for verb in ("write", "read")
     ),
     _Ratio(f"{_RESTORE}, against {PEER}", 0.1, (_RESTORE, "ours", None), (_RESTORE, _PEER, None)),
     _Ratio(f"{_RESTORE}, against the limit", 1.5, (_RESTORE, "ours", None), (_RESTORE, "limit", None)),
@@ -88,7 +120,7 @@ _BOUNDS = [
         ]
         for count in ("statements", "round trips")
     ),
-    ("event loop held, 50 agents, 50 ms of delay", 20, "50 agents, 50 ms: held", "ms", 1000),
+    ("event loop held, 50 agents, 50 ms of delay", 5, "50 agents, 50 ms: held", "ms", 1000),
 ]
 
 

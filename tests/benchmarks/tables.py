@@ -59,6 +59,7 @@ _CROWD = [
     ("turns per second", "rate", 1),
     ("slowest turn in 100, ms", "slowest in 100", 1000),
     ("longest hold of the loop, ms", "held", 1000),
+    ("CPU of a turn in this process, ms", "CPU", 1000),
 ]
 
 

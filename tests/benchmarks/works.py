@@ -128,7 +128,7 @@ def memory_of_restore(contender: Contender, *, messages: int) -> Measured:
 
 
 def crowd(contender: Contender, *, agents: int, count: int) -> Measured:
-    """Many agents at once on one event loop, and for how long a step of one of them held it at most."""
+    """Many agents at once on one event loop: CPU seconds of a turn too, and for how long a step held the loop at most."""
     built = [build(contender.manager(new_session()), window=1_000_000) for _ in range(agents)]
     prompt = text(25)
     seconds: list[float] = []
@@ -139,21 +139,27 @@ def crowd(contender: Contender, *, agents: int, count: int) -> Measured:
             await agent.invoke_async(prompt)
             seconds.append(time.perf_counter() - began)
 
-    async def main() -> tuple[float, float]:
+    async def main() -> tuple[float, float, float]:
         await asyncio.gather(*(take_turns(agent, 2) for agent in built))
         seconds.clear()
         # To look through what all the imports have left, as Python does now and then, takes tens of milliseconds.
         gc.collect()
         gc.freeze()
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         with _longest_step() as longest:
             await asyncio.gather(*(take_turns(agent, count) for agent in built))
-        return time.perf_counter() - began, max(longest)
+        return time.perf_counter() - began, time.process_time() - worked, max(longest)
 
-    took, held = asyncio.run(main())
+    took, worked, held = asyncio.run(main())
     gc.unfreeze()
     slowest = statistics.quantiles(seconds, n=100)[-1]
-    return {"seconds": seconds, "slowest in 100": [slowest], "held": [held], "rate": [len(seconds) / took]}
+    return {
+        "seconds": seconds,
+        "slowest in 100": [slowest],
+        "held": [held],
+        "rate": [len(seconds) / took],
+        "CPU": [worked / len(seconds)],
+    }
 
 
 @contextmanager
