@@ -128,7 +128,7 @@ def memory_of_restore(contender: Contender, *, messages: int) -> Measured:
 
 
 def crowd(contender: Contender, *, agents: int, count: int) -> Measured:
-    """Many agents at once on one event loop: CPU seconds of a turn too, and for how long a step held the loop at most."""
+    """Many agents at once on one event loop; also the CPU seconds of a turn, and the longest step on the loop."""
     built = [build(contender.manager(new_session()), window=1_000_000) for _ in range(agents)]
     prompt = text(25)
     seconds: list[float] = []
