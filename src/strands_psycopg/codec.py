@@ -20,6 +20,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, count
 from typing import Any
@@ -109,7 +110,24 @@ def decode(jsonb_text: str, exact_text: str | None) -> Any:
 
     Returns:
         A document for which ``json.dumps`` returns the same text as for the encoded one; bytes are bytes again.
+
+    Raises:
+        ValueError: It is nested too deeply for this version of Python; it was stored by a newer one.
     """
+    try:
+        return _decode(jsonb_text, exact_text)
+    except RecursionError:
+        # The calls around this one may have left too little of the stack. That of a new thread is empty.
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                return thread.submit(_decode, jsonb_text, exact_text).result()
+            except RecursionError as error:
+                raise ValueError(
+                    "the document is nested too deeply for this version of Python; use a newer one"
+                ) from error
+
+
+def _decode(jsonb_text: str, exact_text: str | None) -> Any:
     if exact_text is None:
         return _parse(jsonb_text)
     if exact_text.startswith(_ORDER_PREFIX):

@@ -1,4 +1,4 @@
-"""The SQLSTATE of a refused connect, of which libpq returns only the text, in the server's language."""
+"""Why a connect failed: at each host, and with which SQLSTATE, of which libpq returns only the text."""
 
 import os
 import re
@@ -17,6 +17,18 @@ _ERROR_RESPONSE = re.compile(rb'\tErrorResponse\t S "[^"]*"(?: V "[^"]*")? C "([
 
 # In bytes; a connect takes about one kilobyte.
 _MAX_TRACE = 1_000_000
+
+# The failures of psycopg's attempts, of which there is one for each address of each host.
+_ATTEMPT = re.compile(r"^- (host: .*?, port: .*?), hostaddr: ", re.MULTILINE)
+
+
+def failures_by_host(error: psycopg.Error) -> list[str]:
+    """Return the text of a failed connect for each host that was tried, with those of all its addresses."""
+    _, *attempts = _ATTEMPT.split(str(error))
+    failures: dict[str, str] = {}
+    for host, failure in zip(attempts[::2], attempts[1::2], strict=True):
+        failures[host] = failures.get(host, "") + failure
+    return [*failures.values()] or [str(error)]
 
 
 def read_sqlstate(dsn: str, settings: Mapping[str, Any], *, timeout: float) -> str | None:

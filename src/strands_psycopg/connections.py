@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from strands_psycopg.calls import check_interrupted, report_stall
-from strands_psycopg.connect_refusal import read_sqlstate
+from strands_psycopg.connect_refusal import failures_by_host, read_sqlstate
 from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
@@ -43,8 +43,9 @@ _PERMANENT = re.compile(
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 
-# And so are these SQLSTATEs: no authorization, no such database, no privilege. Texts may be in any language.
-_PERMANENT_SQLSTATE = re.compile(r"28...|3D000|42501")
+# And so are these SQLSTATEs: no authorization, no such database, no privilege, and a setting that does not exist or has
+# a wrong value. Texts may be in any language.
+_PERMANENT_SQLSTATE = re.compile(r"28...|3D000|42501|42704|22023")
 
 # No server has answered, so that the host or port may be wrong.
 # The first two are those of psycopg, the second before its version 3.3.
@@ -116,10 +117,27 @@ class _PoolFilter(logging.Filter):
         """Return whether to log a record."""
         subject = record.args[0] if isinstance(record.args, tuple) and record.args else None
         is_own = subject.startswith(_POOL_NAME) if isinstance(subject, str) else subject in self.connections
-        if not is_own or record.levelno != logging.WARNING:
-            return True
-        record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
-        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+        return not is_own or _demote_warning(record)
+
+
+class _DriverFilter(logging.Filter):
+    """Turns psycopg's warnings about errors that it ignores into DEBUG records, in threads that use a connection.
+
+    They follow an error that the statement's own error or log line reports.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log a record."""
+        is_own = getattr(_thread, "uses_connection", False) and str(record.msg).startswith("error ignored")
+        return not is_own or _demote_warning(record)
+
+
+def _demote_warning(record: logging.LogRecord) -> bool:
+    """Turn a warning into a DEBUG record; return whether to log it."""
+    if record.levelno != logging.WARNING:
+        return True
+    record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+    return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
 # What the name of a pool begins with, unless the caller has named it.
@@ -127,6 +145,10 @@ _POOL_NAME = "strands-psycopg-"
 _pool_numbers = count(1)
 _pool_filter = _PoolFilter()
 logging.getLogger("psycopg.pool").addFilter(_pool_filter)
+logging.getLogger("psycopg").addFilter(_DriverFilter())
+
+# Its attribute ``uses_connection`` tells whether the thread has checked out a connection.
+_thread = threading.local()
 
 
 class _Use:
@@ -290,8 +312,8 @@ class ManagedPool:
         except psycopg.Error as error:
             reason = _one_line(error)
             if reason != self._refusal[0]:
+                is_known = _PERMANENT.search(reason) or _NO_SERVER.search(reason) or len(failures_by_host(error)) > 1
                 # A connect of a subclass may use other settings.
-                is_known = _PERMANENT.search(reason) or _NO_SERVER.search(reason)
                 is_custom = getattr(self._connection_class.connect, "__func__", None) is not _CONNECT
                 sqlstate = None if is_known or is_custom else read_sqlstate(dsn, settings, timeout=_REFUSAL_TIMEOUT)
                 self._refusal = (reason, sqlstate)
@@ -327,10 +349,12 @@ class ManagedPool:
         if not isinstance(error, psycopg.Error):
             return UnreachableError(f"no connection can be made with the DSN: {type(error).__name__}")
         reason = _one_line(error)
-        never_answered = not self._answered and _NO_SERVER.search(reason) is not None
+        # Another host may be back before long.
+        failures = failures_by_host(error)
+        never_answered = not self._answered and all(map(_NO_SERVER.search, failures))
         known_reason, sqlstate = self._refusal
         is_refusal = reason == known_reason and sqlstate is not None and _PERMANENT_SQLSTATE.fullmatch(sqlstate)
-        permanent = bool(is_refusal or _PERMANENT.search(reason))
+        permanent = bool(is_refusal) or all(map(_PERMANENT.search, failures))
         return UnreachableError(reason, permanent=permanent, never_answered=never_answered)
 
     def close(self) -> None:
@@ -381,8 +405,10 @@ class Connections:
         try:
             if not autocommit:
                 connection.autocommit = True
+            _thread.uses_connection = True
             yield connection
         finally:
+            _thread.uses_connection = False
             if not autocommit and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
                 connection.autocommit = False
             pool.putconn(connection)

@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from string import Formatter
@@ -124,11 +124,15 @@ class _Attempt(NamedTuple):
 class PipelinedTransaction:
     """A transaction whose statements are sent without waiting for the results of those before them.
 
+    Args:
+        connection: Its connection.
+        pipeline: None if each statement is to wait for its result all the same.
+
     Attributes:
         cursor: A cursor of its connection. What runs on it waits for its result.
     """
 
-    def __init__(self, connection: Connection[Any], pipeline: Pipeline) -> None:
+    def __init__(self, connection: Connection[Any], pipeline: Pipeline | None) -> None:
         self.cursor = new_cursor(connection)
         self._pipeline = pipeline
 
@@ -143,7 +147,8 @@ class PipelinedTransaction:
         results were fetched without this, or at the end of a nested pipeline, since psycopg then sends a message that
         stops the server's timer. But only with that message does it send what the socket's buffer did not take.
         """
-        self._pipeline.sync()
+        if self._pipeline is not None:
+            self._pipeline.sync()
 
 
 class Database:
@@ -336,10 +341,11 @@ class Database:
             StrandsPsycopgError: As in ``fetch``.
         """
 
-        def transaction(connection: Connection[Any], _attempt: _Attempt) -> _T:
+        def transaction(connection: Connection[Any], attempt: _Attempt) -> _T:
             try:
-                # Not in a transaction block of psycopg's, which would wait for BEGIN alone.
-                with connection.pipeline() as pipeline:
+                # Not in a transaction block of psycopg's, which would wait for BEGIN alone. And not in a pipeline if it
+                # is repeated, since there the server's reason for ending a connection may be lost.
+                with nullcontext() if attempt.repeated else connection.pipeline() as pipeline:
                     new_cursor(connection).execute(_BEGIN, prepare=False)
                     result = work(PipelinedTransaction(connection, pipeline))
                     new_cursor(connection).execute(_COMMIT, prepare=False)

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import IsolationLevel, sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 
 from strands_psycopg import DatabaseError, DatabaseUnavailableError, PostgresSessionRepository, database
@@ -252,3 +252,17 @@ def test_server_that_is_full_is_waited_for_whatever_its_language(
     finally:
         look.execute("DROP ROLE crowd")
     assert retries() != []
+
+
+def test_host_that_is_restarted_is_waited_for_though_another_one_refuses_for_good(
+    own_dsn: str, dsn: str, retries: Retries
+) -> None:
+    with Proxy(dsn) as refusing, Proxy(own_dsn) as good:
+        ports = [str(conninfo_to_dict(proxy.dsn)["port"]) for proxy in (refusing, good)]
+        both = make_conninfo(good.dsn, host="127.0.0.1,127.0.0.1", port=",".join(ports))
+        good.refuse()
+        with PostgresSessionRepository(both, retry_timeout=60) as repository, ThreadPoolExecutor() as thread:
+            reading = thread.submit(repository.read_session, "s")
+            wait_until(lambda: retries() != [] or reading.done())
+            good.accept()
+            assert reading.result(60) is None

@@ -34,7 +34,7 @@ from support.agents import build
 from support.memories import needs_memory
 from support.multi_agents import Team
 from support.payloads import ScramblingCodec
-from support.storage import has_storage
+from support.storage import has_storage, needs_storage
 from support.tables import one
 
 Connection = psycopg.Connection[Any]
@@ -345,6 +345,28 @@ def test_refusal_of_the_server_has_advice(dsn: str, connection: Connection, sqls
         pytest.raises(DatabaseError, match=f"SQLSTATE {sqlstate}.*{advice}"),
     ):
         repository._database.fetch("testing", statement.encode(), {})
+
+
+@needs_storage
+def test_reason_for_which_the_server_ends_the_connection_of_a_large_write_is_told(
+    dsn: str, repository: PostgresSessionRepository, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    if connection.info.server_version < 170000:
+        pytest.skip("PostgreSQL has transaction_timeout since 17")
+    asyncio.run(PostgresStorage(repository).write("key", b"small"))
+    options = "-c transaction_timeout=200"
+
+    with (
+        PostgresSessionRepository(make_conninfo(dsn, options=options), retry_timeout=60) as impatient,
+        psycopg.connect(dsn) as locking,
+    ):
+        locking.execute("SELECT FROM strands_storage FOR UPDATE")
+        with pytest.raises(PostgresStorageError) as failed:
+            asyncio.run(PostgresStorage(impatient).write("key", bytes(100_000)))
+
+    assert isinstance(failed.value.__cause__, DatabaseError)
+    assert "transaction_timeout is too short" in str(failed.value)
+    assert [record for record in caplog.records if record.name == "psycopg"] == []
 
 
 def test_full_disk_of_the_server_has_advice() -> None:

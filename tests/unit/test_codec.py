@@ -424,6 +424,14 @@ def test_document_longer_than_the_server_accepts_is_refused(monkeypatch: pytest.
         encode(bytes(750))
 
 
+def test_document_is_decoded_however_deeply_the_calls_around_it_are_nested() -> None:
+    def called_deeply(calls: int) -> Any:
+        return called_deeply(calls - 1) if calls else decode(*encoded)
+
+    encoded = encode(nested(800))
+    assert json.dumps(called_deeply(sys.getrecursionlimit() // 3)) == json.dumps(nested(800))
+
+
 def test_document_nested_too_deeply_for_python_is_refused() -> None:
     with pytest.raises(ValueError, match="nested too deeply to be stored; flatten it"):
         encode(nested(1_000_000))
