@@ -40,8 +40,8 @@ def read_sqlstate(dsn: str, settings: Mapping[str, Any], *, timeout: float) -> s
         timeout: After how many seconds to give up.
 
     Returns:
-        None if the server says nothing or accepts the connection, and where libpq writes no trace in memory: anywhere
-        but on Linux.
+        None if the server says nothing or accepts the connection, and where libpq writes no trace of it: anywhere but
+        on Linux, and before its version 18 of what is refused during authentication.
     """
     if not hasattr(os, "memfd_create"):
         return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import IsolationLevel, sql
+from psycopg import IsolationLevel, pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 
@@ -213,11 +213,10 @@ def test_refused_connect_is_known_whatever_the_language_of_the_server(
 ) -> None:
     """The texts are German, as far as there is room for them."""
     look.execute("CREATE ROLE resting NOLOGIN PASSWORD 'calm'")
-    refused = [
-        ({"password": "wrong"}, "Passwort-Authentifizierung"),
-        ({"dbname": "unknown"}, "ex. nicht"),
-        ({"user": "resting", "password": "calm"}, "darf nicht einloggen"),
-    ]
+    refused = [({"dbname": "unknown"}, "ex. nicht")]
+    if pq.version() >= 180000:  # before, authentication is not in libpq's trace
+        refused.append(({"password": "wrong"}, "Passwort-Authentifizierung"))
+        refused.append(({"user": "resting", "password": "calm"}, "darf nicht einloggen"))
     try:
         with Proxy(own_dsn) as proxy:
             proxy.translations = {
