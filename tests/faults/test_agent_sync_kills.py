@@ -306,10 +306,12 @@ def test_killed_process_leaves_the_agent_of_its_last_event(
     events = 0
     for life in range(scale(4, 200)):
         writer = crew.start(WRITE, make_conninfo(dsn, application_name="writer"), str(life))
+        # However slow the machine is, every second process shall get as far as an event.
+        seen = [writer.line()] if life % 2 else []
         # The moment shall be any, so there is nothing to wait for.
         time.sleep(moments.uniform(0.1, 0.6))
         writer.signal(signal.SIGKILL)
-        lines = [line.split(" ", 1) for line in writer.lines()]
+        lines = [line.split(" ", 1) for line in [*seen, *writer.lines()]]
         assert writer.end() == -signal.SIGKILL, writer.errors()
         writer.close()
         # Until then its last write may still land.
@@ -338,5 +340,5 @@ def test_killed_process_leaves_the_agent_of_its_last_event(
         stored = log(repository, "s")
         assert stored.startswith(said[-1][:-1] if said else "["), f"seed {seed}"
         said.append(stored)
-    assert events > life
+    assert events > life // 2
     print(f"{life + 1} kills, {events} lines")
