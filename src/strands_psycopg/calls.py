@@ -83,7 +83,7 @@ class Call(Generic[_T]):
             self._uninterrupted.release()
 
     def stall(self) -> None:
-        """Tell the threads that this one is going to wait for something else than a statement's result."""
+        """Report to the threads that this one is going to wait for something else than a statement's result."""
         self._stall(self)
 
     def pause(self, seconds: float) -> None:

@@ -80,7 +80,7 @@ class _WorkerThreads:
             self.identifiers.append(_thread.start_new_thread(_work, (self,)))
 
     def stall(self, call: Call[Any]) -> None:
-        """Let further threads start, since one waits with a call for something else than a statement's result."""
+        """Allow further threads to start, since one waits with a call for something else than a statement's result."""
         self.stalled.add(call)
         with suppress(RuntimeError):
             self.start()

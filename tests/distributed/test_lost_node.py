@@ -34,7 +34,7 @@ def on_two_nodes(node_of: NodeOf, table: str) -> tuple[str, str]:
 
 
 def turn(agent: Agent, number: int) -> None:
-    """Let an agent answer after one of the messages in its memory was edited."""
+    """Run a turn of an agent after one of the messages in its memory was edited."""
     agent.messages[-1]["content"] = [{"text": f"edited before turn {number}"}]
     agent(f"turn {number}")
 

@@ -213,7 +213,7 @@ def test_refused_connect_is_known_whatever_the_language_of_the_server(
 ) -> None:
     """The texts are German, as far as there is room for them."""
     look.execute("CREATE ROLE resting NOLOGIN PASSWORD 'calm'")
-    refused = [({"dbname": "unknown"}, "ex. nicht")]
+    refused = [({"dbname": "unknown"}, "ex. nicht"), ({"options": "-c unknown=1"}, 'parameter "unknown"')]
     if pq.version() >= 180000:  # before, authentication is not in libpq's trace
         refused.append(({"password": "wrong"}, "Passwort-Authentifizierung"))
         refused.append(({"user": "resting", "password": "calm"}, "darf nicht einloggen"))

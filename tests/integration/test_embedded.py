@@ -116,7 +116,7 @@ def cluster(prepared: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def _copied(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let new clusters be copies of it too."""
+    """Make new clusters copies of it too."""
 
     def copy(server: Server, lock: int) -> None:
         subprocess.run(["cp", "-a", prepared / "data", prepared / "password", server.path], check=True)

@@ -8,6 +8,6 @@ import botocore.session  # type: ignore[import-untyped]
 
 
 def make_cheap() -> None:
-    """Let all its clients share what they read from botocore's files, and ask no network for credentials."""
+    """Make all its clients share what they read from botocore's files, and ask no network for credentials."""
     os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
     botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)

@@ -26,7 +26,7 @@ class Contender:
         asyncio.run(add())
 
     def exact(self, query: str, limit: int) -> None:
-        """Have no vectors."""
+        """Return nothing: it stores no vectors."""
 
     def close(self) -> None:
         """Close the pool."""
