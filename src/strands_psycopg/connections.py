@@ -40,6 +40,7 @@ _PERMANENT = re.compile(
     r"|database \".*\" does not exist|role \".*\" does not exist|is not permitted to log in"
     r"|permission denied for database|server does not support SSL|certificate"
     r"|invalid port number|invalid sslmode value|definition of service"
+    r"|socket path .* is too long"
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 

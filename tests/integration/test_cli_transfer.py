@@ -233,7 +233,7 @@ def test_s3_is_a_source(
 
 
 def test_tables_dsn_is_retried_as_long_as_dsn(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str
 ) -> None:
     monkeypatch.setattr(options, "RETRY_TIMEOUT", 0.2)
     assert (
@@ -243,7 +243,7 @@ def test_tables_dsn_is_retried_as_long_as_dsn(
                 "--tables-of",
                 "strands-postgresql-session-manager",
                 "--tables-dsn",
-                f"host={tmp_path}",
+                "host=/nowhere",
                 "--dsn",
                 dsn,
             ]

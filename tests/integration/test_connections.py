@@ -165,6 +165,7 @@ def test_wrong_password_is_reported_at_once_and_shown_nowhere(
         ({"port": "99999"}, 'invalid port number: "99999"'),
         ({"sslmode": "bogus"}, 'invalid sslmode value: "bogus"'),
         ({"service": "nowhere"}, 'definition of service "nowhere" not found'),
+        ({"host": "/nowhere" * 20}, "socket path .* is too long"),
     ],
     ids=str,
 )
