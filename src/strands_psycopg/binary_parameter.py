@@ -9,7 +9,7 @@ class BinaryParameter(bytes):
 
 
 class BinaryParameterDumper(Dumper):
-    """Sends the bytes as they are. The server takes the type from the statement."""
+    """Sends the bytes as they are. The statement determines their type."""
 
     format = Format.BINARY
 

@@ -174,7 +174,7 @@ class _Analysis:
 
     Attributes:
         bytes_count: How many objects have the form of encoded bytes.
-        order: What the exact column says of the order of keys; None if it is JSONB's.
+        order: The text of the exact column for the order of keys; None if it is JSONB's.
         is_lossy: JSONB would change more than the order of keys, or cannot hold the text at all.
     """
 
@@ -258,7 +258,7 @@ def _is_too_deep(parsed: Any) -> bool:
 
 
 def _order(key_tuples: tuple[tuple[str, ...], ...]) -> tuple[str | None, bool]:
-    """Return what the exact column says of the order of keys, and whether one set of keys has two orders.
+    """Return the text of the exact column for the order of keys, and whether one set of keys has two orders.
 
     Raises:
         ValueError: Two keys of one object are the same.

@@ -36,7 +36,7 @@ def read_sqlstate(dsn: str, settings: Mapping[str, Any], *, timeout: float) -> s
 
     Args:
         dsn: A DSN.
-        settings: What replaces parts of it; what is no setting of libpq is left out.
+        settings: What replaces parts of it; what is not a setting of libpq is left out.
         timeout: After how many seconds to give up.
 
     Returns:

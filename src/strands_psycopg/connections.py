@@ -148,7 +148,7 @@ _pool_filter = _PoolFilter()
 logging.getLogger("psycopg.pool").addFilter(_pool_filter)
 logging.getLogger("psycopg").addFilter(_DriverFilter())
 
-# Its attribute ``uses_connection`` tells whether the thread has checked out a connection.
+# Its attribute ``uses_connection`` says whether the thread has checked out a connection.
 _thread = threading.local()
 
 
@@ -296,7 +296,7 @@ class ManagedPool:
             settings = {**defaults, **kwargs, "autocommit": True, "client_encoding": "utf8"}
             connection = self._connect(dsn, settings)
         except Exception as error:
-            # Of a lack of file descriptors libpq says nothing.
+            # libpq does not report a lack of file descriptors.
             self._last_error = file_limit_error() or error
             self.failures += 1
             raise

@@ -53,7 +53,7 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
 
 # Internal and I/O errors. A distributed database reports a lost node so, until it has noticed that its connections to
-# that node are lost. But it may also be a damaged page, which no retry mends. So they are retried for some seconds.
+# that node are lost. But it may also be a damaged page, which no retry repairs. So they are retried for some seconds.
 _PERHAPS_RETRYABLE = {"XX000", "58030"}
 _PERHAPS_RETRYABLE_TIMEOUT = 5.0
 
@@ -415,7 +415,7 @@ class Database:
                         retryable = _is_retryable(error, connection, since=began)
                         if isinstance(error, errors.ReadOnlySqlTransaction | errors.FeatureNotSupported):
                             # After a failover the pool may still be connected to the old primary, and after a column
-                            # has got another type, connections have plans that do not fit any more.
+                            # has changed its type, connections have plans that do not fit any more.
                             retryable = self._connections.first_used_at(connection) < outdated_since
                             outdated_since = min(outdated_since, time.monotonic())
                             connection.close()

@@ -9,7 +9,7 @@ def check_duration(field: str, time: timedelta | float) -> float:
     """Return a duration in seconds.
 
     Raises:
-        ValueError: It is not positive, or longer than 36,500 days; its text names ``field``.
+        ValueError: It is not positive, or longer than 36,500 days; the text names ``field``.
     """
     seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
     if not 0 < seconds <= _MAX_SECONDS:

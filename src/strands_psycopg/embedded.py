@@ -397,7 +397,7 @@ class Server:
         link, stale = self.path / "socket", self._probe()
         known = str(link.readlink()) if link.is_symlink() else None
         if stale is not None and stale.socket_folder == known and stale.status == Ping.NO_RESPONSE:
-            # No process of the server is alive, but PostgreSQL would mistake any process that has got its id for it.
+            # No process of the server is alive, but PostgreSQL would mistake any process that has its id now for it.
             # With an id that no process has, it checks only the shared memory.
             script = 'f=data/postmaster.pid; { echo 2147483647; sed 1d "$f"; } >"$f.new" && mv "$f.new" "$f"'
             _run(self._account, "/bin/sh", "-c", script, cwd=self.path)

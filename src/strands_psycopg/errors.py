@@ -102,7 +102,7 @@ class SessionOwnerError(StrandsPsycopgError, SessionException):
 
     @classmethod
     def of(cls, operation: str, session_id: str) -> "SessionOwnerError":
-        """Return the error of an operation on a session; it does not tell who owns the session."""
+        """Return the error of an operation on a session; it does not say who owns the session."""
         return cls(
             f"{operation}: session {session_id!r} does not belong to the given owner; use another session id, or, if "
             "the session has no owner yet and is this one's, call annotate_session(owner=...) first",

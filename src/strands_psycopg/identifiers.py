@@ -10,7 +10,7 @@ def check_id(field: str, value: object) -> str:
     """Return an id if it is valid.
 
     Raises:
-        ValueError: It is not a string of 1 to 255 characters without NUL or lone surrogates; its text names ``field``.
+        ValueError: It is not a string of 1 to 255 characters without NUL or lone surrogates; the text names ``field``.
     """
     return check_text(field, value, 1, _MAX_LENGTH)
 
@@ -19,7 +19,7 @@ def check_text(field: str, value: object, min_length: int, max_length: int) -> s
     """Return a text if a column can hold it.
 
     Raises:
-        ValueError: It is not a string of so many characters without NUL or lone surrogates; its text names ``field``.
+        ValueError: It is not a string of so many characters without NUL or lone surrogates; the text names ``field``.
     """
     if not isinstance(value, str):
         raise ValueError(f"{field} must be a string, not {type(value).__name__}")
@@ -39,7 +39,7 @@ def check_index(field: str, value: object) -> int:
     """Return a message index, or a number of messages, limited to what fits a ``bigint``.
 
     Raises:
-        ValueError: It is not an integer from 0 up; its text names ``field``.
+        ValueError: It is not an integer from 0 up; the text names ``field``.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{field} must be an integer, not {type(value).__name__}")

@@ -86,9 +86,9 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         blocking_hooks: Whether hooks are plain functions, which write before they return.
 
     Raises:
-        TypeError: ``repository`` is no ``PostgresSessionRepository``, or overrides a method that the manager does not
-            call, such as ``create_message``.
-        ValueError: ``session_id``, ``owner``, ``title`` or ``metadata`` is not valid.
+        TypeError: ``repository`` is not a ``PostgresSessionRepository``, or overrides a method that the manager does
+            not call, such as ``create_message``.
+        ValueError: ``session_id``, ``owner``, ``title``, ``metadata`` or ``keep_snapshots`` is not valid.
         SessionOwnerError: The session does not belong to ``owner``.
         SchemaError: The tables are missing.
         DatabaseUnavailableError: The database could not be reached in time.
@@ -175,12 +175,12 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         Args:
             session_id: The id of the session.
             dsn: The ``conninfo`` of the ``PostgresSessionRepository``.
-            owner: As of the constructor.
-            title: As of the constructor.
-            metadata: As of the constructor.
-            snapshot_trigger: As of the constructor.
-            keep_snapshots: As of the constructor.
-            blocking_hooks: As of the constructor.
+            owner: As for the constructor.
+            title: As for the constructor.
+            metadata: As for the constructor.
+            snapshot_trigger: As for the constructor.
+            keep_snapshots: As for the constructor.
+            blocking_hooks: As for the constructor.
             **options: The other arguments of the repository.
 
         Raises:

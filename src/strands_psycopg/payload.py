@@ -92,7 +92,7 @@ class Payloads:
         has_codec: Whether there is one.
 
     Raises:
-        TypeError: ``codec`` is no object with the methods of a ``PayloadCodec``.
+        TypeError: ``codec`` is not an object with the methods of a ``PayloadCodec``.
     """
 
     def __init__(self, codec: PayloadCodec | None = None) -> None:

@@ -50,7 +50,7 @@ def check_pool_options(options: Mapping[str, Any]) -> None:
     known = inspect.signature(ConnectionPool.__init__).parameters.keys() - _RESERVED
     for name, value in options.items():
         if name == "open":
-            raise TypeError("open is no option, since the pool opens at first use; leave it out")
+            raise TypeError("open is not an option, since the pool opens at first use; leave it out")
         if name not in known:
             close = get_close_matches(name, [*known, *_OTHER_ARGUMENTS], n=1)
             advice = f"did you mean {close[0]}?" if close else "see psycopg_pool.ConnectionPool for the options"

@@ -27,12 +27,12 @@ def open_database(
     """Return the database of a source, and whether it is new, so that it has to be closed.
 
     Args:
-        source: As of ``PostgresStorage``.
-        schema: As of ``Database``, like the other arguments; only their defaults go with a source that has a database.
-        table_prefix: See ``schema``.
-        retry_timeout: See ``schema``.
-        response_timeout: See ``schema``.
-        pool_options: See ``schema``.
+        source: As for ``PostgresStorage``. If it has a database, the other arguments must be the defaults.
+        schema: As for ``Database``.
+        table_prefix: As for ``Database``.
+        retry_timeout: As for ``Database``.
+        response_timeout: As for ``Database``.
+        pool_options: As for ``Database``.
 
     Raises:
         TypeError: The source is of a wrong type, or has a database already and options for one are passed too.
@@ -60,6 +60,6 @@ def open_database(
 
 
 def shared_payloads(source: object) -> Payloads:
-    """Return what encodes and decodes the values of a source: without a payload codec unless it is a repository."""
+    """Return what encodes and decodes the values of a source; only a repository has a payload codec."""
     payloads = getattr(getattr(source, "_tables", None), "payloads", None)
     return payloads if isinstance(payloads, Payloads) else Payloads()

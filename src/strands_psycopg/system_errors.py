@@ -29,7 +29,7 @@ _ADVICE = {
 
 NO_THREAD = f"no thread can be started; {_THREADS}"
 
-# What does not say anything about the file itself: the next one would fail, too.
+# These say nothing about the file itself: the next one would fail, too.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
 
@@ -56,7 +56,7 @@ def translate_limits() -> Iterator[None]:
         yield
     except OSError as error:
         raise ResourceLimitError(explain(error)) from error
-    except RuntimeError as error:  # which is all that Python tells of threads
+    except RuntimeError as error:  # what Python raises if a thread cannot be started
         raise ResourceLimitError(NO_THREAD) from error
 
 

@@ -58,7 +58,7 @@ def check_text_search_config(name: object) -> str:
     """Return the name of a text search configuration.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It cannot be one.
     """
     # PostgreSQL would accept NULL too, and find nothing.
     if not isinstance(name, str) or not name or "\0" in name:

@@ -16,7 +16,7 @@ DSN = "postgresql://localhost/agents"
         ({"max_sise": 5}, TypeError, "no argument or pool option 'max_sise'; did you mean max_size?"),
         ({"retry_timout": 5}, TypeError, "'retry_timout'; did you mean retry_timeout?"),
         ({"xyzzy": 5}, TypeError, "'xyzzy'; see psycopg_pool.ConnectionPool"),
-        ({"open": True}, TypeError, "open is no option, since the pool opens at first use"),
+        ({"open": True}, TypeError, "open is not an option, since the pool opens at first use"),
         ({"max_size": "10"}, TypeError, "the pool option max_size must be an integer, not str"),
         ({"min_size": True}, TypeError, "the pool option min_size must be an integer, not bool"),
         ({"max_size": 0}, ValueError, "the pool option max_size must be 1 or more, not 0"),

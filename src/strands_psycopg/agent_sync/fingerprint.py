@@ -39,7 +39,7 @@ Fingerprint: TypeAlias = bytes | _Copy
 
 
 def fingerprint(value: Any) -> Fingerprint:
-    """Return what tells whether a value has changed.
+    """Return a fingerprint that shows whether the value has changed since.
 
     Raises:
         ValueError: It is nested too deeply to be stored.
@@ -81,7 +81,7 @@ def _copied(value: Any) -> Any:
         return {key: _copied(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_copied(each) for each in value]
-    return copy.deepcopy(value)  # the very same object, if it is immutable
+    return copy.deepcopy(value)  # the same object, if it is immutable
 
 
 def _hash(value: Any) -> int:

@@ -20,7 +20,7 @@ class HeldMessage(NamedTuple):
         original: The index in the log of the message that this is, or that this is another form of; None if the log
             has no such message.
         fingerprint: Of the message in memory.
-        message: The very object that was in memory.
+        message: The object that was in memory, not a copy.
         is_withheld: Whether the form in memory is not stored, since it may have what was redacted of the message.
     """
 
@@ -43,8 +43,8 @@ class AgentRecord(NamedTuple):
         documents_digest: A hash of these documents.
         held: The messages of memory that have a place, in order.
         redacted: What messages of the log were redacted to, by their indexes: the fingerprint of their content.
-        redactions: The very messages that were given as redactions, by the same indexes.
-        redacted_ids: The indexes of those with a tracking id, by it.
+        redactions: The redacted messages that were passed to the manager, by the same indexes.
+        redacted_ids: The indexes of those with a tracking id, by that id.
         left: Messages of the log that memory held and holds no more, by fingerprint: the latest of them.
     """
 
@@ -62,6 +62,6 @@ class AgentRecord(NamedTuple):
 
 
 def tracking_id(message: Message) -> str | None:
-    """Return what tells a message from every other one; None before strands-agents 1.48, which has none."""
+    """Return the id that Strands has added to a message; None if it has none, as before strands-agents 1.48."""
     key = message.get("tracking_id")
     return key if isinstance(key, str) and key else None

@@ -26,7 +26,7 @@ class Redaction(NamedTuple):
 
 
 def known_messages(redacted: Message, held: Sequence[HeldMessage]) -> Redaction:
-    """Find the held messages that a redacted message is: those with its tracking id, or else the very object."""
+    """Find the held messages that a redacted message is: those with its tracking id, or else the same object."""
     key = tracking_id(redacted)
     same = [n for n, each in enumerate(held) if key is not None and tracking_id(each.message) == key]
     same = same or [n for n, each in enumerate(held) if each.message is redacted]

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def memory_after_turn(agent: "LocalAgent") -> Memory | None:
     """Return an agent as it will be after the turn that its last message ends.
 
-    None if that message may not end a turn, or if what comes then cannot be told beforehand or changes nothing.
+    None if that message may not end a turn, or if what the manager will do cannot be predicted or changes nothing.
     """
     manager = getattr(agent, "conversation_manager", None)
     if type(manager) is not SlidingWindowConversationManager or len(agent.messages) <= manager.window_size:
@@ -39,5 +39,5 @@ def memory_after_turn(agent: "LocalAgent") -> Memory | None:
         copied.apply_management(cast(Any, SimpleNamespace(messages=messages)))
         return Memory(agent, messages, copied.get_state())
     except Exception as error:
-        logger.debug("agent_id=<%s>, error=<%s> | end of turn cannot be told", agent.agent_id, error)
+        logger.debug("agent_id=<%s>, error=<%s> | end of turn cannot be predicted", agent.agent_id, error)
         return None

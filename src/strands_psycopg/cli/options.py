@@ -103,7 +103,7 @@ def open_repository(arguments: argparse.Namespace) -> PostgresSessionRepository:
     """Return a repository for the options of ``TABLES`` and, if the command has them, of ``CODEC``.
 
     Raises:
-        ValueError: The payload codec cannot be imported or is none.
+        ValueError: The payload codec cannot be imported, or is not one.
     """
     codec = getattr(arguments, "payload_codec", None)
     return PostgresSessionRepository(

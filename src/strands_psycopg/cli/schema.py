@@ -25,7 +25,7 @@ def add_to(commands: Commands) -> None:
         "--vectors",
         type=int,
         metavar="DIMENSIONS",
-        help="also create the extension pgvector and the table of vectors of so many dimensions, for memory stores "
+        help="also create the extension pgvector and the table of vectors of that many dimensions, for memory stores "
         "that search by meaning",
     )
     form = migrate.add_mutually_exclusive_group()

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Agents ask for a few; what a search costs is bounded.
+# Agents ask for a few. The maximum limits the cost of a search.
 _MAX_RESULTS = 1000
 _DEFAULT_RESULTS = 10
 
@@ -87,8 +87,8 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
     The same text is stored once: adding it again refreshes its time and merges the metadata, key by key. So extraction,
     which may write a fact twice, stores it once. Contents and metadata come back exactly as they were added.
 
-    With ``embed``, memories are found by their meaning too, which takes the extension pgvector on the server. Memories
-    that were stored before without ``embed`` get their vectors by ``embed_missing``, or when added again. Vectors are
+    With ``embed``, memories are found by their meaning too, which requires pgvector on the server. Memories that were
+    stored before without ``embed`` get their vectors by ``embed_missing``, or when added again. Vectors are
     stored in half precision (before pgvector 0.7, in single precision) and compared by cosine similarity: those of an
     owner with few memories one by one, more by an HNSW index.
 
@@ -128,9 +128,9 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
             ``english``; ``simple`` compares words as they are.
         schema: The schema of the tables; ``public`` if None.
         table_prefix: What the name of every table begins with.
-        retry_timeout: As of ``PostgresSessionRepository``.
+        retry_timeout: As for ``PostgresSessionRepository``.
         response_timeout: After how many seconds without a response a connection counts as lost.
-        **pool_options: As of ``PostgresSessionRepository``, except ``name``.
+        **pool_options: As for ``PostgresSessionRepository``, except ``name``.
 
     Raises:
         ImportError: The installed strands-agents is older than 1.46.
@@ -210,7 +210,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         """Create or upgrade the tables, including those of sessions, and with ``dimensions`` the table of vectors.
 
         Any number of processes may call it at once. If nothing is missing, it waits for no lock and needs no privilege
-        but SELECT. If the extension pgvector is missing, it is created, which takes a superuser on most servers.
+        but SELECT. If the extension pgvector is missing, it is created, which requires a superuser on most servers.
 
         Raises:
             SchemaError: As ``PostgresSessionRepository.ensure_schema``; or the server does not have the extension, or
@@ -241,6 +241,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
 
         Raises:
             ValueError: An option is out of range.
+            TypeError: The option ``metadata`` is not a dict.
             EmbeddingError: ``embed`` failed.
         """
         given: dict[str, Any] = dict(options or {})
@@ -280,6 +281,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         Raises:
             ValueError: The text is blank or longer than 256 MiB, the metadata cannot be stored, or the store is not
                 writable.
+            TypeError: The text is not a string, or the metadata is not a dict or holds something that JSON cannot.
             EmbeddingError: ``embed`` failed, and nothing was stored.
         """
         self._check_writable()
@@ -312,6 +314,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
             MemoryNotFoundError: It does not exist.
             MemoryExistsError: Another memory has the new text, and nothing was stored.
             ValueError: As for ``add``.
+            TypeError: As for ``add``.
             EmbeddingError: As for ``add``.
         """
         self._check_writable()
@@ -346,7 +349,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
             metadata: Only memories whose metadata contains this, as PostgreSQL's ``@>`` has it.
 
         Raises:
-            TypeError: There is no condition.
+            TypeError: There is no condition, or ``metadata`` is not a dict.
             ValueError: An argument is out of range, or the store is not writable.
         """
         self._check_writable()
@@ -371,6 +374,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
 
         Raises:
             ValueError: An argument is out of range.
+            TypeError: ``metadata`` is not a dict.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_LIMIT:
             raise ValueError(f"limit must be an integer from 1 to {_MAX_LIMIT}, not {limit!r}")

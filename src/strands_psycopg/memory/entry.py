@@ -80,7 +80,7 @@ def content_parameters(content: object) -> dict[str, object]:
     """Return the parameters of a text: its columns, its hash and the words by which a search finds it.
 
     Raises:
-        TypeError: It is no string.
+        TypeError: It is not a string.
         ValueError: It is blank, or longer than 256 MiB.
     """
     if not isinstance(content, str):
@@ -138,7 +138,7 @@ def parse_memory_id(memory_id: object) -> UUID:
     """Read the id of a memory.
 
     Raises:
-        ValueError: It is no UUID.
+        ValueError: It is not a UUID.
     """
     try:
         return UUID(memory_id)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         schema: The schema of the tables; ``public`` if None. It must match ``[a-z_][a-z0-9_]{0,39}``.
         table_prefix: The prefix of the names of all tables, indexes and views; it must match the same pattern.
         retry_timeout: Seconds for which a statement is retried after a failure that may pass, such as a lost
-            connection; 0 is no retry. The default is 30, but 5 as long as no server has ever answered this process.
+            connection; 0 disables retries. The default is 30, but 5 until a server has answered this process.
         response_timeout: Seconds without a response after which a connection counts as lost.
         payload_codec: Changes each document on its way to and from the database, to encrypt or scrub it (see
             ``PayloadCodec``): messages, states, checkpoints, titles, and the values of storages on this repository.
@@ -70,7 +70,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
 
     Raises:
         TypeError: ``conninfo`` is of another type, or pool options are passed together with a pool, or
-            ``payload_codec`` is no object with the methods of a ``PayloadCodec``.
+            ``payload_codec`` is not an object with the methods of a ``PayloadCodec``.
         ValueError: An argument is out of range, or the DSN cannot be parsed.
     """
 
@@ -112,7 +112,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
     def status(self) -> Status:
         """Return the server, the version of the tables and their sizes; needs no privilege but SELECT.
 
-        Tables that are missing, or that are not this package's, are no error; the result says so.
+        Tables that are missing, or that are not this package's, are not an error; the result says so.
         """
         return read_status(self._database)
 
@@ -139,7 +139,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
 
         Args:
             session_id: The session, which need not exist.
-            wait: Seconds to wait until the session is free, without holding a connection; 0 is not to wait.
+            wait: Seconds to wait until the session is free, without holding a connection; 0 does not wait.
             ttl: Seconds after which the session is free if its holder dies, at most 86,400. A background thread
                 renews the lease every third of that time.
             owner: Whose session it is; None leases any session.
@@ -251,7 +251,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
 
         Args:
             session_id: The session.
-            owner: Whose session it is from now on; None is nobody's. What is not passed stays as it is.
+            owner: Whose session it is from now on; None is nobody's. An argument that is not passed changes nothing.
             title: Its title; None removes it.
             metadata: Its metadata, which replace the previous ones; None removes them.
             expected_owner: Whose session it is so far; None annotates any session.
@@ -434,8 +434,8 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
     def delete_agent(self, session_id: str, agent_id: str, *, owner: str | None = None) -> None:
         """Delete an agent with its messages, its checkpoints and, in the session's storage, its stash.
 
-        So it does with the snapshots that Strands' own ``SnapshotSessionManager`` stores there. The keys of other
-        values do not tell their agent, such as those of Strands' ``ContextOffloader``, and those in a namespace of the
+        The snapshots that Strands' own ``SnapshotSessionManager`` stores there are deleted too. The keys of other
+        values do not name their agent: those of Strands' ``ContextOffloader``, and those in a namespace of the
         application's. They remain until the session is deleted.
 
         Raises:
@@ -499,7 +499,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         Args:
             session_id: The session.
             agent_id: The agent.
-            limit: The maximum number of messages; None is all.
+            limit: The maximum number of messages; None returns all.
             offset: The index of the first message.
             **kwargs: Ignored.
 

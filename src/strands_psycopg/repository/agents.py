@@ -336,7 +336,7 @@ class Agents:
     def update(self, session_id: str, agent: SessionAgent, *, write_id: UUID, term: UUID | None = None) -> None:
         """Replace the stored state of an agent, whatever it was, and set its times.
 
-        The agent is restored plainly then, as Strands does it: from the end of its log.
+        The agent is then restored from the end of its log, as Strands does it.
 
         Args:
             session_id: The session.

@@ -1,4 +1,4 @@
-"""What an application notes about a session: whose it is, its title, and what it looks the session up by."""
+"""What an application stores about a session: its owner, its title, and metadata by which it is looked up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,14 +56,14 @@ class Annotations(NamedTuple):
 
     @classmethod
     def of(cls, session: Session) -> "Annotations":
-        """Return those of a session."""
+        """Return the annotations of a session."""
         if isinstance(session, AnnotatedSession):
             return cls(session.owner, session.title, session.metadata)
         return cls()
 
     @classmethod
     def decode(cls, columns: Sequence[str | None], payloads: Payloads, session_id: str) -> "Annotations":
-        """Return those of the columns that ``{annotations_of_t}`` or ``{annotations_of_s}`` selects.
+        """Decode the columns that ``{annotations_of_t}`` or ``{annotations_of_s}`` selects.
 
         Raises:
             PayloadCodecError: The payload codec failed.
@@ -76,10 +76,10 @@ class Annotations(NamedTuple):
         )
 
     def check(self) -> "Annotations":
-        """Return these if they can be stored.
+        """Return the same annotations, if they can be stored.
 
         Raises:
-            ValueError: One cannot be; its text names the field.
+            ValueError: One of them cannot be; the text names it.
             TypeError: ``metadata`` holds something that JSON cannot.
         """
         check_owner(self.owner)
@@ -106,7 +106,7 @@ class Annotations(NamedTuple):
         }
 
     def annotated(self, session: Session) -> Session:
-        """Return a session with these; the same one if there are none."""
+        """Return a session with these annotations; the same object if there are none."""
         return session if self == Annotations() else AnnotatedSession(**vars(session), **self._asdict())
 
     def changes_of(self, session: Session) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from strands_psycopg.repository.fragments import check_lease, compose, run_expla
 from strands_psycopg.repository.refusals import conflict
 from strands_psycopg.repository.window import Window
 
-# Conversation managers pin the first messages once, at their first reduction, and do not tell it in their state. This
+# Conversation managers pin the first messages once, at their first reduction, and do not record it in their state. This
 # key of a checkpoint's data, and of an agent's internal state, does.
 PINNED = "pin_first_applied"
 

@@ -81,7 +81,7 @@ _LIST_SCOPES = f"SELECT DISTINCT scope FROM {{chunks}} WHERE {_OF_OWNERS_SCOPE}"
 
 _COUNT_CHUNKS = f"SELECT pg_catalog.count(*) FROM {{chunks}} WHERE {_OF_OWNERS_SCOPE}"
 
-# A chunk that a value uses is not deleted: who writes a value has locked its chunks until it is stored.
+# A chunk that a value uses is not deleted: the writer of a value keeps its chunks locked until the value is stored.
 _UNUSED = """
     NOT EXISTS (
         SELECT true FROM {storage} AS v WHERE v.scope = %(scope)s AND c.chunk_id = ANY(v.chunk_ids)
@@ -233,11 +233,11 @@ class _Transactions:
 
 
 class _SessionLostError(Exception):
-    """A session has got another owner, or was deleted, while its rows were being deleted."""
+    """A session was given another owner, or was deleted, while its rows were being deleted."""
 
 
 class _Sessions:
-    """Sessions with everything that hangs on them."""
+    """Sessions with everything that belongs to them."""
 
     def __init__(self, database: Database, transactions: _Transactions) -> None:
         self._database = database
@@ -333,7 +333,7 @@ class _Chunks:
     def delete(self, owner: str, _: datetime, /) -> Iterator[Counter[str]]:
         for (scope,) in self._database.fetch("listing an owner's storages", self._list_scopes, {"owner": owner}).rows:
             position = UUID(int=0)
-            # A chunk that becomes unused behind it is deleted by who has replaced the value.
+            # A chunk before this position that becomes unused is deleted by the write that replaces its value.
             while (batch := self._transactions.run(partial(self._delete_within, scope, position))) is not None:
                 count, position = batch
                 yield Counter(chunks=count)

@@ -57,8 +57,8 @@ _FRAGMENTS = {
     # plans it, so that it could overwrite what is newer.
     "fence": "fence AS (SELECT {may_write} AS holds)",
     "fence_holds": "(SELECT holds FROM fence)",
-    # The same, for one that inserts: that is told by its write id if it is late. With a CTE that selects, it would be a
-    # write of all nodes. This is what it selects from at the end.
+    # The same, for one that inserts, which its write id identifies if it is late. With a CTE that selects, it would be
+    # a write of all nodes. This is what it selects from at the end.
     "fence_of_insert": "(SELECT {may_write} AS holds OFFSET 0) AS fence",
     # It has not arrived late, and the writer's lease, if it has one, is still held. The term is a fencing token: a
     # writer that was suspended while another holder took over writes nothing. Locking the row until the statement
@@ -76,10 +76,10 @@ _FRAGMENTS = {
     "times_of_s": _TIMES.replace("{row}", "s"),
     "times_of_t": _TIMES.replace("{row}", "t"),
     "times_of_u": _TIMES.replace("{row}", "u"),
-    # What the application notes about the session s or t.
+    # The annotations of the session s or t.
     "annotations_of_s": _ANNOTATIONS.replace("{row}", "s"),
     "annotations_of_t": _ANNOTATIONS.replace("{row}", "t"),
-    # Whether the session belongs to the owner that the caller has given, if it has given one; and whether it does not.
+    # Whether the session belongs to the owner that the caller has passed, if any; and whether it does not.
     "owned": """
         (%(owner)s::text IS NULL OR EXISTS (
             SELECT true FROM {sessions} WHERE session_id = %(session_id)s AND owner = %(owner)s::text

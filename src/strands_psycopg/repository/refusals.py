@@ -44,7 +44,7 @@ class Refusals:
             SessionConflictError: Another writer has stored the message with this index or updated the agent, or the
                 index is not the next one.
             SessionNotFoundError: The agent does not exist.
-            DatabaseError: Nothing is known that would refuse it: a trigger or rule has suppressed its rows.
+            DatabaseError: There is no such reason: a trigger or rule has suppressed its rows.
         """
         # Another writer may commit between the write and its explanation, so one without a reason is repeated.
         for _ in range(2):

@@ -71,7 +71,7 @@ _STILL_IDLE = f"SELECT session_id FROM {{sessions}} WHERE session_id = ANY(%(ses
 
 _DELETE_MESSAGES = "DELETE FROM {messages} WHERE session_id = ANY(%(session_ids)s)"
 
-# Who writes a value meanwhile, as who writes a message, makes the session active, so that the purge is rolled back.
+# Writing a value meanwhile makes the session active, as writing a message does, so that the purge is rolled back.
 _DELETE_VALUES = "DELETE FROM {session_storage} WHERE session_id = ANY(%(session_ids)s)"
 _DELETE_CHUNKS = "DELETE FROM {session_chunks} WHERE session_id = ANY(%(session_ids)s)"
 

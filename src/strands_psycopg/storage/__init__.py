@@ -63,7 +63,7 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
 
     By default the last writer of a key wins. With ``guard_overwrites`` the storage remembers for each key which write
     it has read or made last. If another write or a deletion came after that one, ``write`` and ``delete`` raise
-    ``StorageConflictError`` and store nothing, until the key is read again; deleting what is gone already is no error.
+    ``StorageConflictError`` and store nothing, until the key is read again; deleting a missing value is not an error.
     A key that was found missing, or was deleted, must still be missing. A key that was neither read nor written is
     written without a check; ``list`` and ``search`` do not count as reading. A storage and its namespaces are one
     writer: managers that must not overwrite each other need a storage each, which may share a repository. The storage
@@ -94,10 +94,10 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
         guard_overwrites: Whether to raise ``StorageConflictError`` if another writer came first.
         expires_in: The time after which values expire, as a timedelta or in seconds, up to 36,500 days; None if they
             never do. Writing a value again starts it anew.
-        retry_timeout: As of ``PostgresSessionRepository``.
+        retry_timeout: As for ``PostgresSessionRepository``.
         response_timeout: After how many seconds without a response a connection counts as lost. Values above some
             50 MB need a longer one than the default, and those of hundreds of megabytes a longer ``retry_timeout`` too.
-        **pool_options: As of ``PostgresSessionRepository``.
+        **pool_options: As for ``PostgresSessionRepository``.
 
     Raises:
         ImportError: The installed strands-agents is older than 1.54, whose ``Storage`` is the first with a search.
@@ -217,6 +217,7 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
             StorageError: The key is refused, or the value has more than 256 MiB.
             StorageConflictError: Another writer came first, and nothing was stored.
             PostgresStorageError: The session's lease was lost, and nothing was stored; or the database failed.
+            TypeError: ``data`` is not bytes.
         """
         full_key = self._full_key(key)
         if not isinstance(data, bytes | bytearray | memoryview):
@@ -347,9 +348,9 @@ class SessionStorage(PostgresStorage):
         leases: The leases that this process holds on sessions.
         session_id: The session.
         owner: Who the session must belong to; None if that is not checked.
-        expires_in: As of ``PostgresStorage``, and so are the others.
-        text_search_config: See ``expires_in``.
-        search_limit: See ``expires_in``.
+        expires_in: As for ``PostgresStorage``.
+        text_search_config: As for ``PostgresStorage``.
+        search_limit: As for ``PostgresStorage``.
 
     Raises:
         ImportError: As ``PostgresStorage``.

@@ -89,7 +89,7 @@ def parse_metadata(record: dict[str, Any]) -> Any:
     """Read the metadata of a session's line; None if it has none.
 
     Raises:
-        ValueError: Their exact text is no string.
+        ValueError: Its exact text is not a string.
     """
     return None if record.get("metadata") is None else _decode_document(record, "metadata")
 

@@ -273,7 +273,7 @@ def parse_window(document: Any) -> Window:
     """Read a window from JSON.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a window.
     """
     if not isinstance(document, dict):
         raise ValueError(f"memory_window must be a JSON object, not {type(document).__name__}")

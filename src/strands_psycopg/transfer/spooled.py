@@ -1,6 +1,6 @@
 """The variants, checkpoints and values of a session, kept from the moment when it was read.
 
-Other than messages of the log, they may be deleted by the agent's next turn.
+Unlike messages of the log, they may be deleted by the agent's next turn.
 """
 
 import json
