@@ -240,7 +240,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
             try:
                 writer = self._writer_of(event)
                 try:
-                    with self._guard.recording(), nullcontext() if writer is None else writer.collecting():
+                    with self._guard.recording(), nullcontext() if writer is None else writer.handling_event():
                         _in_turn(callbacks)(event)
                 finally:
                     # What an override has passed on before it raised an error is stored all the same.

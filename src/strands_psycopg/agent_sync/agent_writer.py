@@ -1,4 +1,4 @@
-"""Carrying out what the comparison of an agent with its record yields."""
+"""Storing one agent: carries out the writes that the comparison of the agent with its record returns."""
 
 import threading
 from collections.abc import Callable
@@ -9,21 +9,21 @@ from uuid import UUID, uuid4
 from strands.types.content import Message
 from strands.types.session import SessionMessage
 
-from strands_psycopg.agent_sync.collector import Collector
 from strands_psycopg.agent_sync.comparison import (
-    Announced,
+    InMemoryAgent,
+    PendingMessage,
     Write,
     compare,
     is_stored,
-    left_messages,
     log_write,
-    memory_of,
+    removed_messages,
 )
 from strands_psycopg.agent_sync.documents import snapshot_data
+from strands_psycopg.agent_sync.event_scope import EventScope
 from strands_psycopg.agent_sync.record import AgentRecord, tracking_id
 from strands_psycopg.agent_sync.redaction import Redaction, known_messages, redacted_record, replaced_message
 from strands_psycopg.agent_sync.restore import check_loadable, load_checkpoint, restore
-from strands_psycopg.agent_sync.turn_end import memory_after_turn
+from strands_psycopg.agent_sync.turn_end import agent_after_turn
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.repository.agents import AgentChange
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
 
 
-class AgentWriter(Collector):
+class AgentWriter(EventScope):
     """Stores one agent as it is in memory.
 
     Args:
@@ -65,16 +65,16 @@ class AgentWriter(Collector):
         self._record = record
         self._guard = guard
         self._keep_snapshots = keep_snapshots
-        self._announced: list[Announced] = []
+        self._pending: list[PendingMessage] = []
         self._is_sync_due = False
         self._is_checkpoint_due = False
         # Held during a write, so that writes keep their order.
         self._lock = threading.Lock()
 
     def append(self, message: Message) -> None:
-        """Bring an announced message into the log; together with the event's other writes, if this is an event."""
-        self._announced.append(Announced(message))
-        self._write_unless_collecting()
+        """Store a message in the log; together with the event's other writes, if this is an event."""
+        self._pending.append(PendingMessage(message))
+        self._write_unless_in_event()
 
     def replace(self, message: Message) -> None:
         """Replace the message of the log with the same tracking id; together with the event's other writes.
@@ -84,19 +84,19 @@ class AgentWriter(Collector):
         """
         key = tracking_id(message)
         stored = (each.message for each in self._record.held if each.original is not None)
-        announced = (each.message for each in self._announced)
-        if key is None or key not in map(tracking_id, (*stored, *announced)):
+        pending = (each.message for each in self._pending)
+        if key is None or key not in map(tracking_id, (*stored, *pending)):
             raise SessionNotFoundError(
                 f"replacing message {key!r} of agent {self._agent.agent_id!r} in session {self._session_id!r}: no "
                 "stored message has this tracking id"
             )
-        self._announced.append(Announced(message, replaces=True))
-        self._write_unless_collecting()
+        self._pending.append(PendingMessage(message, replaces=True))
+        self._write_unless_in_event()
 
     def sync(self) -> None:
         """Store the agent as it is; together with the event's other writes, if this is an event."""
         self._is_sync_due = True
-        self._write_unless_collecting()
+        self._write_unless_in_event()
 
     def redact(self, message: Message) -> None:
         """Redact the stored messages for which a redacted message stands, wherever they are, before returning.
@@ -141,13 +141,13 @@ class AgentWriter(Collector):
                 term=self._guard.term,
             )
             self._record = redacted_record(self._record, message, redaction.held, stored or ())
-            self._carry_out(compare(memory_of(self._agent), (), self._record))
+            self._carry_out(compare(InMemoryAgent.of(self._agent), (), self._record))
         return stored is not None
 
     def request_checkpoint(self) -> None:
         """Save a checkpoint; together with the event's writes, if this is an event."""
         self._is_checkpoint_due = True
-        self._write_unless_collecting()
+        self._write_unless_in_event()
 
     def save_checkpoint(self) -> UUID:
         """Store the agent as it is, and a checkpoint of it; return the checkpoint's id.
@@ -174,7 +174,7 @@ class AgentWriter(Collector):
             if checkpoint is None:
                 return False
             held = load_checkpoint(self._agent, checkpoint)
-            self._record = self._record._replace(held=held, left=left_messages(self._record, held))
+            self._record = self._record._replace(held=held, removed=removed_messages(self._record, held))
             return True
 
     def reload(self) -> bool:
@@ -196,10 +196,10 @@ class AgentWriter(Collector):
     def is_write_due(self) -> bool:
         """Whether something that was asked for must be written; it does not wait for the database."""
         # During a write the record is not what will be stored.
-        is_plain_sync = self._is_sync_due and not self._announced and not self._lock.locked()
-        if is_plain_sync and is_stored(memory_of(self._agent), self._record):
+        is_plain_sync = self._is_sync_due and not self._pending and not self._lock.locked()
+        if is_plain_sync and is_stored(InMemoryAgent.of(self._agent), self._record):
             self._is_sync_due = False
-        return bool(self._announced) or self._is_sync_due or self._is_checkpoint_due
+        return bool(self._pending) or self._is_sync_due or self._is_checkpoint_due
 
     def write(self) -> None:
         """Write what was asked for.
@@ -232,21 +232,21 @@ class AgentWriter(Collector):
             )
         return snapshot_id
 
-    def _write_unless_collecting(self) -> None:
-        if not self.is_collecting:
+    def _write_unless_in_event(self) -> None:
+        if not self.is_handling_event:
             self._workers.run(self.write)
 
     def _write_due(self) -> None:
-        announced = list(self._announced)
+        pending = list(self._pending)
         is_sync_due, self._is_sync_due = self._is_sync_due, False
         with self._guard.writing(self._agent.agent_id):
             if is_sync_due:
-                memory = (memory_after_turn(self._agent) if announced else None) or memory_of(self._agent)
-                self._carry_out(compare(memory, announced, self._record))
+                memory = (agent_after_turn(self._agent) if pending else None) or InMemoryAgent.of(self._agent)
+                self._carry_out(compare(memory, pending, self._record))
             else:
-                self._carry_out(log_write(announced, list(self._agent.messages), self._record))
-        # Only now, so that a write that is interrupted forgets none. Others may have been announced meanwhile.
-        del self._announced[: len(announced)]
+                self._carry_out(log_write(pending, list(self._agent.messages), self._record))
+        # Only now, so that an interrupted write forgets none. Others may have been added meanwhile.
+        del self._pending[: len(pending)]
 
     def _carry_out(self, write: Write) -> None:
         first = self._record.next_message_id

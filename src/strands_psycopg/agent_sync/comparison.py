@@ -1,4 +1,4 @@
-"""Comparing what is stored of an agent with the agent: the one place that decides what is written."""
+"""Comparing an agent with what is stored of it; this alone decides what is written."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -16,12 +16,12 @@ from strands_psycopg.repository.window import Variant, Window, stored_places
 if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
 
-# Of the messages that have left memory, so many of the latest are known by their content, in case they come back.
-_MOST_LEFT = 1024
+# How many messages that memory no longer holds are remembered by their content, in case they come back.
+_MAX_REMOVED = 1024
 
 
-class Announced(NamedTuple):
-    """A message that Strands has announced.
+class PendingMessage(NamedTuple):
+    """A message that Strands has passed to a hook, and that is not stored yet.
 
     Attributes:
         message: The message.
@@ -32,7 +32,7 @@ class Announced(NamedTuple):
     replaces: bool = False
 
 
-class Memory(NamedTuple):
+class InMemoryAgent(NamedTuple):
     """An agent as it is in memory, or as it will be.
 
     Attributes:
@@ -44,6 +44,12 @@ class Memory(NamedTuple):
     agent: "LocalAgent"
     messages: Sequence[Message]
     manager_state: dict[str, Any]
+
+    @classmethod
+    def of(cls, agent: "LocalAgent") -> "InMemoryAgent":
+        """Return an agent as it is."""
+        # The list is copied, since others may change it during the comparison.
+        return cls(agent, list(agent.messages), manager_state(agent))
 
 
 class Write(NamedTuple):
@@ -71,24 +77,18 @@ class Write(NamedTuple):
         return bool(self.appended or self.replaced or self.stores_agent)
 
 
-def memory_of(agent: "LocalAgent") -> Memory:
-    """Return an agent as it is."""
-    # The list is copied, since others may change it during the comparison.
-    return Memory(agent, list(agent.messages), manager_state(agent))
-
-
-def is_stored(memory: Memory, record: AgentRecord) -> bool:
-    """Whether an agent is stored as it is; it is neither encoded nor copied for that."""
+def is_stored(memory: InMemoryAgent, record: AgentRecord) -> bool:
+    """Whether an agent is stored as it is; this neither encodes nor copies it."""
     return documents_version(memory.agent, memory.manager_state) == record.documents and is_as_held(
         memory.messages, record.held
     )
 
 
-def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], record: AgentRecord) -> Write:
-    """Return the write that brings announced messages into the log, and nothing else.
+def log_write(pending: Sequence[PendingMessage], in_memory: Sequence[Message], record: AgentRecord) -> Write:
+    """Return the write that stores pending messages in the log, and nothing else.
 
     Args:
-        announced: The messages, in order.
+        pending: The messages, in order.
         in_memory: The agent's messages.
         record: What is stored.
     """
@@ -96,7 +96,7 @@ def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], reco
     end = record.next_message_id
     written: dict[int, Message] = {}
     places_follow = True  # those of the record and then the log's new indexes
-    for message, replaces in announced:
+    for message, replaces in pending:
         position = _replaced(message, held) if replaces else _continued(message, in_memory, held, end)
         if position is None:
             position = _unlogged(message, in_memory, held)
@@ -115,19 +115,19 @@ def log_write(announced: Sequence[Announced], in_memory: Sequence[Message], reco
     return Write(appended, written, (), None, window, window != record.window, after)
 
 
-def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord) -> Write:
+def compare(memory: InMemoryAgent, pending: Sequence[PendingMessage], record: AgentRecord) -> Write:
     """Return the write after which an agent is stored as it is in memory.
 
     Args:
         memory: The agent.
-        announced: Its messages that were announced and are not in the log yet, in order.
+        pending: Its pending messages, in order.
         record: What is stored.
 
     Raises:
         ValueError: The agent's documents cannot be stored.
         TypeError: The agent's documents hold something that JSON cannot.
     """
-    log = log_write(announced, list(memory.agent.messages), record)
+    log = log_write(pending, list(memory.agent.messages), record)
     stored = log.after
     if is_as_held(memory.messages, stored.held):
         held, variants, identified = Placement(stored.held)
@@ -141,7 +141,7 @@ def compare(memory: Memory, announced: Sequence[Announced], record: AgentRecord)
         window=window,
         documents=version,
         documents_digest=digest,
-        left=left_messages(stored, held),
+        removed=removed_messages(stored, held),
     )
     stores_agent = documents is not None or window != record.window or bool(identified)
     replaced = {**log.replaced, **identified}
@@ -155,10 +155,10 @@ def _replaced(message: Message, held: Sequence[HeldMessage]) -> int | None:
 
 
 def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage], end: int) -> int | None:
-    """Return the position of the log's last message, if an announced message takes its place.
+    """Return the position of the log's last message, if a pending message takes its place.
 
-    So Strands continues a message: one with its tracking id, its content and more stands in its place. One that is only
-    said again, such as a prompt that is retried, has no more.
+    Strands continues a message by replacing it with one that has the same tracking id and more content. A message that
+    is only repeated, such as the prompt of a retried turn, has no more.
     """
     key = tracking_id(message)
     position = next((n for n in reversed(range(len(held))) if held[n].original == end - 1), None)
@@ -172,7 +172,7 @@ def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[He
 
 
 def _unlogged(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> int:
-    """Return the position of a message that was found in memory before it was announced; otherwise the end."""
+    """Return the position of a message that a sync found before it was passed to a hook; otherwise the end."""
     same = [n for n, each in enumerate(held) if each.message is message]
     if same and len(same) >= sum(each is message for each in in_memory):
         return same[-1]
@@ -183,7 +183,7 @@ def _unlogged(message: Message, in_memory: Sequence[Message], held: Sequence[Hel
     return len(held)
 
 
-def _changed_documents(memory: Memory, record: AgentRecord) -> tuple[EncodedAgent | None, Any, bytes]:
+def _changed_documents(memory: InMemoryAgent, record: AgentRecord) -> tuple[EncodedAgent | None, Any, bytes]:
     """Return an agent's documents if they differ from the stored ones, and their version and digest."""
     version = documents_version(memory.agent, memory.manager_state)
     if version == record.documents:
@@ -199,7 +199,7 @@ def documents_digest(documents: EncodedAgent) -> bytes:
 
 
 def _window(held: Sequence[HeldMessage], state: dict[str, Any], stored: AgentRecord) -> Window | None:
-    """Return the window of an agent that holds this: none if it is plain, as it is stored if that still says so."""
+    """Return the window of an agent that holds these messages; None if they are the end of its log."""
     places, end = [each.place for each in held], stored.next_message_id
     # Without a window, the summary is restored with the end of the log.
     if places == stored_places(None, state, end) and not state.get("summary_message"):
@@ -209,14 +209,14 @@ def _window(held: Sequence[HeldMessage], state: dict[str, Any], stored: AgentRec
     return Window.of(places, end)
 
 
-def left_messages(stored: AgentRecord, held: Sequence[HeldMessage]) -> Mapping[bytes, int]:
-    """Return the messages of the log that memory has held and does not hold any more, by fingerprint."""
+def removed_messages(stored: AgentRecord, held: Sequence[HeldMessage]) -> Mapping[bytes, int]:
+    """Return the messages of the log that memory held and does not hold any more, by fingerprint."""
     if held is stored.held:
-        return stored.left
+        return stored.removed
     remaining = {each.place for each in held}
     gone = {
         each.fingerprint: each.place
         for each in stored.held
         if each.place >= 0 and each.place not in remaining and isinstance(each.fingerprint, bytes)
     }
-    return dict(list({**stored.left, **gone}.items())[-_MOST_LEFT:]) if gone else stored.left
+    return dict(list({**stored.removed, **gone}.items())[-_MAX_REMOVED:]) if gone else stored.removed

@@ -5,7 +5,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from strands_psycopg.agent_sync.collector import Collector
+from strands_psycopg.agent_sync.event_scope import EventScope
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionExistsError
 from strands_psycopg.repository.tables import SessionTables
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
 
-class MultiAgentWriter(Collector):
+class MultiAgentWriter(EventScope):
     """Restores and stores one graph or swarm.
 
     Args:
@@ -73,7 +73,7 @@ class MultiAgentWriter(Collector):
         The state is taken at once, in the caller's thread, since a graph's other nodes go on changing it.
         """
         self._due.append(self._multi_agent.serialize_state())
-        if not self.is_collecting:
+        if not self.is_handling_event:
             self._workers.run(self.write)
 
     def is_write_due(self) -> bool:

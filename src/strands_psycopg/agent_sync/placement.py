@@ -40,11 +40,11 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
     A message is found by identity, by content, by tracking id or by its neighbours. One that is found and has been
     edited, and one that is not found, becomes a variant. But what was redacted is never stored again: another form of a
     redacted message is a variant only if it has the content of the redaction, or is an edit of a message that had it;
-    otherwise the redaction stands for it.
+    otherwise the redaction is stored in its place.
     """
-    removed = next((n for n, each in enumerate(record.held) if messages and each.message is messages[0]), 0)
-    if removed and is_as_held(messages, record.held[removed:]):
-        return Placement(record.held[removed:])
+    start = next((n for n, each in enumerate(record.held) if messages and each.message is messages[0]), 0)
+    if start and is_as_held(messages, record.held[start:]):
+        return Placement(record.held[start:])
     sought = [(message, fingerprint(message)) for message in messages]
     next_variant_id = record.next_variant_id
     held: list[HeldMessage] = []
@@ -55,10 +55,10 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
     found = find_messages(sought, record.held)
     for (message, known), index, replaced in zip(sought, found, _replaced(messages, found, record), strict=True):
         match = None if index is None else record.held[index]
-        left = record.left.get(known) if isinstance(known, bytes) else None
-        if match is None and left is not None:
-            redaction = record.redacted.get(left)
-            place, original = left, left
+        removed = record.removed.get(known) if isinstance(known, bytes) else None
+        if match is None and removed is not None:
+            redaction = record.redacted.get(removed)
+            place, original = removed, removed
             is_withheld = not (redaction is None or is_unchanged(message.get("content"), redaction))
         else:
             original = replaced if match is None else match.original

@@ -45,7 +45,7 @@ class AgentRecord(NamedTuple):
         redacted: What messages of the log were redacted to, by their indexes: the fingerprint of their content.
         redactions: The redacted messages that were passed to the manager, by the same indexes.
         redacted_ids: The indexes of those with a tracking id, by that id.
-        left: Messages of the log that memory held and holds no more, by fingerprint: the latest of them.
+        removed: The latest messages of the log that memory held and does not hold any more, by fingerprint.
     """
 
     write_id: UUID
@@ -58,7 +58,7 @@ class AgentRecord(NamedTuple):
     redacted: Mapping[int, Fingerprint] = MappingProxyType({})
     redactions: Mapping[int, Message] = MappingProxyType({})
     redacted_ids: Mapping[str, int] = MappingProxyType({})
-    left: Mapping[bytes, int] = MappingProxyType({})
+    removed: Mapping[bytes, int] = MappingProxyType({})
 
 
 def tracking_id(message: Message) -> str | None:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def new_agent(agent: "LocalAgent") -> tuple[SessionAgent, list[SessionMessage], Window | None]:
-    """Return what is to be stored of an agent that is not stored yet: documents, messages and window."""
+    """Return the documents, messages and window to store of an agent that is not stored yet."""
     messages = [SessionMessage.from_message(message, index) for index, message in enumerate(agent.messages)]
     state = manager_state(agent)
     # A conversation manager may have removed messages of another agent before.

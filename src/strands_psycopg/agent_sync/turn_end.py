@@ -1,8 +1,8 @@
 """What the end of a turn does to an agent, so that a turn's last message can be stored together with it.
 
-When a turn has ended, Strands lets the conversation manager remove what no longer fits, and a sliding window that is
-full does so in every turn. So the manager is asked beforehand, on copies. If the turn ends otherwise, the comparison
-after it finds that out.
+When a turn has ended, Strands lets the conversation manager remove messages, and a sliding window that is full does so
+in every turn. So the manager is applied beforehand, to copies. If the turn ends in another way, the next comparison
+shows it.
 """
 
 import copy
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 
-from strands_psycopg.agent_sync.comparison import Memory
+from strands_psycopg.agent_sync.comparison import InMemoryAgent
 
 if TYPE_CHECKING:
     from strands.types.agent import LocalAgent
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def memory_after_turn(agent: "LocalAgent") -> Memory | None:
+def agent_after_turn(agent: "LocalAgent") -> InMemoryAgent | None:
     """Return an agent as it will be after the turn that its last message ends.
 
     None if that message may not end a turn, or if what the manager will do cannot be predicted or changes nothing.
@@ -37,7 +37,7 @@ def memory_after_turn(agent: "LocalAgent") -> Memory | None:
             return None
         copied = copy.copy(manager)
         copied.apply_management(cast(Any, SimpleNamespace(messages=messages)))
-        return Memory(agent, messages, copied.get_state())
+        return InMemoryAgent(agent, messages, copied.get_state())
     except Exception as error:
         logger.debug("agent_id=<%s>, error=<%s> | end of turn cannot be predicted", agent.agent_id, error)
         return None
