@@ -69,7 +69,7 @@ _ADVICE = {
 }
 
 # The minimum response timeout of a repeated attempt, however little is left of retry_timeout.
-_SHORTEST_RESPONSE_TIMEOUT = 10.0
+_MIN_RESPONSE_TIMEOUT = 10.0
 
 # See ``Database.write``.
 _IN_TIME = "pg_catalog.now() <= pg_catalog.to_timestamp(%(deadline)s)"
@@ -90,10 +90,10 @@ _RETRY_TIMEOUT = 30.0
 _FIRST_RETRY_TIMEOUT = 5.0
 
 # For how many seconds a statement may wait for a free thread at least, however short retry_timeout is.
-_SHORTEST_MAX_WAIT = 10.0
+_MIN_THREAD_TIMEOUT = 10.0
 
 _FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
+_MAX_PAUSE = 2.0
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Database:
         self.response_timeout = response_timeout
         self._connections = Connections(source, pool_options)
         observe_pool(self._connections)
-        self.workers = Workers(max(self._retry_timeout, _SHORTEST_MAX_WAIT), self._connections.max_size)
+        self.workers = Workers(max(self._retry_timeout, _MIN_THREAD_TIMEOUT), self._connections.max_size)
         self._outage = OutageLog()
         self._clock = ServerClock()
 
@@ -402,7 +402,7 @@ class Database:
             started = time.monotonic()
             if number > 1 and response_timeout < float("inf"):
                 remaining = began + retry_timeout - started
-                response_timeout = min(response_timeout, max(remaining, _SHORTEST_RESPONSE_TIMEOUT))
+                response_timeout = min(response_timeout, max(remaining, _MIN_RESPONSE_TIMEOUT))
             try:
                 with self._connections.checkout() as connection:
                     try:
@@ -528,7 +528,7 @@ def _pauses() -> Iterator[float]:
     seconds = _FIRST_PAUSE
     while True:
         yield seconds * random.uniform(0.5, 1.0)
-        seconds = min(seconds * 2, _LONGEST_PAUSE)
+        seconds = min(seconds * 2, _MAX_PAUSE)
 
 
 def _is_retryable(error: psycopg.Error, connection: Connection[Any], *, since: float) -> bool:

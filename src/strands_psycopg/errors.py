@@ -257,6 +257,15 @@ class ReportError(StrandsPsycopgError):
     """The report could not be written; the message says why."""
 
 
+def lease_lost_error(operation: str, session_id: str) -> LeaseLostError:
+    """Return the error that says that the lease on a session is no longer held."""
+    return LeaseLostError(
+        f"{operation}: another holder has taken over session {session_id!r}, or its lease was deleted; nothing was "
+        "stored. Stop writing, and take a new lease to continue from what is stored",
+        session_id=session_id,
+    )
+
+
 def suppressed_error(operation: str) -> DatabaseError:
     """Return the error that says that a write has not stored what it should, for no reason that is known here."""
     return DatabaseError(

@@ -87,20 +87,21 @@ _RELEASE = "DELETE FROM {leases} WHERE session_id = %(session_id)s AND term = %(
 # By how many seconds the clocks of two nodes may differ.
 _MAX_CLOCK_DIFFERENCE = 60.0
 
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 1.0
+_MIN_PAUSE = 0.05
+_MAX_PAUSE = 1.0
 
 # When a lost lease is renewed: never.
 _NO_RENEWAL = float("inf")
 # The queue accepts no infinite timeout.
-_LONGEST_WAIT = 3600.0
+_MAX_QUEUE_TIMEOUT = 3600.0
 
 
 class _ExitMethod(Generic[_R]):
     """Makes the methods ``__exit__`` and ``__aexit__``, to which the ``with`` statement has the only reference.
 
     Signal handlers may raise at the first line of such a method, or at the last one of ``__enter__``. In whatever way
-    the block ends, the statement drops its reference, and a callback without any Python code tells the keeper.
+    the block ends, the statement drops its reference, and a callback without any Python code wakes the renewal
+    thread.
     """
 
     def __init__(self, method: Callable[..., _R]) -> None:
@@ -157,10 +158,10 @@ class Lease(Uncopyable):
         self._wait = wait
         self._entered = False
         self._deadline = 0.0
-        self._pause = _FIRST_PAUSE
+        self._pause = _MIN_PAUSE
         self._renew_at = _NO_RENEWAL
-        # Whether it is renewed by a statement of its own, since that of all failed.
-        self._is_apart = False
+        # Whether a statement renews it alone, since the one that renews all leases failed.
+        self._is_renewed_alone = False
         # Whether an attempt to acquire it may have succeeded unnoticed.
         self._in_doubt = False
         self._block_end: _BlockEnd | None = None
@@ -209,9 +210,9 @@ class Lease(Uncopyable):
     __aexit__ = _ExitMethod[Awaitable[None]](_leave_async)
 
     def _observe_end(self, block: object) -> None:
-        """Notify the keeper when ``block`` is no longer referred to, unless the lease has been entered before."""
+        """Wake the renewal thread when ``block`` is no longer referred to, unless the lease has been entered before."""
         if not self._entered:
-            self._block_end = _BlockEnd(block, self._leases.tell_keeper)
+            self._block_end = _BlockEnd(block, self._leases.wake_renewal)
             self._block_end.lease = self
 
     def _start_waiting(self) -> None:
@@ -236,8 +237,8 @@ class Lease(Uncopyable):
                 until=holder.until,
             )
         pause = self._pause * random.uniform(0.5, 1.0)
-        self._pause = min(self._pause * 1.5, _LONGEST_PAUSE)
-        return min(pause, remaining, max(holder.seconds, _FIRST_PAUSE))
+        self._pause = min(self._pause * 1.5, _MAX_PAUSE)
+        return min(pause, remaining, max(holder.seconds, _MIN_PAUSE))
 
 
 class _Holder(NamedTuple):
@@ -268,13 +269,13 @@ class LeaseSummary:
 class Leases:
     """The leases that this process holds on sessions of one database, schema and prefix.
 
-    One thread, the keeper, renews all of them, each after every third of its ttl. It starts with the first lease and
-    ends with the last. A forked child holds none of them.
+    One thread renews all of them, each after every third of its ttl. It starts with the first lease and ends with the
+    last. A forked child holds none of them.
 
     Attributes:
         workers: The threads of the database.
-        tell_keeper: Wakes the keeper with the end of a block, or None. A single instruction, as each change of what
-            is held, since signal handlers may interrupt the main thread between any two.
+        wake_renewal: Wakes that thread with the end of a block, or None. It is a single instruction, as is each change
+            of what is held, since signal handlers may interrupt the main thread between any two.
     """
 
     def __init__(self, database: Database) -> None:
@@ -290,10 +291,10 @@ class Leases:
 
     def _reset(self) -> None:
         self._held: dict[Lease, None] = {}
-        self._messages: SimpleQueue[_BlockEnd | None] = SimpleQueue()
-        self.tell_keeper = self._messages.put
-        # The thread that removes the only item starts the keeper, which puts it back when it ends.
-        self._keeper_absent = deque([True])
+        self._block_ends: SimpleQueue[_BlockEnd | None] = SimpleQueue()
+        self.wake_renewal = self._block_ends.put
+        # The thread that removes the only item starts the renewal thread, which puts it back when it ends.
+        self._renewal_stopped = deque([True])
 
     def count(self) -> int:
         """Return how many leases this process holds."""
@@ -342,7 +343,7 @@ class Leases:
         _, acquired, of_another_owner, since, until, seconds = row
         if acquired:
             self._held[lease] = None
-            self._keep(operation)
+            self._start_renewal(operation)
         lease._in_doubt = False
         if of_another_owner and not acquired:
             raise SessionOwnerError.of(operation, lease.session_id)
@@ -364,7 +365,7 @@ class Leases:
         """
         if lease in self._held:
             self._held.pop(lease, None)
-            self.tell_keeper(None)
+            self.wake_renewal(None)
         elif not lease._in_doubt:
             return
         lease._in_doubt = False
@@ -385,25 +386,25 @@ class Leases:
         for lease in self._held.copy():
             self.workers.run(partial(self.release, lease))
 
-    def _keep(self, operation: str) -> None:
-        """Start the keeper, or wake it for a lease that was acquired.
+    def _start_renewal(self, operation: str) -> None:
+        """Start the renewal thread, or wake it for a lease that was acquired.
 
         Raises:
-            DatabaseUnavailableError: No thread can be started for it.
+            DatabaseUnavailableError: The thread cannot be started.
         """
         try:
-            self._keeper_absent.pop()
+            self._renewal_stopped.pop()
         except IndexError:
-            self.tell_keeper(None)
+            self.wake_renewal(None)
             return
         try:
-            Thread(target=self._run_keeper, name="strands-psycopg-leases", daemon=True).start()
+            Thread(target=self._run_renewal, name="strands-psycopg-leases", daemon=True).start()
         except RuntimeError as error:
-            self._keeper_absent.append(True)
+            self._renewal_stopped.append(True)
             if not is_shutting_down(error):
                 raise DatabaseUnavailableError(f"{operation}: {NO_THREAD}") from error
 
-    def _run_keeper(self) -> None:
+    def _run_renewal(self) -> None:
         while True:
             while self._held:
                 next_renewal = min((lease._renew_at for lease in self._held.copy()), default=0.0)
@@ -411,28 +412,28 @@ class Leases:
                     self._renew_all()
                     continue
                 try:
-                    end = self._messages.get(timeout=min(pause, _LONGEST_WAIT))
+                    end = self._block_ends.get(timeout=min(pause, _MAX_QUEUE_TIMEOUT))
                 except Empty:
                     continue
                 if end is not None and end.lease._block_end is end:
                     self.release(end.lease)
-            self._keeper_absent.append(True)
+            self._renewal_stopped.append(True)
             if not self._held:
                 return
             # A lease has been acquired meanwhile.
             try:
-                self._keeper_absent.pop()
+                self._renewal_stopped.pop()
             except IndexError:
-                return  # another keeper has been started for it
+                return  # another thread has been started for it
 
     def _renew_all(self) -> None:
         groups: dict[float | Lease, list[Lease]] = {}
         for lease in self._held.copy():
             if lease._renew_at < _NO_RENEWAL:
-                groups.setdefault(lease if lease._is_apart else lease.ttl, []).append(lease)
+                groups.setdefault(lease if lease._is_renewed_alone else lease.ttl, []).append(lease)
         failed = 0
         last_error: Exception | None = None
-        for leases in sorted(groups.values(), key=lambda leases: leases[0]._is_apart):
+        for leases in sorted(groups.values(), key=lambda leases: leases[0]._is_renewed_alone):
             if min(lease._renew_at for lease in leases) <= time.monotonic():
                 try:
                     self._renew_leases(leases)
@@ -453,12 +454,12 @@ class Leases:
             "terms": [lease.term for lease in leases],
         }
         # Of leases that are renewed one by one, none must wait for another.
-        retry_timeout = 0.0 if leases[0]._is_apart else ttl / 6
+        retry_timeout = 0.0 if leases[0]._is_renewed_alone else ttl / 6
         operation = f"renewing {len(leases)} leases"
         rows = self._database.fetch(operation, self._renew, parameters, retry_timeout=retry_timeout).rows
         renewed = {term for (term,) in rows}
         for lease in leases:
-            lease._is_apart = False
+            lease._is_renewed_alone = False
             is_lost = str(lease.term) not in renewed
             lease._renew_at = _NO_RENEWAL if is_lost else renew_at
             if is_lost and lease in self._held:
@@ -476,4 +477,4 @@ def _retry_renewal(leases: Sequence[Lease]) -> None:
     """
     for lease in leases:
         lease._renew_at = time.monotonic() + (min(lease.ttl / 3, 1.0) if len(leases) == 1 else 0.0)
-        lease._is_apart = len(leases) > 1 or lease._is_apart
+        lease._is_renewed_alone = len(leases) > 1 or lease._is_renewed_alone

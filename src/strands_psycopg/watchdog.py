@@ -19,7 +19,7 @@ from strands_psycopg.process_forks import after_fork_in_child
 from strands_psycopg.system_errors import is_shutting_down, translate_limits
 
 # The queue accepts no infinite timeout.
-_LONGEST_WAIT = 3600.0
+_MAX_QUEUE_TIMEOUT = 3600.0
 
 
 class _Watch:
@@ -118,7 +118,7 @@ class Watchdog:
                         _shut_down(watch.descriptor)
                 self._next_wakeup = min((watch.deadline for watch in self._watches), default=float("inf"))
             with suppress(Empty):
-                self._wakeups.get(timeout=min(self._next_wakeup - now, _LONGEST_WAIT))
+                self._wakeups.get(timeout=min(self._next_wakeup - now, _MAX_QUEUE_TIMEOUT))
 
 
 def _shut_down(descriptor: int) -> None:

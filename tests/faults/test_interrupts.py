@@ -120,7 +120,7 @@ def test_asking_a_held_lease_for_its_methods_does_not_release_it(repository: Pos
     with repository.lease("s") as lease:
         assert hasattr(lease, "__exit__")
         assert hasattr(lease, "__aexit__")
-        # The keeper has heard of whatever it may have heard of before.
-        repository._tables.leases.tell_keeper(None)
-        wait_until(repository._tables.leases._messages.empty)
+        # The renewal thread has been woken by whatever may have woken it before.
+        repository._tables.leases.wake_renewal(None)
+        wait_until(repository._tables.leases._block_ends.empty)
         assert repository._tables.leases.holds(lease)

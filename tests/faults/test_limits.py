@@ -99,7 +99,7 @@ def test_storage_without_threads_raises_its_error(pool: ConnectionPool) -> None:
     asyncio.run(write())
 
 
-def test_lease_whose_keeper_cannot_start_is_not_held(pool: ConnectionPool, connection: Connection) -> None:
+def test_lease_whose_renewal_thread_cannot_start_is_not_held(pool: ConnectionPool, connection: Connection) -> None:
     repository = PostgresSessionRepository(pool, retry_timeout=0)
     repository.read_session("s")
 

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 _PINNED_ATTRIBUTE = "_pin_first_applied"
 
 # See ``_copied``.
-_MOST_COPIES = 1_000
+_MAX_COPIES = 1_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def session_agent(agent: "LocalAgent", manager_state: dict[str, Any]) -> Session
 
 def _copied(copy_documents: Callable[[], _T]) -> _T:
     """Return a copy of documents that other threads may change meanwhile, which older Strands does not prevent."""
-    for _ in range(_MOST_COPIES - 1):
+    for _ in range(_MAX_COPIES - 1):
         try:
             return copy_documents()
         except RuntimeError as error:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 _MARSHAL_VERSION = 2
 
 # In bytes. What dumps to more consists of few and large parts, which a copy shares.
-_LARGEST_DUMP = 16_384
+_MAX_DUMP_SIZE = 16_384
 
 
 class _Copy:
@@ -45,7 +45,7 @@ def fingerprint(value: Any) -> Fingerprint:
         ValueError: It is nested too deeply to be stored.
     """
     dump = _dump(value)
-    if dump is not None and len(dump) <= _LARGEST_DUMP:
+    if dump is not None and len(dump) <= _MAX_DUMP_SIZE:
         return dump
     try:
         return _Copy(value)

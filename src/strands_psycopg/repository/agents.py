@@ -16,9 +16,9 @@ from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, Ses
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained
+from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.messages import Messages, message_row
-from strands_psycopg.repository.refusals import Refusals
+from strands_psycopg.repository.refusals import AgentWrites, check_lease, retry_if_suppressed
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 from strands_psycopg.storage.session_values import keys_of_agent
 
@@ -58,7 +58,7 @@ _UPDATE_AND_APPEND = """
     ), {touch_session_of_u}
     SELECT {server_time}, {times_of_t}, {times_of_u} FROM (SELECT true) AS one LEFT JOIN t ON true LEFT JOIN u ON true
     WHERE t.created_at IS NOT NULL OR u.created_at IS NOT NULL
-"""  # no row: nothing was stored (see Refusals)
+"""  # no row: nothing was stored (see AgentWrites)
 
 # Of an agent without a message, and without new variants.
 _UPDATE = """
@@ -261,7 +261,7 @@ class Agents:
         self._database = database
         self._payloads = payloads
         self._messages = Messages(database, payloads)
-        self._refusals = Refusals(database)
+        self._writes = AgentWrites(database)
         self._create = compose(database, _CREATE)
         self._read = compose(database, _READ)
         self._update_and_append = compose(database, _UPDATE_AND_APPEND)
@@ -314,9 +314,9 @@ class Agents:
                     self._messages.append_many(cursor, message_rows, operation)
                 return created
 
-            result = run_explained(operation, lambda: self._database.transact(operation, store))
+            result = retry_if_suppressed(operation, lambda: self._database.transact(operation, store))
         else:
-            result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
+            result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created_at, _, of_another_owner, _ = result.rows[0]
         if created_at is None and of_another_owner:
             raise SessionOwnerError.of(operation, session_id)
@@ -396,7 +396,7 @@ class Agents:
             statement = self._update if message is None and not change.variants else self._store
             row |= self._variant_rows(session_id, change)
         message_id = None if message is None else message.message_id
-        stored = self._refusals.write(operation, statement, row, message_id)
+        stored = self._writes.run(operation, statement, row, message_id)
         _, created_at, updated_at, agent_created_at, agent_updated_at = stored
         if agent_created_at is None:
             raise suppressed_error(operation)
@@ -415,7 +415,7 @@ class Agents:
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         operation = f"deleting agent {agent_id!r} of session {session_id!r}"
         row = {**key, **keys_of_agent(session_id, agent_id), "owner": check_owner(owner), "term": term}
-        result = run_explained(operation, lambda: self._database.write(operation, self._delete, row))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._delete, row))
         allowed_at, deleted, of_another_owner, _ = result.rows[0]
         if not deleted and of_another_owner:
             raise SessionOwnerError.of(operation, session_id)

@@ -9,8 +9,8 @@ from strands_psycopg.database import Database
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, in_places
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained
-from strands_psycopg.repository.refusals import conflict
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.refusals import check_lease, conflict, retry_if_suppressed
 from strands_psycopg.repository.window import Window
 
 # Conversation managers pin the first messages once, at their first reduction, and do not record it in their state. This
@@ -148,7 +148,7 @@ class Checkpoints:
             "write_id": snapshot_id,
             "term": term,
         }
-        result = run_explained(operation, lambda: self._database.write(operation, self._save, row))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._save, row))
         allowed_at, saved, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id, self._database)
         if not saved:

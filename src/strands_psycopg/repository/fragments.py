@@ -1,11 +1,8 @@
 """SQL fragments that several statements share; a statement refers to them as ``{name}``."""
 
-from collections.abc import Callable
-from decimal import Decimal
 from functools import lru_cache
 
-from strands_psycopg.database import Database, Result
-from strands_psycopg.errors import LeaseLostError, SessionNotFoundError, suppressed_error
+from strands_psycopg.database import Database
 
 _TIMES = """
     pg_catalog.to_char({row}.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
@@ -171,9 +168,6 @@ _FRAGMENTS = {
 }
 
 
-_SESSION_EXISTS = "SELECT true FROM {sessions} WHERE session_id = %(session_id)s"
-
-
 def compose(database: Database, template: str) -> bytes:
     """Compose a statement from a template that refers to fragments and tables."""
     return database.statement(_with_fragments(template))
@@ -184,44 +178,3 @@ def _with_fragments(template: str) -> str:
     for name, text in _FRAGMENTS.items():
         template = template.replace("{" + name + "}", text)
     return template
-
-
-def run_explained(operation: str, run: Callable[[], Result]) -> Result:
-    """Run a write whose rows end with ``suppressed``: it stored nothing, although nothing that it saw prevents that.
-
-    Another writer may have committed while it ran. Then a second run sees what that one stored.
-
-    Raises:
-        DatabaseError: The second run stored nothing either.
-    """
-    for _ in range(2):
-        result = run()
-        if not result.rows[0][-1]:
-            return result
-    raise suppressed_error(operation)
-
-
-def check_lease(allowed_at: Decimal | None, operation: str, session_id: str, database: Database | None = None) -> None:
-    """Check the ``{allowed_at}`` that a statement returned.
-
-    Args:
-        allowed_at: What it returned.
-        operation: What it does, for error messages.
-        session_id: Its session.
-        database: Where to look, if a lease was lost, whether it was deleted with its session; None if the statement
-            creates the session.
-
-    Raises:
-        LeaseLostError: It is NULL: the writer's lease is no longer held.
-        SessionNotFoundError: The same, since the session was deleted.
-    """
-    if allowed_at is None and database is not None:
-        key = {"session_id": session_id}
-        if not database.fetch(operation, compose(database, _SESSION_EXISTS), key).rows:
-            raise SessionNotFoundError(f"{operation}: session {session_id!r} does not exist")
-    if allowed_at is None:
-        raise LeaseLostError(
-            f"{operation}: another holder has taken over session {session_id!r}, or its lease was deleted; nothing was "
-            "stored. Stop writing, and take a new lease to continue from the stored session",
-            session_id=session_id,
-        )

@@ -16,16 +16,16 @@ from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import SessionNotFoundError, suppressed_error
 from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained
+from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.redactions import Redactions
-from strands_psycopg.repository.refusals import Refusals
+from strands_psycopg.repository.refusals import AgentWrites, check_lease, retry_if_suppressed
 
 _APPEND = """
     WITH t AS (
         {insert_message} FROM {seen} AND {may_write} AND {is_next} AND {unchanged} {on_message_conflict}
     ), {touch_session_of_t}
     SELECT {server_time}, {times_of_t} FROM t
-"""  # no row: it was refused (see Refusals)
+"""  # no row: it was refused (see AgentWrites)
 
 _READ = """
     SELECT t.message_id, t.message::text, t.message_exact, t.redact_message::text, t.redact_message_exact, {times_of_t}
@@ -94,7 +94,7 @@ class Messages:
         redaction = "redact_message" if payloads.has_codec else "message"
         self._replace = compose(database, _REPLACE.replace("{redaction}", redaction))
         self._redactions = Redactions(database, payloads)
-        self._refusals = Refusals(database)
+        self._writes = AgentWrites(database)
 
     def append(
         self,
@@ -124,7 +124,7 @@ class Messages:
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
         row = {**message_row(self._payloads, session_id, agent_id, message, write_id, term), "expected": expected}
-        _, created_at, updated_at = self._refusals.write(operation, self._append, row, message.message_id)
+        _, created_at, updated_at = self._writes.run(operation, self._append, row, message.message_id)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
     def append_many(self, cursor: Cursor[TupleRow], rows: Sequence[dict[str, object]], operation: str) -> None:
@@ -241,7 +241,7 @@ class Messages:
         self, statement: bytes, session_id: str, agent_id: str, message: SessionMessage, row: dict[str, object]
     ) -> None:
         operation = f"updating message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        result = run_explained(operation, lambda: self._database.write(operation, statement, row))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, statement, row))
         allowed_at, created_at, updated_at, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id, self._database)
         if created_at is None:

@@ -9,7 +9,8 @@ from strands_psycopg.errors import SessionConflictError, SessionExistsError, Ses
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import check_owner
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.refusals import check_lease, retry_if_suppressed
 
 _CREATE = """
     WITH t AS (
@@ -121,7 +122,7 @@ class MultiAgents:
         """
         operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
         row = _row(self._payloads, session_id, multi_agent_id, state, write_id, term) | {"owner": check_owner(owner)}
-        result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created, of_another_owner, _ = result.rows[0]
         if not created and of_another_owner:
             raise SessionOwnerError.of(operation, session_id)
@@ -186,7 +187,7 @@ class MultiAgents:
         """
         operation = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
         row = {**_row(self._payloads, session_id, multi_agent_id, state, write_id, term), "expected": expected}
-        result = run_explained(operation, lambda: self._database.write(operation, self._update, row))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._update, row))
         allowed_at, exists, updated, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id, self._database)
         if not exists:

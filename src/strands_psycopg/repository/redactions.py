@@ -11,7 +11,8 @@ from strands.types.content import Message
 from strands_psycopg.database import Database, Result
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.refusals import check_lease, retry_if_suppressed
 
 _REDACTED = """
     SELECT {allowed_at}, t.agent_id, t.message_id, {times_of_t}, EXISTS (SELECT true FROM v),
@@ -163,7 +164,7 @@ class Redactions:
             document = {"message": content, "message_exact": content_exact}
             return self._database.write(operation, self._redact, {**key, **document})
 
-        rows = run_explained(operation, redact).rows
+        rows = retry_if_suppressed(operation, redact).rows
         check_lease(rows[0][0], operation, session_id, self._database)
         return [row[1:5] for row in rows if row[2] is not None], rows[0][5]
 

@@ -1,31 +1,34 @@
-"""Writes to an agent, and why one was refused."""
+"""Refused writes: why a write stored nothing, and the errors that say so."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
-from strands_psycopg.database import NO_DEADLINE, Database
-from strands_psycopg.errors import SessionConflictError, SessionNotFoundError, suppressed_error
-from strands_psycopg.repository.fragments import check_lease, compose
+from strands_psycopg.database import NO_DEADLINE, Database, Result
+from strands_psycopg.errors import SessionConflictError, SessionNotFoundError, lease_lost_error, suppressed_error
+from strands_psycopg.repository.fragments import compose
 
 _EXPLAIN = """
     SELECT {allowed_at}, a.write_id, coalesce({next_message_id}, 0)
     FROM {fence_of_insert} LEFT JOIN {agents} AS a ON a.session_id = %(session_id)s AND a.agent_id = %(agent_id)s
 """  # the write id is NULL: no such agent
 
+_SESSION_EXISTS = "SELECT true FROM {sessions} WHERE session_id = %(session_id)s"
+
 _UPDATED = "another writer has updated the agent since it was read"
 
 
-class Refusals:
-    """Runs writes to agents of one database, schema and prefix, and explains why one stored nothing.
+class AgentWrites:
+    """Runs the writes of every turn, to agents of one database, schema and prefix.
 
-    Nearly all writes succeed, so they do not carry what would explain a refusal: that is read afterwards.
+    Their statements do not select why they were refused, since nearly all succeed: that is read by a second statement.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._explain = compose(database, _EXPLAIN)
 
-    def write(
+    def run(
         self, operation: str, statement: bytes, row: Mapping[str, object], message_id: int | None
     ) -> tuple[Any, ...]:
         """Run a write that returns one row, or none if it was refused.
@@ -83,3 +86,40 @@ def conflict(
         agent_id=agent_id,
         message_id=message_id,
     )
+
+
+def retry_if_suppressed(operation: str, run: Callable[[], Result]) -> Result:
+    """Run a write whose statement selects why it was refused, and last ``suppressed``: whether no reason was found.
+
+    Another writer may have committed while it ran. Then a second run sees what that one stored.
+
+    Raises:
+        DatabaseError: The second run stored nothing either.
+    """
+    for _ in range(2):
+        result = run()
+        if not result.rows[0][-1]:
+            return result
+    raise suppressed_error(operation)
+
+
+def check_lease(allowed_at: Decimal | None, operation: str, session_id: str, database: Database | None = None) -> None:
+    """Check the ``{allowed_at}`` that a statement returned.
+
+    Args:
+        allowed_at: What it returned.
+        operation: What it does, for error messages.
+        session_id: Its session.
+        database: Where to look, if a lease was lost, whether it was deleted with its session; None if the statement
+            creates the session.
+
+    Raises:
+        LeaseLostError: It is NULL: the writer's lease is no longer held.
+        SessionNotFoundError: The same, since the session was deleted.
+    """
+    if allowed_at is None and database is not None:
+        key = {"session_id": session_id}
+        if not database.fetch(operation, compose(database, _SESSION_EXISTS), key).rows:
+            raise SessionNotFoundError(f"{operation}: session {session_id!r} does not exist")
+    if allowed_at is None:
+        raise lease_lost_error(operation, session_id)

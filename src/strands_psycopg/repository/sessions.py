@@ -11,7 +11,8 @@ from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, Ses
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.refusals import check_lease, retry_if_suppressed
 
 _CREATE = """
     WITH t AS (
@@ -121,7 +122,7 @@ class Sessions:
             "write_id": write_id,
             "term": term,
         }
-        result = run_explained(operation, lambda: self._database.write(operation, self._create, row))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created_at, updated_at, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id)
         if created_at is None:
@@ -141,8 +142,11 @@ class Sessions:
             LeaseLostError: The lease of ``term`` is no longer held.
         """
         parameters = {**row, **NO_DEADLINE}
-        result = run_explained(operation, lambda: Result(cursor.execute(self._create, parameters).fetchall(), False))
-        allowed_at, created_at, _, _ = result.rows[0]
+
+        def create() -> Result:
+            return Result(cursor.execute(self._create, parameters).fetchall(), False)
+
+        allowed_at, created_at, _, _ = retry_if_suppressed(operation, create).rows[0]
         check_lease(allowed_at, operation, str(row["session_id"]))
         if created_at is None:
             raise SessionExistsError(f"{operation}: session {row['session_id']!r} already exists; choose another id")
@@ -199,7 +203,7 @@ class Sessions:
             "term": term,
         }
         operation = f"annotating session {session_id!r}"
-        result = run_explained(operation, lambda: self._database.write(operation, self._annotate, row))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._annotate, row))
         allowed_at, updated, exists, stored_owner, _ = result.rows[0]
         # An earlier attempt may have set another owner.
         is_expected = stored_owner == expected_owner or (result.repeated and stored_owner == owner)
@@ -219,7 +223,7 @@ class Sessions:
         """
         key = {"session_id": check_id("session_id", session_id), "owner": check_owner(owner), "term": term}
         operation = f"deleting session {session_id!r}"
-        result = run_explained(operation, lambda: self._database.write(operation, self._delete, key))
+        result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._delete, key))
         allowed_at, deleted, of_another_owner, _ = result.rows[0]
         if not deleted and of_another_owner:
             raise SessionOwnerError.of(operation, session_id)

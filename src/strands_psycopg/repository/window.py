@@ -13,7 +13,7 @@ from strands_psycopg.payload import Payloads
 _PLAIN = "plain"
 
 # Larger than any index of the log, and within PostgreSQL's bigint.
-_LARGEST_START = 10**18
+_MAX_START = 10**18
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def variant_ids(places: Iterable[int]) -> list[int]:
 def plain_start(conversation_manager_state: dict[str, Any]) -> int:
     """Return where Strands' own restore begins to read the log: after the messages that were removed from memory."""
     removed = conversation_manager_state.get("removed_message_count")
-    return removed if type(removed) is int and 0 <= removed < _LARGEST_START else 0
+    return removed if type(removed) is int and 0 <= removed < _MAX_START else 0
 
 
 def dumps_window(window: Window | None, start: int, payloads: Payloads) -> str | None:

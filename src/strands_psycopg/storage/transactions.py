@@ -7,9 +7,8 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, PipelinedTransaction
-from strands_psycopg.errors import SessionNotFoundError, SessionOwnerError
+from strands_psycopg.errors import SessionNotFoundError, SessionOwnerError, lease_lost_error
 from strands_psycopg.storage.scope import Scope
-from strands_psycopg.storage.write_checks import lease_lost
 
 _T = TypeVar("_T")
 
@@ -74,7 +73,7 @@ class Transactions:
             transaction.receive()
             if lease is not None and not lease.fetchall():
                 self.check_session(operation, transaction)
-                raise lease_lost(operation, self._scope.id)
+                raise lease_lost_error(operation, self._scope.id)
             return work(transaction, [result.fetchall() for result in results])
 
         return self._database.transact_in_pipeline(operation, run)

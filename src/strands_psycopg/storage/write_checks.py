@@ -6,7 +6,7 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import LeaseLostError, StorageConflictError
+from strands_psycopg.errors import StorageConflictError
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.seen_writes import MISSING
 
@@ -86,15 +86,6 @@ class Change(NamedTuple):
             "hold a lease to keep other writers away",
             key=self.key,
         )
-
-
-def lease_lost(operation: str, session_id: str) -> LeaseLostError:
-    """Return the error that says that the lease on a session is no longer held."""
-    return LeaseLostError(
-        f"{operation}: another holder has taken over session {session_id!r}, or its lease was deleted; nothing was "
-        "stored. Stop writing, and take a new lease to continue from what is stored",
-        session_id=session_id,
-    )
 
 
 class WriteChecks:

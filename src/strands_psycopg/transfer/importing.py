@@ -19,7 +19,8 @@ from strands_psycopg.errors import (
 )
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
-from strands_psycopg.repository.fragments import check_lease, compose, run_explained
+from strands_psycopg.repository.fragments import compose
+from strands_psycopg.repository.refusals import check_lease, retry_if_suppressed
 from strands_psycopg.storage.session_values import SessionValue, SessionValues
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.rows import (
@@ -263,7 +264,7 @@ class _Importer:
         def insert() -> Result:
             return Result(cursor.execute(self._insert_session, parameters).fetchall(), False)
 
-        allowed_at, created, _ = run_explained(operation, insert).rows[0]
+        allowed_at, created, _ = retry_if_suppressed(operation, insert).rows[0]
         check_lease(allowed_at, operation, row.session_id)
         return bool(created)
 
