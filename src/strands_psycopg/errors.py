@@ -100,15 +100,6 @@ class SessionOwnerError(StrandsPsycopgError, SessionException):
         super().__init__(message)
         self.session_id = session_id
 
-    @classmethod
-    def of(cls, operation: str, session_id: str) -> "SessionOwnerError":
-        """Return the error of an operation on a session; it does not say who owns the session."""
-        return cls(
-            f"{operation}: session {session_id!r} does not belong to the given owner; use another session id, or, if "
-            "the session has no owner yet and is this one's, call annotate_session(owner=...) first",
-            session_id=session_id,
-        )
-
 
 class LeaseLostError(StrandsPsycopgError, SessionException):
     """Another holder has taken over the session; nothing was stored. Stop writing.
@@ -255,6 +246,15 @@ class MissingExtraError(StrandsPsycopgError, ImportError):
 
 class ReportError(StrandsPsycopgError):
     """The report could not be written; the message says why."""
+
+
+def owner_error(operation: str, session_id: str) -> SessionOwnerError:
+    """Return the error that says that a session does not belong to the given owner, but not whose it is."""
+    return SessionOwnerError(
+        f"{operation}: session {session_id!r} does not belong to the given owner; use another session id, or, if the "
+        "session has no owner yet and is this one's, call annotate_session(owner=...) first",
+        session_id=session_id,
+    )
 
 
 def lease_lost_error(operation: str, session_id: str) -> LeaseLostError:

@@ -1,4 +1,4 @@
-"""Checks of ids, other texts and message indexes."""
+"""Checks of ids, other texts, message indexes and counts."""
 
 from uuid import UUID
 
@@ -46,6 +46,17 @@ def check_index(field: str, value: object) -> int:
     if value < 0:
         raise ValueError(f"{field} must be 0 or more, not {value}")
     return min(value, _MAX_INDEX)
+
+
+def check_count(field: str, value: object, maximum: int) -> int:
+    """Return a number of items.
+
+    Raises:
+        ValueError: It is not an integer from 1 to ``maximum``; the text names ``field``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise ValueError(f"{field} must be an integer from 1 to {maximum}, not {value!r}")
+    return value
 
 
 def parse_snapshot_id(text: object) -> UUID:

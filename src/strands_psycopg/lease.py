@@ -30,8 +30,8 @@ from strands_psycopg.database import Database
 from strands_psycopg.errors import (
     DatabaseUnavailableError,
     SessionBusyError,
-    SessionOwnerError,
     StrandsPsycopgError,
+    owner_error,
     suppressed_error,
 )
 from strands_psycopg.process_forks import after_fork_in_child
@@ -346,7 +346,7 @@ class Leases:
             self._start_renewal(operation)
         lease._in_doubt = False
         if of_another_owner and not acquired:
-            raise SessionOwnerError.of(operation, lease.session_id)
+            raise owner_error(operation, lease.session_id)
         return None if acquired else _Holder(since or "just now", until or "soon", float(seconds or 0))
 
     def _run_acquire(self, operation: str, parameters: dict[str, object]) -> TupleRow:

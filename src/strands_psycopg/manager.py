@@ -26,7 +26,7 @@ from strands_psycopg.agent_sync.record import AgentRecord
 from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.closeable import Closeable
-from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, owner_error
 from strands_psycopg.identifiers import parse_snapshot_id
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.annotations import AnnotatedSession, Annotations, Metadata
@@ -153,7 +153,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
     def _checked(self, session: Session, owner: str | None) -> Session:
         # The repository has checked it, unless it overrides the method and does not pass the owner on.
         if owner is not None and Annotations.of(session).owner != owner:
-            raise SessionOwnerError.of(f"opening session {self.session_id!r}", self.session_id)
+            raise owner_error(f"opening session {self.session_id!r}", self.session_id)
         return session
 
     @classmethod

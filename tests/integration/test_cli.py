@@ -103,7 +103,7 @@ def test_status_counts_rows_and_bytes(
     assert described["pool"].keys() == {"min_size", "max_size", "size", "available", "waiting"}
     assert (described["pool"]["min_size"], described["pool"]["max_size"]) == (0, 10)
     assert 1 <= described["connections"] <= described["max_connections"]
-    assert described["schema_version"] == described["package_version"] == LATEST
+    assert described["schema_version"] == described["latest_version"] == LATEST
     assert rows(described) == {
         "strands_sessions": 2,
         "strands_agents": 2,

@@ -364,7 +364,7 @@ def test_repository_with_a_payload_codec_is_refused() -> None:
         ({"name": ""}, "name must have 1 to 255"),
         ({"owner": "\0"}, "owner must not contain NUL"),
         ({"owner": ""}, "owner must have 1 to 255"),
-        ({"max_search_results": 0}, "max_search_results must be at least 1"),
+        ({"max_search_results": 0}, "max_search_results must be an integer from 1 to 1000, not 0"),
         ({"min_score": 2}, "min_score must be a number from 0 to 1"),
         ({"min_similarity": math.nan}, "min_similarity must be a number from -1 to 1"),
         ({"text_search_config": ""}, "text_search_config must be"),

@@ -353,7 +353,7 @@ def test_database_with_vectors_is_not_newer_for_others(
 ) -> None:
     repository.ensure_schema()
     status = repository.status()
-    assert (status.ready, status.schema_version) == (True, status.package_version)
+    assert (status.ready, status.schema_version) == (True, status.latest_version)
     assert "strands_memory_vectors" in [table.name for table in status.tables]
     name = one(connection, "SELECT name FROM strands_migrations WHERE version = 1001")
     assert name == f"memory_vectors_{DIMENSIONS}"

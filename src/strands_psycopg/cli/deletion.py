@@ -6,7 +6,7 @@ import sys
 
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import TABLES, Commands, Parser, open_repository, parse_session_id
-from strands_psycopg.errors import SessionNotFoundError, SessionOwnerError
+from strands_psycopg.errors import SessionNotFoundError, owner_error
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.annotations import check_owner
@@ -81,7 +81,7 @@ def _read_summaries(repository: PostgresSessionRepository, arguments: argparse.N
         if summary is None:
             raise SessionNotFoundError(f"session {session_id!r} does not exist; nothing was deleted")
         if arguments.owner is not None and summary.owner != arguments.owner:
-            raise SessionOwnerError.of("nothing was deleted", session_id)
+            raise owner_error("nothing was deleted", session_id)
         found.append(summary)
     return found
 

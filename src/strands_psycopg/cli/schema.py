@@ -96,7 +96,7 @@ def _print_status(status: Status) -> None:
     print(f"database  {status.database}, as {status.user}")
     print(f"in use    {status.connections} of {output.pluralize(status.max_connections, 'connection')}")
     print(f"tables    {status.table_prefix}* in schema {status.schema}")
-    print(f"version   {status.schema_version} of {status.package_version}, {state}")
+    print(f"version   {status.schema_version} of {status.latest_version}, {state}")
     if status.tables:
         rows = [(table.name, _row_count(table), output.format_size(table.bytes)) for table in status.tables]
         total = ("total", "", output.format_size(sum(table.bytes for table in status.tables)))

@@ -15,7 +15,7 @@ from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
 from strands_psycopg.errors import BadFileError
-from strands_psycopg.identifiers import check_id
+from strands_psycopg.identifiers import check_count, check_id
 from strands_psycopg.memory.embedding import Embed, Embedder, check_dimensions
 from strands_psycopg.memory.entries import Entries
 from strands_psycopg.memory.entry import (
@@ -168,7 +168,9 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
             raise ImportError("PostgresMemoryStore needs strands-agents 1.46 or newer: pip install -U strands-agents")
         self.name = check_id("name", name)
         self.description = description
-        self.max_search_results = None if max_search_results is None else _check_results(max_search_results)
+        if max_search_results is not None:
+            check_count("max_search_results", max_search_results, _MAX_RESULTS)
+        self.max_search_results = max_search_results
         self.writable = writable
         self.extraction = extraction
         self._owner = "" if owner is None else check_id("owner", owner)
@@ -246,7 +248,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         """
         given: dict[str, Any] = dict(options or {})
         default = _DEFAULT_RESULTS if self.max_search_results is None else self.max_search_results
-        limit = _check_results(given.get("max_search_results", default))
+        limit = check_count("max_search_results", given.get("max_search_results", default), _MAX_RESULTS)
         min_score = _check_range("min_score", given.get("min_score", self._min_score), 0)
         min_similarity = _check_range("min_similarity", given.get("min_similarity", self._min_similarity), -1)
         condition = filter_parameter(given.get("metadata"))
@@ -376,8 +378,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
             ValueError: An argument is out of range.
             TypeError: ``metadata`` is not a dict.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_LIMIT:
-            raise ValueError(f"limit must be an integer from 1 to {_MAX_LIMIT}, not {limit!r}")
+        check_count("limit", limit, _MAX_LIMIT)
         start = None if before is None else parse_memory_id(before)
         condition = filter_parameter(metadata)
         return await self._in_worker(partial(self._entries.page, limit=limit, before=start, condition=condition))
@@ -504,12 +505,6 @@ def _entry(hit: Hit) -> MemoryEntry:
     if hit.similarity is not None:
         metadata[SIMILARITY] = hit.similarity
     return MemoryEntry(content=memory.content, metadata=metadata)
-
-
-def _check_results(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_RESULTS:
-        raise ValueError(f"max_search_results must be at least 1 and at most {_MAX_RESULTS}, not {value!r}")
-    return value
 
 
 def _check_range(argument: str, value: float, minimum: int) -> float:

@@ -12,7 +12,7 @@ from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import encode
 from strands_psycopg.database import NO_DEADLINE, Database, Result
-from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError, suppressed_error
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, owner_error, suppressed_error
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
@@ -319,7 +319,7 @@ class Agents:
             result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created_at, _, of_another_owner, _ = result.rows[0]
         if created_at is None and of_another_owner:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if created_at is None:
             raise SessionExistsError(f"{operation}: the agent already exists; read it instead")
@@ -418,7 +418,7 @@ class Agents:
         result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._delete, row))
         allowed_at, deleted, of_another_owner, _ = result.rows[0]
         if not deleted and of_another_owner:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")

@@ -8,7 +8,7 @@ from psycopg.rows import TupleRow
 from strands.types.content import Message
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import SessionOwnerError
+from strands_psycopg.errors import owner_error
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import StoredAgent, stored_agent
@@ -122,7 +122,7 @@ class Conversations:
             return None
         *columns, next_variant_id = agents[0][1:]
         if next_variant_id is None:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         stored = stored_agent(self._payloads, session_id, agent_id, columns)
         places = stored_places(stored.window, stored.agent.conversation_manager_state, stored.next_message_id)
         messages = in_places(self._payloads, session_id, agent_id, places, rows)

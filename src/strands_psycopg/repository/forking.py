@@ -13,7 +13,7 @@ from strands_psycopg.errors import (
     SessionExistsError,
     SessionForkError,
     SessionNotFoundError,
-    SessionOwnerError,
+    owner_error,
     suppressed_error,
 )
 from strands_psycopg.identifiers import check_id, check_index
@@ -198,7 +198,7 @@ class SessionForker:
             raise SessionNotFoundError(f"{operation}: session {source_id!r} does not exist")
         session_type, stored_owner, title, metadata, metadata_exact = source[0]
         if owner is not None and stored_owner != owner:
-            raise SessionOwnerError.of(operation, source_id)
+            raise owner_error(operation, source_id)
         if title is not None:
             decoded = self._payloads.decode_title(title, source_id)
             title = self._payloads.encode_title(decoded, str(key["session_id"]))

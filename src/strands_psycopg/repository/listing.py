@@ -11,7 +11,7 @@ from psycopg.types.numeric import Int8
 
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionNotFoundError
-from strands_psycopg.identifiers import check_id
+from strands_psycopg.identifiers import check_count, check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import Annotations, Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
@@ -225,8 +225,7 @@ class Listing:
         Raises:
             ValueError: An argument is out of range, or ``before`` is not the ``next`` of a page.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_LIMIT:
-            raise ValueError(f"limit must be an integer from 1 to {_MAX_LIMIT}, not {limit!r}")
+        check_count("limit", limit, _MAX_LIMIT)
         if active_since is not None and active_since.tzinfo is None:
             raise ValueError("active_since must have a time zone, as in datetime.now(timezone.utc)")
         before_time, before_id = ("infinity", "") if before is None else _decode_page_token(before)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError, owner_error
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import check_owner
@@ -125,7 +125,7 @@ class MultiAgents:
         result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created, of_another_owner, _ = result.rows[0]
         if not created and of_another_owner:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if not created:
             raise SessionExistsError(f"{operation}: the multi-agent already exists; read it instead")
@@ -143,7 +143,7 @@ class MultiAgents:
             return None
         text, exact, write_id, owned = rows[0]
         if not owned:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         state = self._payloads.decode(text, exact, session_id, multi_agent_id, "multi_agent")
         return StoredMultiAgent(state, UUID(write_id))
 

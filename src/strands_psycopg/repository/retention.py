@@ -19,6 +19,7 @@ from psycopg.types.numeric import Int8
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
 from strands_psycopg.durations import check_duration
+from strands_psycopg.identifiers import check_count
 from strands_psycopg.repository.annotations import Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
 
@@ -205,8 +206,7 @@ class Retention:
             "owner": check_owner(owner),
             "metadata": encode_metadata(metadata)[0],
         }
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MAX_BATCH_SIZE:
-            raise ValueError(f"batch_size must be an integer from 1 to {_MAX_BATCH_SIZE}, not {batch_size!r}")
+        check_count("batch_size", batch_size, _MAX_BATCH_SIZE)
         return self._purge(selection, batch_size, dry_run)
 
     def _purge(self, selection: dict[str, object], batch_size: int, dry_run: bool) -> Iterator[PurgeResult]:

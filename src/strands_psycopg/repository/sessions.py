@@ -7,7 +7,7 @@ from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionType
 
 from strands_psycopg.database import NO_DEADLINE, Database, Result
-from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, SessionOwnerError
+from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, owner_error
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
@@ -165,7 +165,7 @@ class Sessions:
             return None
         session_type, created_at, updated_at, stored_owner, *columns = rows[0]
         if owner is not None and stored_owner != owner:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         annotations = Annotations.decode([stored_owner, *columns], self._payloads, session_id)
         return annotations.annotated(
             Session(session_id, SessionType(session_type), created_at, updated_at or created_at)
@@ -208,7 +208,7 @@ class Sessions:
         # An earlier attempt may have set another owner.
         is_expected = stored_owner == expected_owner or (result.repeated and stored_owner == owner)
         if exists and expected_owner is not None and not is_expected:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if not updated and not exists:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
@@ -226,7 +226,7 @@ class Sessions:
         result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._delete, key))
         allowed_at, deleted, of_another_owner, _ = result.rows[0]
         if not deleted and of_another_owner:
-            raise SessionOwnerError.of(operation, session_id)
+            raise owner_error(operation, session_id)
         check_lease(allowed_at, operation, session_id, self._database)
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the session does not exist")

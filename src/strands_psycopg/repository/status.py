@@ -119,7 +119,7 @@ class Status:
         schema: The schema of the tables.
         table_prefix: The prefix of their names.
         schema_version: The newest migration of the database; 0 if it has none.
-        package_version: The newest migration of this package.
+        latest_version: The newest migration of this package, which is that of up-to-date tables.
         pending: The names of the migrations that the database lacks, in order.
         problem: Why this package cannot use the tables, if migrating would not help; otherwise None.
         tables: The tables that exist.
@@ -137,7 +137,7 @@ class Status:
     schema: str
     table_prefix: str
     schema_version: int
-    package_version: int
+    latest_version: int
     pending: list[str]
     problem: str | None
     tables: list[TableStatus]
@@ -186,7 +186,7 @@ def read_status(database: Database) -> Status:
             schema=database.schema,
             table_prefix=database.table_prefix,
             schema_version=schema_version,
-            package_version=migrator.latest,
+            latest_version=migrator.latest,
             pending=pending,
             problem=problem,
             tables=tables,

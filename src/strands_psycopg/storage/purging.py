@@ -13,6 +13,7 @@ from psycopg.types.numeric import Int8
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database, PipelinedTransaction
 from strands_psycopg.durations import check_duration
+from strands_psycopg.identifiers import check_count
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.transactions import Transactions
@@ -101,8 +102,7 @@ class ValuePurge:
             ValueError: ``idle_for`` or ``batch_size`` is out of range.
         """
         idle = None if idle_for is None else check_duration("idle_for", idle_for)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MAX_BATCH_SIZE:
-            raise ValueError(f"batch_size must be an integer from 1 to {_MAX_BATCH_SIZE}, not {batch_size!r}")
+        check_count("batch_size", batch_size, _MAX_BATCH_SIZE)
         return self._run(prefix, idle, batch_size, dry_run, term)
 
     def _run(

@@ -7,7 +7,7 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, PipelinedTransaction
-from strands_psycopg.errors import SessionNotFoundError, SessionOwnerError, lease_lost_error
+from strands_psycopg.errors import SessionNotFoundError, lease_lost_error, owner_error
 from strands_psycopg.storage.scope import Scope
 
 _T = TypeVar("_T")
@@ -91,4 +91,4 @@ class Transactions:
         if not rows:
             raise SessionNotFoundError(f"{operation}: the session does not exist")
         if self._scope.owner not in (None, rows[0][0]):
-            raise SessionOwnerError.of(operation, self._scope.id)
+            raise owner_error(operation, self._scope.id)

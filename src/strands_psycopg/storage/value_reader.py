@@ -6,7 +6,7 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database
-from strands_psycopg.errors import DatabaseError, SessionOwnerError
+from strands_psycopg.errors import DatabaseError, owner_error
 from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
 
@@ -193,7 +193,7 @@ def allowed(operation: str, scope: Scope, rows: list[TupleRow]) -> list[TupleRow
         SessionOwnerError: The session belongs to another owner.
     """
     if rows and rows[0][0]:
-        raise SessionOwnerError.of(operation, scope.id)
+        raise owner_error(operation, scope.id)
     # If nothing was found, a statement that checks the owner returns a row of NULLs.
     return [row[1:] for row in rows if row[1] is not None]
 

@@ -152,11 +152,9 @@ def import_sessions(
     return result
 
 
-def import_one(
-    repository: PostgresSessionRepository, session: SourceSession, *, skip_bad: bool = False
-) -> TransferResult:
+def import_one(repository: PostgresSessionRepository, session: SourceSession) -> TransferResult:
     """Store one session as ``import_sessions`` does, and raise its own error if that fails."""
-    return _Importer(repository, skip_bad=skip_bad, progress=None).store(session)
+    return _Importer(repository, skip_bad=False, progress=None).store(session)
 
 
 class _Importer:

@@ -125,8 +125,8 @@ class PostgresqlSessionManagerTables(Closeable):
                 return
             after = rows[-1][0]
 
-    def read_session(self, session_id: str) -> SessionRow:
-        """Return a session's own row. This method and the following ones are for ``_TablesSession``."""
+    def _read_session(self, session_id: str) -> SessionRow:
+        """Return a session's own row."""
         rows = self._fetch("reading a session", self._session, session_id=session_id)
         if not rows:
             raise UnreadableError("is missing")
@@ -134,12 +134,12 @@ class PostgresqlSessionManagerTables(Closeable):
         record = {"session_id": session_id, "session_type": session_type, **_format_times(created_at, updated_at)}
         return session_row(Session.from_dict(record))
 
-    def read_agent_ids(self, session_id: str) -> list[str]:
+    def _read_agent_ids(self, session_id: str) -> list[str]:
         """Return the sorted ids of a session's agents."""
         rows = self._fetch("listing agents", self._agent_ids, session_id=session_id)
         return sorted(agent_id for (agent_id,) in rows)
 
-    def read_agent(self, session_id: str, agent_id: str) -> SessionAgent:
+    def _read_agent(self, session_id: str, agent_id: str) -> SessionAgent:
         """Return an agent."""
         rows = self._fetch("reading an agent", self._agent, session_id=session_id, agent_id=agent_id)
         if not rows:
@@ -155,7 +155,7 @@ class PostgresqlSessionManagerTables(Closeable):
             }
         )
 
-    def read_messages(self, session_id: str, agent_id: str) -> Iterator[SourceMessage]:
+    def _read_messages(self, session_id: str, agent_id: str) -> Iterator[SourceMessage]:
         """Yield an agent's messages, fetched page by page."""
         after = -1
         while True:
@@ -168,17 +168,17 @@ class PostgresqlSessionManagerTables(Closeable):
                 limit=_MESSAGES_PAGE,
             )
             for index, message, redaction, created_at, updated_at in rows:
-                name = self.row_name("messages", session_id, agent_id, index)
+                name = self._row_name("messages", session_id, agent_id, index)
                 yield SourceMessage(index, name, partial(_message_record, message, redaction, created_at, updated_at))
             if len(rows) < _MESSAGES_PAGE:
                 return
             after = rows[-1][0]
 
-    def read_multi_agents(self, session_id: str) -> list[tuple[Any, ...]]:
+    def _read_multi_agents(self, session_id: str) -> list[tuple[Any, ...]]:
         """Return the rows of a session's multi-agents."""
         return self._fetch("reading multi-agents", self._multi_agents, session_id=session_id)
 
-    def row_name(self, table: str, *key: object) -> str:
+    def _row_name(self, table: str, *key: object) -> str:
         """Return a row's name for error messages."""
         return f"row {', '.join(map(repr, key))} of the table {self._database.schema}.{table}"
 
@@ -204,23 +204,25 @@ class _TablesSession:
     def rows(self, issues: ImportIssues) -> Iterator[Row]:
         """Yield the rows, as ``SourceSession.rows`` does."""
         tables, session_id = self._tables, self.session_id
-        session = issues.parse_or_skip(tables.row_name("sessions", session_id), lambda: tables.read_session(session_id))
+        session = issues.parse_or_skip(
+            tables._row_name("sessions", session_id), lambda: tables._read_session(session_id)
+        )
         if session is None:
             return
         yield session
-        for agent_id in tables.read_agent_ids(session_id):
+        for agent_id in tables._read_agent_ids(session_id):
             yield from agent_rows(
                 issues,
                 session,
-                tables.row_name("agents", session_id, agent_id),
-                partial(tables.read_agent, session_id, agent_id),
-                partial(tables.read_messages, session_id, agent_id),
+                tables._row_name("agents", session_id, agent_id),
+                partial(tables._read_agent, session_id, agent_id),
+                partial(tables._read_messages, session_id, agent_id),
             )
         for multi_agent_id, state, created_at, updated_at in (
-            tables.read_multi_agents(session_id) if self._has_multi_agents else ()
+            tables._read_multi_agents(session_id) if self._has_multi_agents else ()
         ):
             row = issues.parse_or_skip(
-                tables.row_name("multi_agents", session_id, multi_agent_id),
+                tables._row_name("multi_agents", session_id, multi_agent_id),
                 partial(_encode_multi_agent, multi_agent_id, state, created_at, updated_at),
             )
             if row is not None:
