@@ -1,6 +1,5 @@
 """The connection pool: built from a DSN, or the caller's own."""
 
-import logging
 import re
 import threading
 import time
@@ -8,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, cast
-from urllib.parse import parse_qsl
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import Connection, pq
-from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from strands_psycopg.calls import check_interrupted, report_stall
 from strands_psycopg.connect_refusal import failures_by_host, read_sqlstate
+from strands_psycopg.driver_logging import POOL_NAME, pool_filter, thread_state
+from strands_psycopg.dsn import format_address, libpq_defaults, parse_dsn
 from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
 from strands_psycopg.process_forks import after_fork_in_child
@@ -56,21 +55,6 @@ _NO_SERVER = re.compile(
     r"|No route to host|Network is unreachable|timeout expired|connection timeout"
 )
 
-# In DSNs for other libraries, and what to do about them.
-_FOREIGN_PARAMETERS = {
-    **dict.fromkeys(("schema", "currentSchema"), "pass schema= to the repository, or options=-csearch_path=..."),
-    **dict.fromkeys(
-        ("pgbouncer", "statement_cache_size", "prepared_statement_cache_size", "prepareThreshold"),
-        'leave it out; behind a pooler pass kwargs={"prepare_threshold": None}',
-    ),
-    **dict.fromkeys(("ssl", "sslaccept"), "use sslmode=require or verify-full"),
-    "connection_limit": "leave it out, and pass max_size=",
-    "pool_timeout": "leave it out, and pass timeout=",
-}
-
-# The settings of a connection that an address shows.
-_ADDRESS = ("host", "port", "dbname", "user")
-
 # How long to wait for a connection before requesting it again: a pool whose connect failed reconnects only at the next
 # request. Waits are short while connects fail, long while the pool is merely busy.
 _WAIT_WHILE_FAILING = 0.2
@@ -80,6 +64,8 @@ _CONNECT = getattr(Connection.connect, "__func__", None)
 
 # In seconds, for the connect that finds out why a server refuses one.
 _REFUSAL_TIMEOUT = 5.0
+
+_pool_numbers = count(1)
 
 
 class UnreachableError(Exception):
@@ -98,58 +84,6 @@ class UnreachableError(Exception):
 
 class UnsuitableConnectionError(Exception):
     """Statements cannot be run on this connection as it is set; the message says what to change."""
-
-
-class _PoolFilter(logging.Filter):
-    """Turns the warnings of psycopg_pool about pools of this package into DEBUG records.
-
-    There are several for each connect that fails. The reason is in the log lines and errors of the statements that wait
-    for a connection.
-
-    Attributes:
-        connections: The connections of these pools.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.connections: WeakSet[object] = WeakSet()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to log a record."""
-        subject = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        is_own = subject.startswith(_POOL_NAME) if isinstance(subject, str) else subject in self.connections
-        return not is_own or _demote_warning(record)
-
-
-class _DriverFilter(logging.Filter):
-    """Turns psycopg's warnings about errors that it ignores into DEBUG records, in threads that use a connection.
-
-    They follow an error that the statement's own error or log line reports.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to log a record."""
-        is_own = getattr(_thread, "uses_connection", False) and str(record.msg).startswith("error ignored")
-        return not is_own or _demote_warning(record)
-
-
-def _demote_warning(record: logging.LogRecord) -> bool:
-    """Turn a warning into a DEBUG record; return whether to log it."""
-    if record.levelno != logging.WARNING:
-        return True
-    record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
-    return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
-
-
-# What the name of a pool begins with, unless the caller has named it.
-_POOL_NAME = "strands-psycopg-"
-_pool_numbers = count(1)
-_pool_filter = _PoolFilter()
-logging.getLogger("psycopg.pool").addFilter(_pool_filter)
-logging.getLogger("psycopg").addFilter(_DriverFilter())
-
-# Its attribute ``uses_connection`` says whether the thread has checked out a connection.
-_thread = threading.local()
 
 
 class _Use:
@@ -219,7 +153,7 @@ class ManagedPool:
 
     def __init__(self, dsn: str | Callable[[], str], pool_options: PoolOptions) -> None:
         if isinstance(dsn, str):
-            self.address = _address(_parse(dsn), pool_options.get("kwargs"))
+            self.address = format_address(parse_dsn(dsn), pool_options.get("kwargs"))
         elif callable(dsn):
             self.address = "conninfo=callable"
         else:
@@ -230,7 +164,7 @@ class ManagedPool:
         self._dsn = dsn
         self._options: dict[str, Any] = dict(pool_options)
         self._connection_class = self._options.pop("connection_class", Connection)
-        self._options.setdefault("name", f"{_POOL_NAME}{next(_pool_numbers)}")
+        self._options.setdefault("name", f"{POOL_NAME}{next(_pool_numbers)}")
         # With a minimum of one, the first call would find that connection not ready yet, and request a second.
         # A maximum of None is the minimum.
         self._options.setdefault("min_size", 1 if self._options.get("max_size", 10) is None else 0)
@@ -291,7 +225,7 @@ class ManagedPool:
         self.connecting += 1
         try:
             dsn = self._current_dsn()
-            specified = {**_libpq_defaults(), **_parse(dsn), **kwargs}
+            specified = {**libpq_defaults(), **parse_dsn(dsn), **kwargs}
             defaults = {} if "service" in specified else {k: v for k, v in _DEFAULTS.items() if k not in specified}
             settings = {**defaults, **kwargs, "autocommit": True, "client_encoding": "utf8"}
             connection = self._connect(dsn, settings)
@@ -303,7 +237,7 @@ class ManagedPool:
         finally:
             self.connecting -= 1
         self._answered = True
-        _pool_filter.connections.add(connection)
+        pool_filter.connections.add(connection)
         return connection
 
     def _connect(self, dsn: str, settings: Mapping[str, Any]) -> Connection[Any]:
@@ -406,10 +340,10 @@ class Connections:
         try:
             if not autocommit:
                 connection.autocommit = True
-            _thread.uses_connection = True
+            thread_state.uses_connection = True
             yield connection
         finally:
-            _thread.uses_connection = False
+            thread_state.uses_connection = False
             if not autocommit and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
                 connection.autocommit = False
             pool.putconn(connection)
@@ -525,49 +459,6 @@ def _check_encoding(connection: Connection[Any]) -> None:
         )
 
 
-def _parse(dsn: str) -> dict[str, Any]:
-    """Parse a DSN. Errors quote none of it but known words, since any part may be a misplaced password."""
-    authority = re.match(r"postgres(?:ql)?://([^/?#]*)", dsn)
-    if authority and authority[1].count("@") > 1:
-        raise ValueError("the DSN has more than one '@' before its path; percent-encode the password ('@' is %40)")
-    with suppress(psycopg.Error):
-        return conninfo_to_dict(dsn)
-    # Not raised from the driver's error, which quotes the DSN.
-    raise ValueError(f"the DSN cannot be parsed: {_fault_of(dsn)}")
-
-
-def _fault_of(dsn: str) -> str:
-    """Return what is wrong with a DSN that libpq cannot parse, and what to do."""
-    scheme = re.match(r"(?:postgres(?:ql)?)\+(asyncpg|psycopg|psycopg2|psycopg_async|pg8000)://", dsn)
-    if scheme:
-        return f"its scheme, with +{scheme[1]}, is one of SQLAlchemy's; begin it with postgresql://"
-    if dsn.startswith("jdbc:"):
-        return "it is a URL for JDBC; begin it with postgresql:// and write user:password@ before the host"
-    parameters = [name for name, _ in parse_qsl(dsn.partition("?")[2], keep_blank_values=True)]
-    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-    for name in parameters:
-        if name in _FOREIGN_PARAMETERS:
-            return f"libpq has no parameter {name!r}; {_FOREIGN_PARAMETERS[name]}"
-    if "://" in dsn and any(name not in known for name in parameters):
-        return "after its '?' is a parameter that libpq does not have; leave it out"
-    if "://" in dsn:
-        return (
-            "use postgresql://user:password@host:port/database, with the reserved characters of user and password "
-            "percent-encoded ('/' is %2F, '?' is %3F, '#' is %23, '%' is %25)"
-        )
-    return "use postgresql://user:password@host:port/database, or pairs such as host=... dbname=..."
-
-
-def _address(settings: dict[str, Any], kwargs: object) -> str:
-    if isinstance(kwargs, Mapping):
-        settings = {**settings, **kwargs}
-    shown = [f"{key}={settings[key]}" for key in _ADDRESS if settings.get(key)]
-    # If a password contains an unescaped "/", the parser takes it for a port and a database name with an "@".
-    if not shown or "@" in str(settings.get("dbname")):
-        return "conninfo=..."
-    return printable(" ".join(shown))
-
-
 def _is_closed_by_server(connection: Connection[Any]) -> bool:
     """Whether the server has closed an idle connection; found out without a round trip."""
     try:
@@ -577,8 +468,3 @@ def _is_closed_by_server(connection: Connection[Any]) -> bool:
     except psycopg.OperationalError:
         return True
     return False
-
-
-def _libpq_defaults() -> dict[str, Any]:
-    """Return what libpq takes from environment variables and from the service file that they name."""
-    return {option.keyword.decode(): option.val for option in pq.Conninfo.get_defaults() if option.val}
