@@ -1,4 +1,4 @@
-"""Calls that a thread carries out for a caller that waits, and that may be interrupted meanwhile."""
+"""Calls that a thread runs for a caller that waits, and that may be interrupted meanwhile."""
 
 import contextvars
 import threading
@@ -14,7 +14,7 @@ class CallInterruptedError(Exception):
 
 
 class Call(Generic[_T]):
-    """One call, which is carried out once or not at all.
+    """One call, which is run once or not at all.
 
     A signal handler may interrupt its caller between any two instructions. So caller and thread share only locks that
     one instruction acquires or releases.
@@ -22,8 +22,8 @@ class Call(Generic[_T]):
     Args:
         work: What to do; it runs with the context variables of the thread that creates the call.
         notify: Tells the caller that the call has ended; called in the thread, once.
-        stall: Called in the thread, with the call, each time that it begins to wait for something else than a
-            statement's result.
+        stall: Called in the thread, with the call, each time that it begins to wait for something other than the
+            result of a statement.
 
     Attributes:
         error: What ``work`` raised, once the call has ended.
@@ -47,11 +47,11 @@ class Call(Generic[_T]):
         self.has_ended = False
 
     def claim(self) -> bool:
-        """Whether the caller of this method is the first one, who alone may end the call."""
+        """Return whether this is the first claim; only its caller may run and end the call."""
         return self._unclaimed.acquire(blocking=False)
 
-    def carry_out(self) -> None:
-        """Do the work in this thread, and keep what comes of it; ``end`` follows."""
+    def run(self) -> None:
+        """Do the work in this thread, and keep its result or error; ``end`` follows."""
         _current.call = self
         try:
             self._result = self._context.run(self._work)
@@ -83,7 +83,7 @@ class Call(Generic[_T]):
             self._uninterrupted.release()
 
     def stall(self) -> None:
-        """Report to the threads that this one is going to wait for something else than a statement's result."""
+        """Report that this call is going to wait for something other than the result of a statement."""
         self._stall(self)
 
     def pause(self, seconds: float) -> None:
@@ -97,7 +97,7 @@ _current = threading.local()
 
 
 def current_call() -> Call[Any] | None:
-    """Return the call that this thread carries out, or None."""
+    """Return the call that this thread runs, or None."""
     return getattr(_current, "call", None)
 
 
@@ -108,7 +108,7 @@ def is_interrupted() -> bool:
 
 
 def report_stall() -> None:
-    """Report that this thread's call is going to wait for something else than a statement's result, if it has one."""
+    """Report that the call of this thread, if there is one, is going to wait for something other than a result."""
     call = current_call()
     if call is not None:
         call.stall()

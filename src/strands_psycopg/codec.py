@@ -263,25 +263,28 @@ def _order(key_tuples: tuple[tuple[str, ...], ...]) -> tuple[str | None, bool]:
     Raises:
         ValueError: Two keys of one object are the same.
     """
-    keys = list(chain.from_iterable(key_tuples))
-    small = len(keys) <= _MAX_CACHED_KEYS and sum(map(len, keys)) <= _MAX_CACHED_LENGTH
-    return (_cached_order if small else _cached_order.__wrapped__)(key_tuples)
+    is_small = _is_small(tuple(chain.from_iterable(key_tuples)))
+    return (_cached_order if is_small else _cached_order.__wrapped__)(key_tuples)
 
 
 @lru_cache(maxsize=1024)
 def _cached_order(key_tuples: tuple[tuple[str, ...], ...]) -> tuple[str | None, bool]:
-    by_order = {_jsonb_order(_checked(keys)): keys for keys in key_tuples}
+    by_order = {_jsonb_order(_check_unique(keys)): keys for keys in key_tuples}
     orders = [keys for jsonb_keys, keys in by_order.items() if keys != jsonb_keys]
     return _ORDER_PREFIX + json.dumps(orders) if orders else None, len(by_order) < len(key_tuples)
 
 
-def _checked(keys: tuple[str, ...]) -> tuple[str, ...]:
+def _check_unique(keys: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(keys)) < len(keys):
         raise ValueError(
             "two keys of one object are the same in JSON, such as 1 and '1'; only one of them could be stored, so use "
             "keys that differ as strings"
         )
     return keys
+
+
+def _is_small(keys: tuple[str, ...]) -> bool:
+    return len(keys) <= _MAX_CACHED_KEYS and sum(map(len, keys)) <= _MAX_CACHED_LENGTH
 
 
 def _is_encoded_bytes(document: dict[str, Any]) -> bool:
@@ -319,8 +322,7 @@ def _is_too_large(text: str, length: int) -> bool:
 
 def _jsonb_order(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Return keys in the order in which JSONB stores them: by length in UTF-8, then by bytes."""
-    small = len(keys) <= _MAX_CACHED_KEYS and sum(map(len, keys)) <= _MAX_CACHED_LENGTH
-    return _cached_jsonb_order(keys) if small else _cached_jsonb_order.__wrapped__(keys)
+    return (_cached_jsonb_order if _is_small(keys) else _cached_jsonb_order.__wrapped__)(keys)
 
 
 @lru_cache(maxsize=1024)

@@ -193,7 +193,7 @@ class ManagedPool:
     def _reset_in_child(self) -> None:
         """Create a pool for this process; the parent's pool and its sockets are not touched."""
         if not self._closed:
-            # Kept, because garbage collection of it would try to end threads that this process does not have.
+            # Kept, because its finalizer would try to end threads that this process does not have.
             self._parent_pools.append(self._pool)
             self._create_pool()
 
@@ -214,7 +214,7 @@ class ManagedPool:
             with translate_limits():
                 self._pool.open()
         except ResourceLimitError:
-            # It has some of its threads, and would not start the others any more.
+            # It has started some of its threads, and would never start the rest.
             with suppress(Exception):
                 self._pool.close(timeout=0)
             self._pool = self._new_pool()

@@ -102,7 +102,7 @@ class Result:
 
     Attributes:
         rows: The rows, as tuples.
-        repeated: Whether an earlier attempt failed, which may have been executed all the same.
+        repeated: Whether an earlier attempt failed, which may have been executed nevertheless.
     """
 
     rows: list[tuple[Any, ...]]
@@ -113,7 +113,7 @@ class _Attempt(NamedTuple):
     """One attempt to run a statement.
 
     Attributes:
-        repeated: Whether an earlier attempt failed, which may have been executed all the same.
+        repeated: Whether an earlier attempt failed, which may have been executed nevertheless.
         deadline: When its connection counts as lost, on the clock of ``time.monotonic``.
     """
 
@@ -126,7 +126,7 @@ class PipelinedTransaction:
 
     Args:
         connection: Its connection.
-        pipeline: None if each statement is to wait for its result all the same.
+        pipeline: None if each statement waits for its result.
 
     Attributes:
         cursor: A cursor of its connection. What runs on it waits for its result.

@@ -19,7 +19,7 @@ def check_text(field: str, value: object, min_length: int, max_length: int) -> s
     """Return a text if a column can hold it.
 
     Raises:
-        ValueError: It is not a string of so many characters without NUL or lone surrogates; the text names ``field``.
+        ValueError: It is not a string of that many characters without NUL or lone surrogates; the text names ``field``.
     """
     if not isinstance(value, str):
         raise ValueError(f"{field} must be a string, not {type(value).__name__}")

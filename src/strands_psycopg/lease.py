@@ -301,7 +301,7 @@ class Leases:
         return len(self._held)
 
     def read_all(self) -> list[LeaseSummary]:
-        """Return the leases that are held by any process, those that expire first before the others."""
+        """Return the leases that are held by any process, ordered by expiry."""
         return [LeaseSummary(*row) for row in self._database.fetch("listing leases", self._read_all, {}).rows]
 
     def term(self, session_id: str) -> UUID | None:

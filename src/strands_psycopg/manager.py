@@ -85,6 +85,11 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         keep_snapshots: How many checkpoints of each agent are kept; None keeps all.
         blocking_hooks: Whether hooks are plain functions, which write before they return.
 
+    Attributes:
+        session_id: The id of the session.
+        session: The session, as it was read or created.
+        session_repository: The repository.
+
     Raises:
         TypeError: ``repository`` is not a ``PostgresSessionRepository``, or overrides a method that the manager does
             not call, such as ``create_message``.
@@ -243,11 +248,11 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
                     with self._guard.recording(), nullcontext() if writer is None else writer.handling_event():
                         _in_turn(callbacks)(event)
                 finally:
-                    # What an override has passed on before it raised an error is stored all the same.
+                    # What an override has passed on before it raised an error is stored nevertheless.
                     if writer is not None and writer.is_write_due():
                         await self._workers.run_async(writer.write)
             except Exception as failure:
-                # A cancelled turn still ends with a sync. If that fails, the turn must end as cancelled all the same.
+                # A cancelled turn still ends with a sync. If that fails, the turn must end as cancelled nevertheless.
                 if isinstance(ending, asyncio.CancelledError):
                     raise ending from failure
                 raise
@@ -282,7 +287,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
             if self._snapshot_trigger(agent_data=event.agent):
                 self._agent(event.agent).request_checkpoint()
         except Exception:
-            # What the turn has said is stored all the same.
+            # The messages of the turn are stored nevertheless.
             logger.exception(
                 "session_id=<%s>, agent_id=<%s> | snapshot_trigger raised, no checkpoint is saved",
                 self.session_id,
@@ -368,8 +373,8 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
 
         It is the message with the tracking id of ``redact_message``, even if it has left memory, or the one that this
         is or has replaced in the agent's messages, or else the last one of its role. Other agents of this manager that
-        share it have it redacted, too. Its text is then in no row of the session any more, except in what others have
-        made of it: the agent's state, summaries, answers, offloaded content in a storage.
+        share it have it redacted, too. After that, no row of the session contains its text, except what was derived
+        from it: the agent's state, summaries, answers, offloaded content in a storage.
 
         Raises:
             SessionException: The agent has no message to redact.

@@ -1,4 +1,4 @@
-"""Threads that work for callers that must not: coroutines, which would block their event loop, and the main thread.
+"""Threads that wait for the database for coroutines, which would block their event loop, and for the main thread.
 
 Python runs signal handlers in the main thread, between any two of its instructions, and they may raise, as Ctrl-C does.
 So nothing that holds a lock or a connection runs there: a caller in the main thread waits for a worker. If it is
@@ -30,8 +30,8 @@ _Queue = SimpleQueue["tuple[Call[Any], float] | None"]
 # Threads mostly wait for a connection or a result; idle ones are reused before new ones start.
 _MAX_THREADS = 64
 
-# How many threads there are beyond the connections, unless a call is stalled: so the next call is there when a
-# connection gets free. More would only take turns at waiting for one, which costs more than the statements themselves.
+# How many threads there are beyond the connections, unless a call is stalled: so a call is waiting when a connection
+# becomes free. More threads would only wait for one in turn, which costs more than the statements themselves.
 _SPARE_THREADS = 2
 
 # For how many seconds a call may go on after its caller was interrupted. Most end in that time, with a known outcome.
@@ -80,7 +80,7 @@ class _WorkerThreads:
             self.identifiers.append(_thread.start_new_thread(_work, (self,)))
 
     def stall(self, call: Call[Any]) -> None:
-        """Allow further threads to start, since one waits with a call for something else than a statement's result."""
+        """Allow further threads to start, since a call waits for something other than the result of a statement."""
         self.stalled.add(call)
         with suppress(RuntimeError):
             self.start()
@@ -91,7 +91,7 @@ class _WorkerThreads:
         self.stalled.discard(call)
 
     def retire(self) -> bool:
-        """Whether this thread is to end, since it is one too many; it is not counted any more then."""
+        """Return whether this thread must end, since it is one too many; if so, it is no longer counted."""
         if len(self.identifiers) <= self.limit():
             return False
         with self._ending:
@@ -112,7 +112,7 @@ class Workers:
     Args:
         max_wait: For how many seconds a call waits for a free thread before it is refused.
         connections: Returns how many connections the calls share. There are only a few more threads than these, unless
-            a call is stalled: waits for a connection for long, for the next attempt or for a payload codec.
+            a call is stalled: it waits long for a connection, for the next attempt, or for a payload codec.
     """
 
     def __init__(self, max_wait: float, connections: Callable[[], int] = lambda: _MAX_THREADS) -> None:
@@ -215,16 +215,16 @@ class Workers:
             threads.start()
         except RuntimeError as error:
             if not threads.identifiers:
-                return self._carry_out_here(call, error)
+                return self._run_here(call, error)
         threads.calls.put((call, time.monotonic() + self._max_wait))
 
-    def _carry_out_here(self, call: Call[Any], error: RuntimeError) -> None:
-        """Carry out a call in this thread if the interpreter is shutting down."""
+    def _run_here(self, call: Call[Any], error: RuntimeError) -> None:
+        """Run a call in this thread if the interpreter is shutting down."""
         call.claim()
         self._threads.end(call)
         if not is_shutting_down(error):
             raise DatabaseUnavailableError(f"waiting for the database: {NO_THREAD}") from error
-        call.carry_out()
+        call.run()
         call.end()
 
 
@@ -234,13 +234,13 @@ def _work(threads: _WorkerThreads) -> None:
         call, deadline = queued
         if call.claim():
             if time.monotonic() < deadline:
-                call.carry_out()
+                call.run()
             else:
                 call.error = DatabaseUnavailableError(
                     "all threads have been waiting for the database, so no statement was sent; try again later, or "
                     "lower the load"
                 )
-            # First, so that a caller that goes on at once finds this thread free.
+            # Before the caller continues, so that its next call finds this thread free.
             threads.end(call)
             call.end()
         del queued, call

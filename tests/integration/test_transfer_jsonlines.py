@@ -23,7 +23,7 @@ from strands_psycopg.transfer import (
     import_sessions,
     session_ids,
 )
-from strands_psycopg.transfer.stored import StoredSessions
+from strands_psycopg.transfer.stored_sessions import StoredSessions
 from support import transfers
 from support.pausing import pause_before
 from support.scale import scale

@@ -31,7 +31,7 @@ from strands_psycopg.transfer import (
     import_session,
     import_sessions,
 )
-from strands_psycopg.transfer.stored import StoredSessions
+from strands_psycopg.transfer.stored_sessions import StoredSessions
 from support import transfers
 from support.agents import OverflowingModel, build, dump
 from support.pausing import pause_before

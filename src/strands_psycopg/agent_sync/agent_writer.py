@@ -141,7 +141,7 @@ class AgentWriter(EventScope):
                 term=self._guard.term,
             )
             self._record = redacted_record(self._record, message, redaction.held, stored or ())
-            self._carry_out(compare(InMemoryAgent.of(self._agent), (), self._record))
+            self._execute(compare(InMemoryAgent.of(self._agent), (), self._record))
         return stored is not None
 
     def request_checkpoint(self) -> None:
@@ -242,13 +242,13 @@ class AgentWriter(EventScope):
         with self._guard.writing(self._agent.agent_id):
             if is_sync_due:
                 memory = (agent_after_turn(self._agent) if pending else None) or InMemoryAgent.of(self._agent)
-                self._carry_out(compare(memory, pending, self._record))
+                self._execute(compare(memory, pending, self._record))
             else:
-                self._carry_out(log_write(pending, list(self._agent.messages), self._record))
+                self._execute(log_write(pending, list(self._agent.messages), self._record))
         # Only now, so that an interrupted write forgets none. Others may have been added meanwhile.
         del self._pending[: len(pending)]
 
-    def _carry_out(self, write: Write) -> None:
+    def _execute(self, write: Write) -> None:
         first = self._record.next_message_id
         messages = [SessionMessage.from_message(each, first + n) for n, each in enumerate(write.appended)]
         last = messages.pop() if messages and write.stores_agent else None

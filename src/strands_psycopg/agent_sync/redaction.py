@@ -1,4 +1,4 @@
-"""Which stored messages a redaction means, whatever has copied or replaced the agent's messages meanwhile."""
+"""Finding the stored messages to redact, even if the agent's messages were copied or replaced meanwhile."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple

@@ -149,6 +149,6 @@ def _repaired(messages: Messages) -> Messages:
         # It uses nothing of its manager.
         return RepositorySessionManager._fix_broken_tool_use(cast(Any, None), messages)
     except (KeyError, TypeError, AttributeError) as error:
-        # Such an agent was in memory, so it is restored, whatever becomes of it.
+        # Such an agent was in memory, so it is restored as it was.
         logger.warning("error=<%r> | messages are not of Strands' form, tool calls are not repaired", error)
         return messages

@@ -50,7 +50,7 @@ def add_deletion_options(command: Parser) -> None:
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    check_asking(arguments)
+    check_can_ask(arguments)
     with open_repository(arguments) as repository:
         found = _read_summaries(repository, arguments)
         if not confirm(arguments, f"Delete {_describe(found)}?"):
@@ -101,7 +101,7 @@ def _describe(sessions: list[SessionSummary]) -> str:
 
 
 def _erase(arguments: argparse.Namespace) -> int:
-    check_asking(arguments)
+    check_can_ask(arguments)
     with open_repository(arguments) as repository:
         if not arguments.yes and not arguments.dry_run:
             counts = _counts(repository.erase(owner=arguments.owner, dry_run=True))
@@ -127,8 +127,8 @@ def _counts(result: ErasureResult) -> list[tuple[str, str]]:
     return [(name, f"{count:,}") for name, count in dataclasses.asdict(result).items() if count]
 
 
-def check_asking(arguments: argparse.Namespace) -> None:
-    """Check that the command need not ask, or can.
+def check_can_ask(arguments: argparse.Namespace) -> None:
+    """Check that the command can ask for confirmation, unless it need not.
 
     Raises:
         ValueError: It has no terminal.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from strands_psycopg.cli import output
-from strands_psycopg.cli.deletion import add_deletion_options, check_asking, confirm, verb
+from strands_psycopg.cli.deletion import add_deletion_options, check_can_ask, confirm, verb
 from strands_psycopg.cli.lines import STDIO
 from strands_psycopg.cli.options import (
     CODEC,
@@ -151,7 +151,7 @@ def _get(arguments: argparse.Namespace, storage: PostgresStorage) -> int:
 
 
 def _purge(arguments: argparse.Namespace, storage: PostgresStorage) -> int:
-    check_asking(arguments)
+    check_can_ask(arguments)
     if arguments.dry_run or not arguments.yes:
         purged = storage.purge(idle_for=arguments.idle_for, dry_run=True)
         if not confirm(arguments, f"Delete {_describe(purged)}?"):

@@ -3,21 +3,18 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from strands_psycopg import transfer
 from strands_psycopg.cli import options, output
-from strands_psycopg.cli.lines import STDIO, read_lines
+from strands_psycopg.cli.lines import STDIO, LinesFile, open_output, read_lines
 from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_repository, parse_session_id
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
-from strands_psycopg.system_errors import explain
 from strands_psycopg.transfer.sources import Source
 
 
@@ -123,7 +120,7 @@ def _export(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
                 lambda session_id: _export_files(repository, session_id, arguments.files, advance, failures),
             )
         else:
-            with _open_output(arguments.to) as file:
+            with open_output(arguments.to) as file:
                 result = _export_each(
                     repository,
                     arguments,
@@ -172,99 +169,19 @@ def _export_files(
 def _export_lines(
     repository: PostgresSessionRepository,
     session_id: str,
-    file: "_LinesFile",
+    file: LinesFile,
     advance: Callable[[int], None],
     *,
     raw: bool,
 ) -> transfer.TransferResult:
     line = ""
-    with file.whole():
+    with file.all_or_nothing():
         for line in transfer.export_session(repository, session_id, raw=raw):
             file.write(line)
             advance(line.startswith('{"kind": "message"'))
     counts = json.loads(line)
     del counts["kind"]
     return transfer.TransferResult(sessions=1, **counts)
-
-
-class _LinesFile:
-    """A file, pipe or device to which lines of sessions are written, without a buffer.
-
-    A buffer that a full disk has refused would be written again when the file is truncated or closed.
-
-    Args:
-        descriptor: Its descriptor.
-        is_new: Whether no one else writes to it.
-    """
-
-    def __init__(self, descriptor: int, *, is_new: bool) -> None:
-        self._descriptor = descriptor
-        self._is_new = is_new
-        self._written = 0
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Remove what the block has written to a file, if the block fails."""
-        start, self._written = os.fstat(self._descriptor).st_size, 0
-        try:
-            yield
-        except BaseException:
-            # Others may have appended to a file that is standard output.
-            grown = self._written and os.fstat(self._descriptor).st_size == start + self._written
-            if self._is_new or grown:
-                os.ftruncate(self._descriptor, start)
-            raise
-
-    def write(self, line: str) -> None:
-        """Write a line of ASCII with its line end."""
-        data = line.encode("ascii")
-        while data:
-            written = os.write(self._descriptor, data)
-            self._written += written
-            data = data[written:]
-
-
-class _Replaced(_LinesFile):
-    """What a program that calls the command has put in the place of standard output."""
-
-    def __init__(self) -> None:
-        pass
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        yield
-
-    def write(self, line: str) -> None:
-        sys.stdout.write(line)
-
-
-@contextmanager
-def _open_output(name: str) -> Iterator[_LinesFile]:
-    """Open a new file, or an existing device or pipe, for writing."""
-    if name == STDIO:
-        sys.stdout.flush()
-        try:
-            descriptor = sys.stdout.fileno()
-        except OSError:
-            yield _Replaced()
-        else:
-            yield _LinesFile(descriptor, is_new=False)
-        return
-    path = Path(name)
-    try:
-        is_new = path.is_file() or not path.exists()
-        with path.open("xb" if is_new else "wb", buffering=0) as file:
-            try:
-                yield _LinesFile(file.fileno(), is_new=is_new)
-            except BaseException:
-                # Otherwise the file would be in the way when the command is run again.
-                if is_new and os.fstat(file.fileno()).st_size == 0:
-                    path.unlink()
-                raise
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise TransferError(f"{name} cannot be written: {explain(error)}") from error
 
 
 def _import(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:

@@ -168,7 +168,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
 
         Its values belong to the session: they are deleted, forked, exported and imported with it, and its lease fences
         their writes, as it does those of messages. It guards against overwriting, as a ``PostgresStorage`` with
-        ``guard_overwrites`` does. A write to a session that does not exist, or not any more, raises
+        ``guard_overwrites`` does. A write to a session that does not exist, or no longer exists, raises
         ``PostgresStorageError``, whose cause is a ``SessionNotFoundError``, so build the session's manager first.
 
         With ``owner``, each call checks in its own statement that the session, if it exists, belongs to it. Otherwise

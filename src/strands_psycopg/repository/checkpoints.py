@@ -17,7 +17,7 @@ from strands_psycopg.repository.window import Window
 # key of a checkpoint's data, and of an agent's internal state, does.
 PINNED = "pin_first_applied"
 
-# The agent is locked, so that nobody deletes the variants meanwhile. Of older checkpoints only so many are kept.
+# The agent is locked, so that nobody deletes the variants meanwhile. Only ``keep - 1`` older checkpoints remain.
 _SAVE = """
     WITH t AS (
         INSERT INTO {checkpoints} AS c (

@@ -51,8 +51,13 @@ _STILL_OWNED = "SELECT session_id FROM {sessions} WHERE session_id = ANY(%(sessi
 
 # In the order in which their rows are deleted: texts first, which takes most of the time and blocks few writers.
 _OF_SESSIONS = (
-    *("messages", "message_variants", "checkpoints", "session_storage", "session_chunks"),
-    *("leases", "multi_agents"),
+    "messages",
+    "message_variants",
+    "checkpoints",
+    "session_storage",
+    "session_chunks",
+    "leases",
+    "multi_agents",
 )
 
 _DELETE_OF_SESSIONS = "DELETE FROM {table} WHERE session_id = ANY(%(session_ids)s)"

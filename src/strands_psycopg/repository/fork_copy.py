@@ -205,7 +205,7 @@ _OPEN = "DECLARE forked NO SCROLL CURSOR FOR"
 _FETCH = b"FETCH FORWARD 100 FROM forked"
 _CLOSE = b"CLOSE forked"
 
-# About so many characters of JSON are sent at once; the protocol limits a message to 1 GiB.
+# How many characters of JSON are sent at once, about; the protocol limits a message to 1 GiB.
 _MAX_BATCH_CHARACTERS = 2**22
 
 
@@ -237,7 +237,7 @@ class ForkCopy:
 
 
 class _Copy:
-    """Copies the rows of tables, of which the first have those that the others refer to."""
+    """Copies the rows of tables, in an order in which foreign keys hold."""
 
     def __init__(self, database: Database, payloads: Payloads, tables: Sequence[_Table]) -> None:
         self._tables = [_TableCopy(database, payloads, table) for table in tables]

@@ -31,7 +31,7 @@ MAX_BATCH_MESSAGES = 20_000
 # In seconds, for one transaction. One session may have a million messages.
 _RESPONSE_TIMEOUT = 600.0
 
-# In seconds: a session's last activity may be so much later than its updated_at.
+# In seconds: a session's last activity may be up to this much later than its updated_at.
 _ACTIVITY_RESOLUTION = 60.0
 
 

@@ -1,4 +1,4 @@
-"""The words by which a search finds a value."""
+"""The text by which a search finds a value."""
 
 import re
 

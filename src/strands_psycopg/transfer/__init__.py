@@ -6,7 +6,7 @@ from strands_psycopg.transfer.jsonlines import SessionLines, export_session, imp
 from strands_psycopg.transfer.postgresql_session_manager import PostgresqlSessionManagerTables
 from strands_psycopg.transfer.result import IncompleteTransferError, TransferResult
 from strands_psycopg.transfer.s3 import S3Sessions
-from strands_psycopg.transfer.stored import session_ids
+from strands_psycopg.transfer.stored_sessions import session_ids
 
 __all__ = [
     "FileSessions",

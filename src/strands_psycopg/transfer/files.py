@@ -30,7 +30,7 @@ from strands_psycopg.transfer.layout import (
 from strands_psycopg.transfer.result import TransferResult
 from strands_psycopg.transfer.rows import MessageRow, Row, agent_row
 from strands_psycopg.transfer.sources import ImportIssues, UnreadableError
-from strands_psycopg.transfer.stored import StoredAgent, StoredSession, StoredSessions
+from strands_psycopg.transfer.stored_sessions import AgentWithWindow, StoredSession, StoredSessions
 
 # The limit of most file systems, in bytes.
 _MAX_NAME_LENGTH = 255
@@ -216,7 +216,7 @@ def _write_session(stored: StoredSession, folder: Path) -> TransferResult:
     )
 
 
-def _is_restored_by_strands(stored: StoredAgent) -> bool:
+def _is_restored_by_strands(stored: AgentWithWindow) -> bool:
     """Whether Strands restores an agent with the messages of its window."""
     state = stored.agent.conversation_manager_state
     places = stored_places(stored.window, state, stored.messages)

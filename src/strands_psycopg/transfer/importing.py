@@ -39,7 +39,7 @@ from strands_psycopg.transfer.rows import (
     session_row,
 )
 from strands_psycopg.transfer.sources import ImportIssues, Source, SourceSession
-from strands_psycopg.transfer.stored import StoredSession, StoredSessions
+from strands_psycopg.transfer.stored_sessions import StoredSession, StoredSessions
 from strands_psycopg.watchdog import watchdog
 
 _INSERT_SESSION = """

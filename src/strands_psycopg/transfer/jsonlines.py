@@ -37,8 +37,8 @@ from strands_psycopg.transfer.rows import (
     session_row,
 )
 from strands_psycopg.transfer.sources import ImportIssues
-from strands_psycopg.transfer.stored import StoredSession, StoredSessions
-from strands_psycopg.transfer.temporary import TemporaryLines
+from strands_psycopg.transfer.stored_sessions import StoredSession, StoredSessions
+from strands_psycopg.transfer.temporary_lines import TemporaryLines
 
 _T = TypeVar("_T")
 

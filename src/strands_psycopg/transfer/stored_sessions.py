@@ -18,7 +18,7 @@ from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.messages import Messages
 from strands_psycopg.repository.window import Window
 from strands_psycopg.transfer.rows import MessageRow, PartRow, ValueRow, message_row
-from strands_psycopg.transfer.spooled import PartsReader, SpooledParts
+from strands_psycopg.transfer.spooled_parts import PartsReader, SpooledParts
 from strands_psycopg.watchdog import watchdog
 
 # For this transaction only: its statements see one snapshot.
@@ -69,7 +69,7 @@ _MAX_PAGE_MESSAGES = 1_000
 _SNAPSHOT_TIMEOUT = 600.0
 
 
-class StoredMultiAgent(NamedTuple):
+class MultiAgentWithTimes(NamedTuple):
     """A multi-agent with its times."""
 
     multi_agent_id: str
@@ -78,7 +78,7 @@ class StoredMultiAgent(NamedTuple):
     updated_at: str
 
 
-class StoredAgent(NamedTuple):
+class AgentWithWindow(NamedTuple):
     """An agent, its window (None if that is the end of its log), and the number of its messages."""
 
     agent: SessionAgent
@@ -104,8 +104,8 @@ class StoredSession:
         sessions: "StoredSessions",
         write_id: str,
         session: Session,
-        agents: dict[str, StoredAgent],
-        multi_agents: dict[str, StoredMultiAgent],
+        agents: dict[str, AgentWithWindow],
+        multi_agents: dict[str, MultiAgentWithTimes],
         spooled: SpooledParts,
     ) -> None:
         self.session = session
@@ -258,15 +258,15 @@ class StoredSessions:
         rows = self._database.fetch(operation, self._agent_identities, {"session_id": session_id}).rows
         return [(write_id, agent_id, created_at) for write_id, agent_id, created_at, _ in rows]
 
-    def _parse_agent(self, session_id: str, row: TupleRow) -> StoredAgent:
+    def _parse_agent(self, session_id: str, row: TupleRow) -> AgentWithWindow:
         agent_id, *documents, window, messages, created_at, updated_at = row
         agent = session_agent(self._payloads, session_id, agent_id, documents, created_at, updated_at)
-        return StoredAgent(agent, Window.loads(window), messages)
+        return AgentWithWindow(agent, Window.loads(window), messages)
 
-    def _parse_multi_agent(self, session_id: str, row: TupleRow) -> StoredMultiAgent:
+    def _parse_multi_agent(self, session_id: str, row: TupleRow) -> MultiAgentWithTimes:
         multi_agent_id, text, exact, created_at, updated_at = row
         state = self._payloads.decode(text, exact, session_id, multi_agent_id, "multi_agent")
-        return StoredMultiAgent(multi_agent_id, state, created_at, updated_at or created_at)
+        return MultiAgentWithTimes(multi_agent_id, state, created_at, updated_at or created_at)
 
 
 def _deleted_error(session_id: str) -> TransferError:

@@ -20,7 +20,7 @@ from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.window import Window
 from strands_psycopg.storage.session_values import SessionValues
 from strands_psycopg.transfer.rows import CheckpointRow, ValueRow, VariantRow, checkpoint_row, value_row, variant_row
-from strands_psycopg.transfer.temporary import TemporaryLines
+from strands_psycopg.transfer.temporary_lines import TemporaryLines
 from strands_psycopg.watchdog import watchdog
 
 _CREATED_AT = """
