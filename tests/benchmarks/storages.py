@@ -1,4 +1,4 @@
-"""The work of storages, done by each contender in the same way; each function gives the seconds of every repetition."""
+"""The work of storages, done by each contender alike; each function returns the seconds of every repetition."""
 
 import asyncio
 import json

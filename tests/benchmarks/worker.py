@@ -1,4 +1,4 @@
-"""A contender's process: does the work that it is told to on its standard input, and tells what it measured."""
+"""A contender's process: does the work that it reads from its standard input, and writes what it measured."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The work of sessions, done by each contender in the same way; each function gives the seconds of every repetition."""
+"""The work of sessions, done by each contender alike; each function returns the seconds of every repetition."""
 
 import asyncio
 import gc
@@ -164,7 +164,7 @@ def crowd(contender: Contender, *, agents: int, count: int) -> Measured:
 
 @contextmanager
 def _longest_step() -> Iterator[list[float]]:
-    """Return a list that tells how long the steps took that the loop ran in this block, from one wait to the next."""
+    """Yield a list that gets the durations of the steps that the loop runs in this block, from one wait to the next."""
     steps: list[float] = []
     run = asyncio.Handle._run
 

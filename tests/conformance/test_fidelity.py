@@ -227,7 +227,7 @@ def deep_thread() -> Iterator[Executor]:
 
 
 def store(connection: Connection, document: object) -> tuple[str, str | None]:
-    """Store a document; give the texts of its two columns as the server has them."""
+    """Store a document; return the texts of its two columns as the server has them."""
     row = connection.execute(
         "INSERT INTO documents (document, document_exact) VALUES (%s::jsonb, %s) "
         "RETURNING document::text, document_exact",

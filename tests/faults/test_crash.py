@@ -60,4 +60,4 @@ def test_turn_that_was_under_way_waits_and_goes_on(own_server: Server, own_dsn: 
         with psycopg.connect(own_dsn) as look:
             assert stored(look, "s") == ["user: ask", "assistant: answer"]
         assert dump(build(repository)) == dump(agent)
-    assert {retry.doing for retry in retries()} == {"storing message 1 of agent 'default' in session 's'"}
+    assert {retry.operation for retry in retries()} == {"storing message 1 of agent 'default' in session 's'"}

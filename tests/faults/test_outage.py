@@ -76,7 +76,7 @@ def test_each_retry_is_logged_and_pauses_grow_by_chance(own_dsn: str, retries: R
 
     logged = retries()
     assert [retry.attempt for retry in logged] == list(range(1, len(logged) + 1))
-    assert {retry.doing for retry in logged} == {"reading session 's'"}
+    assert {retry.operation for retry in logged} == {"reading session 's'"}
     assert all("refused" in retry.error for retry in logged[1:])
     # Each pause lies between a half of its longest and that, which doubles.
     shares = [retry.pause / (0.05 * 2 ** (retry.attempt - 1)) for retry in logged[:6]]

@@ -176,7 +176,7 @@ def test_batch_is_retried_while_a_statement_of_an_agent_holds_a_lock(
         wait_until(lambda: len(retries()) >= 2)
         assert one(connection, "SELECT count(*) FROM strands_messages") == 2
     assert erased.result(30).sessions == 1
-    assert {retry.doing for retry in retries()} == {"erasing an owner's data"}
+    assert {retry.operation for retry in retries()} == {"erasing an owner's data"}
 
 
 def test_session_that_gets_another_owner_meanwhile_is_kept(

@@ -198,7 +198,7 @@ def test_turn_of_a_restored_agent_needs_no_more_statements_than_its_messages(
 
 
 async def cause_of_cancellation(agent: Agent) -> BaseException | None:
-    """Make the agent take a turn that will be cancelled; give the cause. Up to Python 3.10, a task's end hides it."""
+    """Make the agent take a turn that will be cancelled; return the cause. Up to Python 3.10, a task's end hides it."""
     with pytest.raises(asyncio.CancelledError) as cancelled:
         await agent.invoke_async("How is the weather in Köln?")
     return cancelled.value.__cause__

@@ -263,7 +263,7 @@ def test_every_write_makes_its_session_active(
 def plan(
     connection: Connection, repository: PostgresSessionRepository, statement: str, generic: bool, **parameters: Any
 ) -> dict[str, Any]:
-    """Carry out one of the listing's statements and give how the server did it."""
+    """Run one of the listing's statements and return how the server executed it."""
     text: bytes = getattr(repository._tables.listing, statement)
     defaults = {"before": "infinity", "before_id": "", "active_since": "-infinity", "metadata": None, "limit": 21}
     connection.execute(f"SET plan_cache_mode = force_{'generic' if generic else 'custom'}_plan".encode())

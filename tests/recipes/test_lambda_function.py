@@ -54,7 +54,7 @@ class Function:
         self._process = process
 
     def call(self, session_id: str, prompt: str) -> str:
-        """Call the function and give the answer."""
+        """Call the function and return the answer."""
         self._process.write(json.dumps({"session_id": session_id, "prompt": prompt}) + "\n")
         answer: str = json.loads(self._process.line())["answer"]
         return answer

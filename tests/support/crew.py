@@ -136,7 +136,7 @@ class Crew:
 
     @contextmanager
     def of(self, number: int, script: str, *arguments: str) -> Iterator[list["Process"]]:
-        """Fork so many processes, yield them when all of them wait in ``ready()``, and kill those that are left.
+        """Fork ``number`` processes, yield them when all of them wait in ``ready()``, and kill those that are left.
 
         Each has its number as a last argument. They end without exit handlers.
         """

@@ -127,7 +127,7 @@ class Jobs:
 
 
 def main(dsn: str, job: str, number: str) -> None:
-    """Interrupt a kind of work so many times, and check after each that nothing hangs, is lost or stays held.
+    """Interrupt a kind of work ``number`` times, and check after each that nothing hangs, is lost or stays held.
 
     Prints after each how many times the signal came before the work had ended.
     """

@@ -60,7 +60,7 @@ def replies(turn: int) -> list[list[str | dict[str, Any]]]:
 
 
 def transcript(turns: int) -> list[str]:
-    """Return what ``stored`` gives after so many turns."""
+    """Return what ``stored`` returns after a number of turns."""
     lines = []
     for turn in range(turns):
         lines.append(f"user: {ask(turn)}")
@@ -137,7 +137,7 @@ class Load:
             process.close()
 
     def __iter__(self) -> Iterator[int]:
-        """Return the number of acknowledged turns each time that it has grown, until all processes have ended well."""
+        """Yield the number of acknowledged turns each time that it has grown, until all processes have ended well."""
         running, deadline = _PROCESSES, time.monotonic() + _DEADLINE
         while running:
             line = self._lines.get(timeout=max(deadline - time.monotonic(), 0))

@@ -10,7 +10,8 @@ import pytest
 def pause_before(monkeypatch: pytest.MonkeyPatch, statement: bytes) -> tuple[threading.Event, threading.Event]:
     """Make the first thread that is about to send a statement wait.
 
-    Gives what tells that one waits, and what lets it go on.
+    Returns:
+        An event that is set when one waits, and the event that lets it continue.
     """
     reached, go = threading.Event(), threading.Event()
     execute = psycopg.Cursor.execute

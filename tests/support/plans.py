@@ -1,4 +1,4 @@
-"""How the server carried out statements, as its module ``auto_explain`` tells the client."""
+"""How the server carried out statements, as its module ``auto_explain`` reports to the client."""
 
 import json
 import math
@@ -46,7 +46,7 @@ class Plans:
 
     @contextmanager
     def of(self) -> Iterator["Touched"]:
-        """Return what is touched in this block."""
+        """Yield what is touched in this block."""
         self._plans.clear()
         touched = Touched()
         yield touched

@@ -21,7 +21,7 @@ def path() -> str:
 
 
 def run(*command: str | Path) -> str:
-    """Run a command that finds them to its end, which must be a success, and give what it printed."""
+    """Run a command that finds them to its end, which must be a success, and return what it printed."""
     done = subprocess.run(
         command,
         env=os.environ | {"PATH": os.pathsep.join([path(), os.environ.get("PATH", os.defpath)])},
@@ -35,7 +35,7 @@ def run(*command: str | Path) -> str:
 
 
 def psql(dsn: str, file: Path, **variables: str) -> str:
-    """Run a file of SQL as psql does, all of it or nothing, and give what it printed."""
+    """Run a file of SQL as psql does, all of it or nothing, and return what it printed."""
     given = [f"--set={name}={value}" for name, value in {"ON_ERROR_STOP": "1", **variables}.items()]
     options = ["--no-psqlrc", "--quiet", "--single-transaction"]
     return run("psql", *options, *given, f"--file={file}", f"--dbname={dsn}")

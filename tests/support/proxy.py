@@ -118,11 +118,11 @@ class Proxy:
         self._plan(self._answers, "lose", number, after)
 
     def requested(self) -> bool:
-        """Take note of a statement from a client; tell whether it is to be lost. For the proxy's own use."""
+        """Count a statement from a client; return whether it is to be lost. For the proxy's own use."""
         return bool(self._requests) and self._requests.popleft() == "lose"
 
     def answered(self) -> bool:
-        """Take note of an answer from the server; tell whether it is to be lost. For the proxy's own use."""
+        """Count an answer from the server; return whether it is to be lost. For the proxy's own use."""
         self.round_trips += 1
         fate = self._answers.popleft() if self._answers else "pass"
         if fate == "hold":
@@ -282,7 +282,7 @@ class _Messages:
         self._body = 0
 
     def types(self, data: bytes) -> Iterator[int]:
-        """Return the type of each message that ends in ``data``; the first one of a client has none."""
+        """Yield the type of each message that ends in ``data``; the first one of a client has none."""
         position = 0
         while position < len(data) or (self._complete and not self._body):
             if not self._complete:

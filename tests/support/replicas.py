@@ -64,7 +64,7 @@ def pair() -> Iterator[Pair]:
 
 
 def execute(dsn: str, statement: str) -> list[tuple[Any, ...]]:
-    """Run a statement on a connection of its own and give its rows."""
+    """Run a statement on a connection of its own and return its rows."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []

@@ -12,11 +12,11 @@ class Retry(NamedTuple):
     attempt: int
     pause: float
     error: str
-    doing: str
+    operation: str
 
 
 class Retries:
-    """Gives the retries of a test up to now, in order."""
+    """Returns the retries of a test up to now, in order."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self._caplog = caplog

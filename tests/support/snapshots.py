@@ -21,7 +21,7 @@ def conversation(turns: int, *, last: int | None = None) -> list[bytes]:
 
     Args:
         turns: Its turns.
-        last: Return only so many snapshots, the last ones.
+        last: Return only this many snapshots, the last ones.
     """
     rng = random.Random(5)
     vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]

@@ -92,7 +92,7 @@ def fill(
 
 
 def _fill_windows(repository: PostgresSessionRepository, session_id: str) -> None:
-    """Return an agent of ``fill`` a summary and edited messages, and both agents checkpoints."""
+    """Add a summary and edited messages to an agent of ``fill``, and checkpoints to both agents."""
     variants = [Variant(n, original, message(n, ODD).message) for n, original in ((1, None), (2, 3), (3, 4), (4, 0))]
     store_window(repository, session_id, "a", Window((4, (1, 4), 3), 5), *variants[2:])
     documents: dict[str, Any] = {"state": ODD, "system_prompt": None}

@@ -104,7 +104,7 @@ class Web:
         self._process.signal(signal.SIGTERM)
 
     def end(self) -> int:
-        """Wait for its end and give its exit status, negative for a signal."""
+        """Wait for its end and return its exit status, negative for a signal."""
         return self._process.end()
 
 
@@ -125,7 +125,7 @@ def client(url: str, owner: str = "alice") -> httpx.AsyncClient:
 async def turn(
     http: httpx.AsyncClient, session_id: str, prompt: str, **options: str
 ) -> AsyncIterator[AsyncIterator[Event]]:
-    """Ask until it is not refused any more, and give the events as they come. Leaving early hangs up."""
+    """Ask until it is not refused any more, and yield the events as they come. Leaving early hangs up."""
     give_up_at = time.monotonic() + _DEADLINE
     while True:
         path = f"/sessions/{quote(session_id, safe='')}/turns"
@@ -140,7 +140,7 @@ async def turn(
 
 
 async def ask(http: httpx.AsyncClient, session_id: str, prompt: str, **options: str) -> list[Event]:
-    """Ask until it is not refused any more, and give all events."""
+    """Ask until it is not refused any more, and return all events."""
     async with turn(http, session_id, prompt, **options) as events:
         return [event async for event in events]
 

@@ -1,4 +1,4 @@
-"""What goes over a connection, as libpq's own trace tells."""
+"""What goes over a connection, as libpq's own trace shows."""
 
 import re
 import tempfile

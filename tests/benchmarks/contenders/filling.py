@@ -24,7 +24,7 @@ _FILL = """
 
 
 def fill(dsn: str, messages: int, use: str) -> str:
-    """Store a session of so many messages for some use, unless it is stored; give its id."""
+    """Store a session with a number of messages for some use, unless it is stored; return its id."""
     session_id = f"{use} of {messages}"
     with psycopg.connect(dsn, autocommit=True) as connection:
         if not connection.execute("SELECT FROM strands_sessions WHERE session_id = %s", [session_id]).fetchall():
