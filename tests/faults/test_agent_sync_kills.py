@@ -308,7 +308,7 @@ def test_killed_process_leaves_the_agent_of_its_last_event(
         writer = crew.start(WRITE, make_conninfo(dsn, application_name="writer"), str(life))
         # However slow the machine is, every second process shall get as far as an event.
         seen = [writer.line()] if life % 2 else []
-        # The moment shall be any, so there is nothing to wait for.
+        # A random moment, so there is no condition to wait for.
         time.sleep(moments.uniform(0.1, 0.6))
         writer.signal(signal.SIGKILL)
         lines = [line.split(" ", 1) for line in [*seen, *writer.lines()]]

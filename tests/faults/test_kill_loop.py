@@ -98,7 +98,7 @@ def test_acknowledged_messages_survive_any_number_of_kills(
         if life == 0:
             acknowledged.append(json.dumps(json.loads(writer.line()), sort_keys=True))
             longest_life = _LONGEST_LIFE * (time.monotonic() - started)
-        # The moment shall be any, so there is nothing to wait for.
+        # A random moment, so there is no condition to wait for.
         time.sleep(moments.uniform(0, longest_life))
         writer.signal(signal.SIGKILL)
         acknowledged += [json.dumps(json.loads(line), sort_keys=True) for line in writer.lines()]

@@ -61,6 +61,7 @@ def is_unchanged(value: Any, known: Fingerprint) -> bool:
 def are_unchanged(values: Iterable[Any], known: Iterable[Fingerprint]) -> bool:
     """Whether all values still have their fingerprints."""
     try:
+        # Not by ``is_unchanged``, since this runs for each message in memory at every event.
         return all(
             marshal.dumps(value, _MARSHAL_VERSION) == each if type(each) is bytes else each.matches(value)  # type: ignore[union-attr]
             for value, each in zip(values, known, strict=False)

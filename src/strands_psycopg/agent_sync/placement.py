@@ -26,7 +26,7 @@ class Placement(NamedTuple):
     Attributes:
         held: The messages with their places, in order.
         variants: Those that must be stored.
-        identified: Messages of the log, by their indexes, to which Strands has only added a tracking id.
+        identified: Messages of the log, by their indexes, whose only edit is the tracking id that Strands has added.
     """
 
     held: Sequence[HeldMessage]
@@ -57,31 +57,34 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
         match = None if index is None else record.held[index]
         removed = record.removed.get(known) if isinstance(known, bytes) else None
         if match is None and removed is not None:
-            redaction = record.redacted.get(removed)
-            place, original = removed, removed
-            is_withheld = not (redaction is None or is_unchanged(message.get("content"), redaction))
+            place = original = removed
+            is_withheld = _is_unredacted(message, original, record)
         else:
             original = replaced if match is None else match.original
-            redaction, given = (
-                (None, None) if original is None else (record.redacted.get(original), record.redactions.get(original))
-            )
-            is_withheld = not (
-                redaction is None
-                or is_unchanged(message.get("content"), redaction)
-                or _is_edit(message, known, match, given)
+            is_withheld = (
+                original is not None
+                and _is_unredacted(message, original, record)
+                and not _is_edit(message, known, match, record.redactions.get(original))
             )
             if match is not None and match.fingerprint == known:
                 place = match.place
             elif is_withheld and original is not None:
                 place = original
-            elif match is not None and match.place == original is not None and _is_identified(message, match):
-                place, identified[original] = original, message
+            elif match is not None and match.place == original and _is_identified(message, match):
+                place = original
+                identified[original] = message
             else:
                 place = -next_variant_id
                 variants.append(Variant(next_variant_id, original, message))
                 next_variant_id += 1
         held.append(HeldMessage(place, original, known, message, is_withheld))
     return Placement(held, variants, identified)
+
+
+def _is_unredacted(message: Message, original: int, record: AgentRecord) -> bool:
+    """Whether a message of the log was redacted, and this form of it does not have the content of the redaction."""
+    redaction = record.redacted.get(original)
+    return redaction is not None and not is_unchanged(message.get("content"), redaction)
 
 
 def _is_edit(message: Message, known: Fingerprint, match: HeldMessage | None, given: Message | None) -> bool:
@@ -91,6 +94,7 @@ def _is_edit(message: Message, known: Fingerprint, match: HeldMessage | None, gi
 
 
 def _is_identified(message: Message, match: HeldMessage) -> bool:
+    """Whether the only edit of a message is that Strands has added a tracking id."""
     if match.message is not message or tracking_id(message) is None:
         return False
     return is_unchanged({key: value for key, value in message.items() if key != "tracking_id"}, match.fingerprint)
