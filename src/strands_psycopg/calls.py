@@ -102,7 +102,7 @@ def current_call() -> Call[Any] | None:
 
 
 def is_interrupted() -> bool:
-    """Whether the caller of this thread's call was interrupted."""
+    """Return whether the caller of this thread's call was interrupted."""
     call = current_call()
     return call is not None and call.interrupted
 

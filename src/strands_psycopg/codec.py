@@ -292,7 +292,7 @@ def _is_encoded_bytes(document: dict[str, Any]) -> bool:
 
 
 def _has_refused_escape(text: str) -> bool:
-    """Whether a JSON text has an escaped NUL or a lone surrogate, which JSONB refuses."""
+    """Return whether a JSON text has an escaped NUL or a lone surrogate, which JSONB refuses."""
     if "\\u0000" not in text and "\\ud" not in text:
         return False
     # Python's unicode_escape decodes what json.dumps writes, and UTF-16 joins surrogate pairs: several times faster
@@ -306,7 +306,7 @@ def _has_refused_escape(text: str) -> bool:
 
 
 def _may_hold_huge_integer(text: str) -> bool:
-    """Whether some aligned block of the text is all digits; a number with too many digits would fill at least one."""
+    """Return whether some aligned block of the text is all digits, as one within a number with too many digits is."""
     if len(text) <= _MAX_DIGITS:
         return False
     block = _MAX_DIGITS // 2

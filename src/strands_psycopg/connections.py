@@ -87,7 +87,7 @@ class UnsuitableConnectionError(Exception):
 
 
 class _Use:
-    """What is known of a connection.
+    """How a connection has been used.
 
     Attributes:
         since: When it was first checked out, on the clock of ``time.monotonic``.
@@ -460,7 +460,7 @@ def _check_encoding(connection: Connection[Any]) -> None:
 
 
 def _is_closed_by_server(connection: Connection[Any]) -> bool:
-    """Whether the server has closed an idle connection; found out without a round trip."""
+    """Return whether the server has closed an idle connection; found out without a round trip."""
     try:
         # Twice, since the first may read the server's last message, and only the second the end of the stream.
         connection.pgconn.consume_input()

@@ -38,7 +38,7 @@ from strands_psycopg.errors import (
 from strands_psycopg.outage import OutageLog
 from strands_psycopg.pool_options import PoolOptions
 from strands_psycopg.system_errors import ResourceLimitError
-from strands_psycopg.telemetry import current_work, observe_pool, retries
+from strands_psycopg.telemetry import current_counts, observe_pool, retries
 from strands_psycopg.watchdog import watchdog
 from strands_psycopg.workers import Workers
 
@@ -275,7 +275,7 @@ class Database:
 
         def work(connection: Connection[Any], attempt: _Attempt) -> Result:
             with new_cursor(connection) as cursor:
-                if (recorded := current_work()) is not None and not attempt.repeated:
+                if (recorded := current_counts()) is not None and not attempt.repeated:
                     recorded.bytes += sum(len(each) for each in parameters.values() if isinstance(each, str | bytes))
                 while True:
                     sent_at = time.monotonic()
@@ -440,7 +440,9 @@ class Database:
             if isinstance(failure, UnreachableError) and failure.never_answered:
                 timeout = min(timeout, self._first_retry_timeout)
             if time.monotonic() + seconds >= began + timeout:
-                raise DatabaseUnavailableError(f"{operation}: {_exhausted(failure, timeout)}: {reason}") from failure
+                raise DatabaseUnavailableError(
+                    f"{operation}: {_describe_timeout(failure, timeout)}: {reason}"
+                ) from failure
             logger.debug(
                 "attempt=<%d>, pause=<%.2f>, error=<%s> | %s failed, retrying", number, seconds, reason, operation
             )
@@ -453,7 +455,7 @@ class Database:
         raise AssertionError("the pauses never end")
 
     def _record_success(self, operation: str, connection: Connection[Any], attempts: int, seconds: float) -> None:
-        if (recorded := current_work()) is not None:
+        if (recorded := current_counts()) is not None:
             recorded.attempts += attempts
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("attempts=<%d>, milliseconds=<%.2f> | %s succeeded", attempts, seconds * 1000, operation)
@@ -512,8 +514,8 @@ def new_cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
     return cursor
 
 
-def _exhausted(failure: Exception, timeout: float) -> str:
-    """Return which time is over, after which a failure is not retried."""
+def _describe_timeout(failure: Exception, timeout: float) -> str:
+    """Return which timeout has passed, so that a failure is not retried any more."""
     if not isinstance(failure, UnreachableError):
         return f"the database was unavailable for the {timeout:g} s of retry_timeout"
     if not failure.never_answered:
@@ -536,7 +538,7 @@ def _is_retryable(error: psycopg.Error, connection: Connection[Any], *, since: f
         # Errors of the protocol leave the connection open. PgBouncer also reports its own with this code.
         return connection.closed and "statement pooling mode" not in str(error)
     if error.sqlstate in _PERHAPS_RETRYABLE:
-        return not _is_of_function(error) and time.monotonic() < since + _PERHAPS_RETRYABLE_TIMEOUT
+        return not _is_raised_by_function(error) and time.monotonic() < since + _PERHAPS_RETRYABLE_TIMEOUT
     if error.sqlstate is not None:
         return error.sqlstate in _RETRYABLE or error.sqlstate.startswith("08")
     return connection.closed or type(error) is psycopg.OperationalError
@@ -547,7 +549,7 @@ def _reason(error: psycopg.Error) -> str:
     if error.sqlstate is None:
         return " ".join(str(error).split())
     if (
-        _is_of_function(error)
+        _is_raised_by_function(error)
         or error.sqlstate.startswith(_TEXT_WITH_VALUES)
         or not _is_postgresql_sqlstate(error.sqlstate)
     ):
@@ -555,8 +557,8 @@ def _reason(error: psycopg.Error) -> str:
     return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
 
 
-def _is_of_function(error: psycopg.Error) -> bool:
-    """Whether a function, such as an operator's trigger, failed; it may raise any text with any SQLSTATE."""
+def _is_raised_by_function(error: psycopg.Error) -> bool:
+    """Return whether a function, such as an operator's trigger, failed; it may raise any text with any SQLSTATE."""
     return "PL/" in (error.diag.context or "")
 
 
@@ -578,7 +580,7 @@ def _translate(operation: str, reason: str, error: Exception) -> StrandsPsycopgE
     match error:
         case UnreachableError():
             return DatabaseUnavailableError(f"{operation}: {reason}")
-        case psycopg.Error() if _is_of_function(error):
+        case psycopg.Error() if _is_raised_by_function(error):
             advice = "a function in the database failed or refused it, perhaps that of a trigger on its tables"
         case errors.UndefinedTable() | errors.UndefinedColumn() | errors.InvalidSchemaName():
             return SchemaError(

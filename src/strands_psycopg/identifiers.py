@@ -31,7 +31,7 @@ def check_text(field: str, value: object, min_length: int, max_length: int) -> s
 
 
 def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can store a text."""
+    """Return whether PostgreSQL can store a text."""
     return "\0" not in text and (text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text))
 
 

@@ -97,7 +97,7 @@ _MAX_QUEUE_TIMEOUT = 3600.0
 
 
 class _ExitMethod(Generic[_R]):
-    """Makes the methods ``__exit__`` and ``__aexit__``, to which the ``with`` statement has the only reference.
+    """Descriptor of ``__exit__`` and ``__aexit__``: the ``with`` statement has the only reference to what it returns.
 
     Signal handlers may raise at the first line of such a method, or at the last one of ``__enter__``. In whatever way
     the block ends, the statement drops its reference, and a callback without any Python code wakes the renewal
@@ -315,7 +315,7 @@ class Leases:
         return next((lease for lease in reversed(self._held.copy()) if lease.session_id == session_id), None)
 
     def holds(self, lease: Lease) -> bool:
-        """Whether a lease's block has been entered, and not yet left, in this process."""
+        """Return whether a lease's block has been entered, and not yet left, in this process."""
         return lease in self._held
 
     def acquire(self, lease: Lease) -> _Holder | None:

@@ -1,4 +1,4 @@
-"""Errors of the operating system, in words that say what to do."""
+"""Errors of the operating system, with advice."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def explain(error: OSError) -> str:
 
 
 def is_exhausted(error: OSError) -> bool:
-    """Whether a resource of the process or the machine has run out, whatever file was used."""
+    """Return whether a resource of the process or the machine has run out, so that any file would fail."""
     return error.errno in _EXHAUSTED
 
 
@@ -70,5 +70,5 @@ def file_limit_error() -> OSError | None:
 
 
 def is_shutting_down(error: RuntimeError) -> bool:
-    """Whether a thread could not be started because the main thread has ended, after which Python 3.12 starts none."""
+    """Return whether a thread could not be started because the main thread has ended, as since Python 3.12."""
     return "interpreter shutdown" in str(error)

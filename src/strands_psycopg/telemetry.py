@@ -90,8 +90,8 @@ _meter.create_observable_gauge(
 )
 
 
-class Work:
-    """What the statements within a recorded span have taken.
+class SpanCounts:
+    """Counts of the statements within a recorded span.
 
     Attributes:
         attempts: The number of attempts, at least one for each statement or transaction.
@@ -103,12 +103,12 @@ class Work:
         self.bytes = 0
 
 
-_work: ContextVar[Work | None] = ContextVar("_work", default=None)
+_counts: ContextVar[SpanCounts | None] = ContextVar("_counts", default=None)
 
 
-def current_work() -> Work | None:
-    """Return the work of the innermost span of this module; None if nothing is recorded."""
-    return _work.get()
+def current_counts() -> SpanCounts | None:
+    """Return the counts of the innermost span of this module; None if nothing is recorded."""
+    return _counts.get()
 
 
 def span(name: str, session_id: str, agent_id: str | None = None) -> AbstractContextManager[None]:
@@ -124,12 +124,12 @@ def _recorded_span(name: str, session_id: str, agent_id: str | None) -> Iterator
         current.set_attribute("session.id", session_id)
         if agent_id is not None:
             current.set_attribute("gen_ai.agent.id", agent_id)
-        work = Work()
-        token = _work.set(work)
+        counts = SpanCounts()
+        token = _counts.set(counts)
         try:
             yield
         finally:
-            _work.reset(token)
-            current.set_attribute("strands_psycopg.attempts", work.attempts)
-            if work.bytes:
-                current.set_attribute("strands_psycopg.bytes", work.bytes)
+            _counts.reset(token)
+            current.set_attribute("strands_psycopg.attempts", counts.attempts)
+            if counts.bytes:
+                current.set_attribute("strands_psycopg.bytes", counts.bytes)

@@ -26,7 +26,7 @@ _SEPARATORS = re.compile(r"[\W_]+")
 
 
 class _Spelling(dict[int, int | str]):
-    """What stands for a character, by its code point: itself, unless it is a numeral but neither digit nor letter."""
+    """Maps code points to their replacements: a numeral that is neither digit nor letter is spelled, others stay."""
 
     def __missing__(self, code: int) -> int | str:
         character = chr(code)
@@ -55,7 +55,7 @@ def tsquery(query: str, stop_words: frozenset[str]) -> str:
 
 
 def check_text_search_config(name: object) -> str:
-    """Return the name of a text search configuration.
+    """Return the name of a text search configuration, if it can be one.
 
     Raises:
         ValueError: It cannot be one.

@@ -99,7 +99,7 @@ class AgentWriter(EventScope):
         self._write_unless_in_event()
 
     def redact(self, message: Message) -> None:
-        """Redact the stored messages for which a redacted message stands, wherever they are, before returning.
+        """Redact the stored forms of a redacted message, wherever they are, before returning.
 
         They are those with its tracking id, even if memory holds them no more, or the message that it is or has
         replaced in memory, or else the last one of its role.
@@ -194,7 +194,7 @@ class AgentWriter(EventScope):
             return True
 
     def is_write_due(self) -> bool:
-        """Whether something that was asked for must be written; it does not wait for the database."""
+        """Return whether something that was asked for must be written; it does not wait for the database."""
         # During a write the record is not what will be stored.
         is_plain_sync = self._is_sync_due and not self._pending and not self._lock.locked()
         if is_plain_sync and is_stored(InMemoryAgent.of(self._agent), self._record):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from strands.types.content import Message
 
-from strands_psycopg.agent_sync.documents import documents_version, manager_state, session_agent
+from strands_psycopg.agent_sync.documents import documents_version, manager_state, to_session_agent
 from strands_psycopg.agent_sync.fingerprint import fingerprint
 from strands_psycopg.agent_sync.placement import Placement, is_as_held, place_messages
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
@@ -78,7 +78,7 @@ class Write(NamedTuple):
 
 
 def is_stored(memory: InMemoryAgent, record: AgentRecord) -> bool:
-    """Whether an agent is stored as it is; this neither encodes nor copies it."""
+    """Return whether an agent is stored as it is; this neither encodes nor copies it."""
     return documents_version(memory.agent, memory.manager_state) == record.documents and is_as_held(
         memory.messages, record.held
     )
@@ -188,7 +188,7 @@ def _changed_documents(memory: InMemoryAgent, record: AgentRecord) -> tuple[Enco
     version = documents_version(memory.agent, memory.manager_state)
     if version == record.documents:
         return None, version, record.documents_digest
-    documents = EncodedAgent.of(session_agent(memory.agent, memory.manager_state))
+    documents = EncodedAgent.of(to_session_agent(memory.agent, memory.manager_state))
     digest = documents_digest(documents)
     return (None if digest == record.documents_digest else documents), version, digest
 

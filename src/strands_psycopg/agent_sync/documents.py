@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 _PINNED_ATTRIBUTE = "_pin_first_applied"
 
-# See ``_copied``.
+# How often documents are copied again because other threads change them.
 _MAX_COPIES = 1_000
 
 
@@ -61,20 +61,20 @@ def manager_state(agent: "LocalAgent") -> dict[str, Any]:
     return agent.conversation_manager.get_state() if isinstance(agent, Agent) else {}
 
 
-def session_agent(agent: "LocalAgent", manager_state: dict[str, Any]) -> SessionAgent:
+def to_session_agent(agent: "LocalAgent", manager_state: dict[str, Any]) -> SessionAgent:
     """Return an agent as it is to be stored, with this state of its conversation manager."""
     # Before strands-agents 1.57 bidirectional agents had a method of their own.
     from_bidi_agent = getattr(SessionAgent, "from_bidi_agent", None)
     of_agent = SessionAgent.from_agent if from_bidi_agent is None or isinstance(agent, Agent) else from_bidi_agent
-    stored = _copied(lambda: of_agent(agent))
+    stored = _copy_with_retries(lambda: of_agent(agent))
     stored.conversation_manager_state = manager_state
     if _has_pinned(agent):
         stored._internal_state = {**stored._internal_state, PINNED: True}
     return stored
 
 
-def _copied(copy_documents: Callable[[], _T]) -> _T:
-    """Return a copy of documents that other threads may change meanwhile, which older Strands does not prevent."""
+def _copy_with_retries(copy_documents: Callable[[], _T]) -> _T:
+    """Return a copy of documents that other threads may change meanwhile; older Strands does not prevent that."""
     for _ in range(_MAX_COPIES - 1):
         try:
             return copy_documents()

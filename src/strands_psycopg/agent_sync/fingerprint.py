@@ -54,12 +54,12 @@ def fingerprint(value: Any) -> Fingerprint:
 
 
 def is_unchanged(value: Any, known: Fingerprint) -> bool:
-    """Whether a value still has a fingerprint."""
+    """Return whether a value still has a fingerprint."""
     return _dump(value) == known if type(known) is bytes else known.matches(value)  # type: ignore[union-attr]
 
 
 def are_unchanged(values: Iterable[Any], known: Iterable[Fingerprint]) -> bool:
-    """Whether all values still have their fingerprints."""
+    """Return whether all values still have their fingerprints."""
     try:
         # Not by ``is_unchanged``, since this runs for each message in memory at every event.
         return all(

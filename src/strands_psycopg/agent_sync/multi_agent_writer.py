@@ -77,7 +77,7 @@ class MultiAgentWriter(EventScope):
             self._workers.run(self.write)
 
     def is_write_due(self) -> bool:
-        """Whether something that was asked for must be written."""
+        """Return whether something that was asked for must be written."""
         return bool(self._due)
 
     def write(self) -> None:

@@ -16,7 +16,7 @@ _FINGERPRINT = attrgetter("fingerprint")
 
 
 def is_as_held(messages: Sequence[Message], held: Sequence[HeldMessage]) -> bool:
-    """Whether memory has the messages that a record holds, unchanged and in order, and no others."""
+    """Return whether memory has the messages that a record holds, unchanged and in order, and no others."""
     return len(messages) == len(held) and are_unchanged(messages, map(_FINGERPRINT, held))
 
 
@@ -82,19 +82,19 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
 
 
 def _is_unredacted(message: Message, original: int, record: AgentRecord) -> bool:
-    """Whether a message of the log was redacted, and this form of it does not have the content of the redaction."""
+    """Return whether a message of the log was redacted, but this form of it has another content than the redaction."""
     redaction = record.redacted.get(original)
     return redaction is not None and not is_unchanged(message.get("content"), redaction)
 
 
 def _is_edit(message: Message, known: Fingerprint, match: HeldMessage | None, given: Message | None) -> bool:
-    """Whether a message is, or equals as it is now, one that had the content of its redaction."""
+    """Return whether a message is, or equals as it is now, one that had the content of its redaction."""
     held = None if match is None or match.is_withheld else match.message
     return any(each is message or is_unchanged(each, known) for each in (held, given) if each is not None)
 
 
 def _is_identified(message: Message, match: HeldMessage) -> bool:
-    """Whether the only edit of a message is that Strands has added a tracking id."""
+    """Return whether the only edit of a message is that Strands has added a tracking id."""
     if match.message is not message or tracking_id(message) is None:
         return False
     return is_unchanged({key: value for key, value in message.items() if key != "tracking_id"}, match.fingerprint)

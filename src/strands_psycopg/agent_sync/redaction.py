@@ -34,7 +34,7 @@ def known_messages(redacted: Message, held: Sequence[HeldMessage]) -> Redaction:
 
 
 def replaced_message(redacted: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> Redaction:
-    """Find the held message that a redacted message stands for, which is a new one.
+    """Find the held message that a redacted message has replaced in memory.
 
     It is the last one of its role that memory has no longer, where this stands in memory; or else the last one of its
     role.

@@ -15,8 +15,8 @@ from strands_psycopg.agent_sync.documents import (
     documents_version,
     load_documents,
     manager_state,
-    session_agent,
     set_pinned,
+    to_session_agent,
 )
 from strands_psycopg.agent_sync.fingerprint import fingerprint
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
@@ -37,7 +37,7 @@ def new_agent(agent: "LocalAgent") -> tuple[SessionAgent, list[SessionMessage], 
     state = manager_state(agent)
     # A conversation manager may have removed messages of another agent before.
     window = None if plain_start(state) == 0 else Window((), 0)
-    return session_agent(agent, state), messages, window
+    return to_session_agent(agent, state), messages, window
 
 
 def new_record(agent: "LocalAgent", stored: SessionAgent, window: Window | None, write_id: UUID) -> AgentRecord:

@@ -61,7 +61,7 @@ class WriteGuard:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """End all writing if a signal handler interrupts the block, which records what to write."""
+        """Refuse all later writes if a signal handler interrupts the block, which records what to write."""
         try:
             yield
         except Exception:

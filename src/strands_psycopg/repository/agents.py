@@ -17,7 +17,7 @@ from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import compose
-from strands_psycopg.repository.messages import Messages, message_row
+from strands_psycopg.repository.messages import Messages, message_parameters
 from strands_psycopg.repository.refusals import AgentWrites, check_lease, retry_if_suppressed
 from strands_psycopg.repository.window import Variant, Window, dumps_window, plain_start
 from strands_psycopg.storage.session_values import keys_of_agent
@@ -300,12 +300,13 @@ class Agents:
             SessionExistsError: Another call created the agent.
             SessionNotFoundError: The session does not exist.
         """
-        row = agent_row(self._payloads, session_id, AgentChange.of(agent, window), write_id, term)
+        row = agent_parameters(self._payloads, session_id, AgentChange.of(agent, window), write_id, term)
         row["owner"] = check_owner(owner)
         operation = f"creating agent {agent.agent_id!r} in session {session_id!r}"
         if messages:
             message_rows = [
-                message_row(self._payloads, session_id, agent.agent_id, message, write_id, term) for message in messages
+                message_parameters(self._payloads, session_id, agent.agent_id, message, write_id, term)
+                for message in messages
             ]
 
             def store(cursor: Cursor[TupleRow]) -> Result:
@@ -331,7 +332,7 @@ class Agents:
         """Return an agent, or None if it does not exist."""
         key = {"session_id": check_id("session_id", session_id), "agent_id": check_id("agent_id", agent_id)}
         rows = self._database.fetch(f"reading agent {agent_id!r} of session {session_id!r}", self._read, key).rows
-        return stored_agent(self._payloads, session_id, agent_id, rows[0]) if rows else None
+        return decode_stored_agent(self._payloads, session_id, agent_id, rows[0]) if rows else None
 
     def update(self, session_id: str, agent: SessionAgent, *, write_id: UUID, term: UUID | None = None) -> None:
         """Replace the stored state of an agent, whatever it was, and set its times.
@@ -382,7 +383,7 @@ class Agents:
             DatabaseError: A trigger or rule has suppressed the update of the agent.
         """
         agent_id = change.agent_id
-        row = agent_row(self._payloads, session_id, change, write_id, term) | {"expected": expected}
+        row = agent_parameters(self._payloads, session_id, change, write_id, term) | {"expected": expected}
         if message is None:
             operation = f"updating agent {agent_id!r} of session {session_id!r}"
             row |= _NO_MESSAGE
@@ -390,11 +391,11 @@ class Agents:
             operation = (
                 f"storing message {message.message_id} and state of agent {agent_id!r} in session {session_id!r}"
             )
-            row |= message_row(self._payloads, session_id, agent_id, message, write_id, term)
+            row |= message_parameters(self._payloads, session_id, agent_id, message, write_id, term)
         statement = self._update_and_append
         if not change.is_plain or message is None:
             statement = self._update if message is None and not change.variants else self._store
-            row |= self._variant_rows(session_id, change)
+            row |= self._variant_parameters(session_id, change)
         message_id = None if message is None else message.message_id
         stored = self._writes.run(operation, statement, row, message_id)
         _, created_at, updated_at, agent_created_at, agent_updated_at = stored
@@ -423,7 +424,7 @@ class Agents:
         if not deleted and not result.repeated:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
 
-    def _variant_rows(self, session_id: str, change: AgentChange) -> dict[str, object]:
+    def _variant_parameters(self, session_id: str, change: AgentChange) -> dict[str, object]:
         """Return the parameters with which a statement replaces messages and stores variants."""
 
         def encode_all(kind: PayloadKind, messages: Iterable[tuple[int, Message]]) -> list[Columns]:
@@ -449,14 +450,14 @@ class Agents:
         }
 
 
-def stored_agent(payloads: Payloads, session_id: str, agent_id: str, row: Sequence[Any]) -> StoredAgent:
+def decode_stored_agent(payloads: Payloads, session_id: str, agent_id: str, row: Sequence[Any]) -> StoredAgent:
     """Decode the columns that ``{agent_columns}`` selects."""
     *documents, write_id, index, window, created_at, updated_at = row
-    agent = session_agent(payloads, session_id, agent_id, documents, created_at, updated_at)
+    agent = decode_agent(payloads, session_id, agent_id, documents, created_at, updated_at)
     return StoredAgent(agent, UUID(write_id), index, Window.loads(window))
 
 
-def session_agent(
+def decode_agent(
     payloads: Payloads,
     session_id: str,
     agent_id: str,
@@ -472,7 +473,7 @@ def session_agent(
     return SessionAgent(agent_id, state, manager_state, internal_state, created_at, updated_at or created_at)
 
 
-def agent_row(
+def agent_parameters(
     payloads: Payloads, session_id: str, change: AgentChange, write_id: UUID, term: UUID | None
 ) -> dict[str, object]:
     """Return the parameters with which a statement stores an agent's documents and window."""

@@ -88,7 +88,7 @@ class Annotations(NamedTuple):
         encode_metadata(self.metadata)
         return self
 
-    def row(self, payloads: Payloads, session_id: str) -> dict[str, object]:
+    def parameters(self, payloads: Payloads, session_id: str) -> dict[str, object]:
         """Return the parameters with which a statement stores them.
 
         Raises:

@@ -8,7 +8,7 @@ from psycopg.types.numeric import Int8
 from strands_psycopg.database import Database
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, in_places
+from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, decode_messages
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.refusals import check_lease, conflict, retry_if_suppressed
 from strands_psycopg.repository.window import Window
@@ -182,5 +182,5 @@ class Checkpoints:
         places = stored.places(0) if stored else []
         return Checkpoint(
             self._payloads.decode(data, data_exact, session_id, agent_id, "checkpoint", str(snapshot_id)),
-            in_places(self._payloads, session_id, agent_id, places, rows),
+            decode_messages(self._payloads, session_id, agent_id, places, rows),
         )

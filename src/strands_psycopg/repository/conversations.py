@@ -11,7 +11,7 @@ from strands_psycopg.database import Database
 from strands_psycopg.errors import owner_error
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.agents import StoredAgent, stored_agent
+from strands_psycopg.repository.agents import StoredAgent, decode_stored_agent
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.messages import gc_paused
@@ -123,13 +123,13 @@ class Conversations:
         *columns, next_variant_id = agents[0][1:]
         if next_variant_id is None:
             raise owner_error(operation, session_id)
-        stored = stored_agent(self._payloads, session_id, agent_id, columns)
+        stored = decode_stored_agent(self._payloads, session_id, agent_id, columns)
         places = stored_places(stored.window, stored.agent.conversation_manager_state, stored.next_message_id)
-        messages = in_places(self._payloads, session_id, agent_id, places, rows)
+        messages = decode_messages(self._payloads, session_id, agent_id, places, rows)
         return Conversation(stored, messages, next_variant_id)
 
 
-def in_places(
+def decode_messages(
     payloads: Payloads, session_id: str, agent_id: str, places: Sequence[int], rows: Sequence[TupleRow]
 ) -> list[StoredMessage]:
     """Decode the rows of messages and variants and put them in order; a place without a row is left out."""
@@ -141,12 +141,12 @@ def in_places(
             if place in decoded:
                 messages.append(copy.deepcopy(decoded[place]))
             elif place in by_place:
-                decoded[place] = decoded_message(payloads, session_id, agent_id, by_place[place])
+                decoded[place] = decode_stored_message(payloads, session_id, agent_id, by_place[place])
                 messages.append(decoded[place])
     return messages
 
 
-def decoded_message(payloads: Payloads, session_id: str, agent_id: str, row: Sequence[Any]) -> StoredMessage:
+def decode_stored_message(payloads: Payloads, session_id: str, agent_id: str, row: Sequence[Any]) -> StoredMessage:
     """Decode a row of a message or variant: its place, and the columns of the message and of its redaction.
 
     The row of a variant also has the index of the message that it is a form of.

@@ -50,7 +50,7 @@ _LIST_SESSIONS = """
 _STILL_OWNED = "SELECT session_id FROM {sessions} WHERE session_id = ANY(%(session_ids)s) AND owner = %(owner)s"
 
 # In the order in which their rows are deleted: texts first, which takes most of the time and blocks few writers.
-_OF_SESSIONS = (
+_SESSION_TABLES = (
     "messages",
     "message_variants",
     "checkpoints",
@@ -252,10 +252,10 @@ class _Sessions:
         self._lock_agents = compose(database, _LOCK_AGENTS)
         self._delete_sessions = compose(database, _DELETE_SESSIONS)
         self._delete_agents = compose(database, _for_table(_DELETE_OF_SESSIONS, "agents"))
-        self._delete = {name: compose(database, _for_table(_DELETE_OF_SESSIONS, name)) for name in _OF_SESSIONS}
+        self._delete = {name: compose(database, _for_table(_DELETE_OF_SESSIONS, name)) for name in _SESSION_TABLES}
         self._count = {
             name: compose(database, _for_table(_COUNT_OF_SESSIONS, name))
-            for name in ("sessions", "agents", *_OF_SESSIONS)
+            for name in ("sessions", "agents", *_SESSION_TABLES)
         }
 
     def count(self, owner: str) -> Counter[str]:

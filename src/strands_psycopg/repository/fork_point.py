@@ -119,11 +119,11 @@ class ForkPoint:
                 f"package cannot restore with fewer messages; truncate at {first_kept} or later"
             )
         if not state.get("summary_message"):
-            return state, self._moved_back()
+            return state, self._moved_start()
         after_summary = self._after_summary(state["summary_message"])
         if after_summary is not None and first_kept <= self._until:
             return state, min(self._until, *(after_summary or [first_kept]))
-        return {**state, "summary_message": None}, self._moved_back() if after_summary is None else 0
+        return {**state, "summary_message": None}, self._moved_start() if after_summary is None else 0
 
     def _first_kept(self) -> int:
         """Return the index from which on memory has all messages of the log, so that no summary covers them."""
@@ -139,12 +139,12 @@ class ForkPoint:
 
     @staticmethod
     def _indexes(held: Sequence[int | Variant]) -> list[int]:
-        """Return the indexes of the messages of the log among some that are held, in whatever form."""
+        """Return the indexes in the log of those of some held messages that the log has, in whatever form."""
         indexes = (each.original if isinstance(each, Variant) else each for each in held)
         return [index for index in indexes if index is not None]
 
-    def _moved_back(self) -> int:
-        """Return where as many messages before ``until`` begin as the agent held."""
+    def _moved_start(self) -> int:
+        """Return the index of the first of the last messages before ``until``, about as many as the agent held."""
         size = len(self._held)
         if not size:
             return self._until

@@ -18,9 +18,9 @@ from strands_psycopg.errors import (
 )
 from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
-from strands_psycopg.repository.agents import AgentChange, agent_row, stored_agent
+from strands_psycopg.repository.agents import AgentChange, agent_parameters, decode_stored_agent
 from strands_psycopg.repository.annotations import check_owner
-from strands_psycopg.repository.conversations import decoded_message
+from strands_psycopg.repository.conversations import decode_stored_message
 from strands_psycopg.repository.fork_copy import ForkCopy
 from strands_psycopg.repository.fork_point import ForkedAgent, ForkPoint, at_checkpoint
 from strands_psycopg.repository.fragments import compose
@@ -177,7 +177,7 @@ class SessionForker:
                     raise suppressed_error(operation)
                 if forked is not None:
                     change = AgentChange.of(forked.agent, forked.window)
-                    row = agent_row(self._payloads, new_session_id, change, write_id, term)
+                    row = agent_parameters(self._payloads, new_session_id, change, write_id, term)
                     cursor.execute(self._update_agent, row)
             return self._listing.read_within(cursor, new_session_id)
 
@@ -249,7 +249,7 @@ class SessionForker:
             return int(found[0][0]) if found else 0
 
         rows = cursor.execute(self._source_agent, {"session_id": session_id, "agent_id": agent_id}).fetchall()
-        stored = stored_agent(self._payloads, session_id, agent_id, rows[0])
+        stored = decode_stored_agent(self._payloads, session_id, agent_id, rows[0])
         if until >= stored.next_message_id:
             return None
         variant_ids = stored.window.variant_ids if stored.window else []
@@ -268,7 +268,7 @@ class SessionForker:
             page = {**key, "index": Int8(index), "limit": Int8(_LAST_MESSAGES_PAGE)}
             rows = cursor.execute(self._last_messages, page).fetchall()
             for row in rows:
-                if _is_prompt(decoded_message(self._payloads, session_id, agent_id, row).message):
+                if _is_prompt(decode_stored_message(self._payloads, session_id, agent_id, row).message):
                     return int(row[0])
             if len(rows) < _LAST_MESSAGES_PAGE:
                 return 0

@@ -123,7 +123,10 @@ class Messages:
             SessionNotFoundError: The agent does not exist.
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        row = {**message_row(self._payloads, session_id, agent_id, message, write_id, term), "expected": expected}
+        row = {
+            **message_parameters(self._payloads, session_id, agent_id, message, write_id, term),
+            "expected": expected,
+        }
         _, created_at, updated_at = self._writes.run(operation, self._append, row, message.message_id)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
@@ -150,7 +153,7 @@ class Messages:
         }
         operation = f"reading message {message_id} of agent {agent_id!r} in session {session_id!r}"
         rows = self._database.fetch(operation, self._read, key).rows
-        return stored_message(self._payloads, session_id, agent_id, *rows[0]) if rows else None
+        return decode_session_message(self._payloads, session_id, agent_id, *rows[0]) if rows else None
 
     def list(self, session_id: str, agent_id: str, *, limit: int | None, offset: int) -> list[SessionMessage]:
         """Return up to ``limit`` messages, oldest first, starting at index ``offset``; None is no limit.
@@ -175,7 +178,7 @@ class Messages:
         # The rows arrive in order, but only an ORDER BY over the join would guarantee it, and that sorts the documents.
         rows.sort(key=itemgetter(0))
         with gc_paused(self._payloads):
-            return [stored_message(self._payloads, session_id, agent_id, *row) for row in rows]
+            return [decode_session_message(self._payloads, session_id, agent_id, *row) for row in rows]
 
     def update(
         self,
@@ -200,7 +203,7 @@ class Messages:
             SessionNotFoundError: The message does not exist.
         """
         if message.redact_message is None:
-            row = message_row(self._payloads, session_id, agent_id, message, write_id, term)
+            row = message_parameters(self._payloads, session_id, agent_id, message, write_id, term)
             self._update_one(self._update, session_id, agent_id, message, row)
             return
         index = check_index("message_id", message.message_id)
@@ -229,7 +232,7 @@ class Messages:
             LeaseLostError: The lease of ``term`` is no longer held.
             SessionNotFoundError: The message does not exist.
         """
-        row = message_row(self._payloads, session_id, agent_id, message, write_id, term)
+        row = message_parameters(self._payloads, session_id, agent_id, message, write_id, term)
         if self._payloads.has_codec:
             # In case the message is redacted: with a codec each column has a document of its own.
             index = message.message_id
@@ -285,7 +288,7 @@ class Messages:
         return [row[1] for row in rows if row[0] == agent_id] if rows or any_variant else None
 
 
-def message_row(
+def message_parameters(
     payloads: Payloads,
     session_id: str,
     agent_id: str,
@@ -332,7 +335,7 @@ def gc_paused(payloads: Payloads) -> Iterator[None]:
             gc.enable()
 
 
-def stored_message(
+def decode_session_message(
     payloads: Payloads,
     session_id: str,
     agent_id: str,

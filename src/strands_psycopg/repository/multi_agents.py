@@ -58,7 +58,7 @@ _UPDATE = """
 
 
 class ListedMultiAgent(NamedTuple):
-    """A multi-agent in the list of a session's.
+    """A multi-agent in a list.
 
     Attributes:
         multi_agent_id: Its id.
@@ -121,7 +121,9 @@ class MultiAgents:
             SessionNotFoundError: The session does not exist.
         """
         operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
-        row = _row(self._payloads, session_id, multi_agent_id, state, write_id, term) | {"owner": check_owner(owner)}
+        row = _parameters(self._payloads, session_id, multi_agent_id, state, write_id, term) | {
+            "owner": check_owner(owner)
+        }
         result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created, of_another_owner, _ = result.rows[0]
         if not created and of_another_owner:
@@ -186,7 +188,7 @@ class MultiAgents:
             SessionNotFoundError: The multi-agent does not exist.
         """
         operation = f"updating multi-agent {multi_agent_id!r} of session {session_id!r}"
-        row = {**_row(self._payloads, session_id, multi_agent_id, state, write_id, term), "expected": expected}
+        row = {**_parameters(self._payloads, session_id, multi_agent_id, state, write_id, term), "expected": expected}
         result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._update, row))
         allowed_at, exists, updated, _ = result.rows[0]
         check_lease(allowed_at, operation, session_id, self._database)
@@ -208,7 +210,7 @@ def _key(session_id: str, multi_agent_id: str) -> dict[str, object]:
     }
 
 
-def _row(
+def _parameters(
     payloads: Payloads,
     session_id: str,
     multi_agent_id: str,

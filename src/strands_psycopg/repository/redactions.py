@@ -210,7 +210,7 @@ class Redactions:
     def _is_same(
         self, key: dict[str, Any], text: str, exact: str | None, agent_id: str, kind: PayloadKind, number: int
     ) -> bool:
-        """Whether a stored message has the tracking id."""
+        """Return whether a stored message has the tracking id."""
         stored = self._payloads.decode(text, exact, key["session_id"], agent_id, kind, number)
         return bool(stored.get("tracking_id") == key["tracking_id"])
 

@@ -118,7 +118,7 @@ class Sessions:
         row = {
             "session_id": session_id,
             "session_type": SessionType(session.session_type).value,
-            **annotations.row(self._payloads, session_id),
+            **annotations.parameters(self._payloads, session_id),
             "write_id": write_id,
             "term": term,
         }
@@ -195,7 +195,7 @@ class Sessions:
         )
         row = {
             "session_id": check_id("session_id", session_id),
-            **annotations.row(self._payloads, session_id),
+            **annotations.parameters(self._payloads, session_id),
             "sets_owner": owner is not UNCHANGED,
             "sets_title": title is not UNCHANGED,
             "sets_metadata": metadata is not UNCHANGED,

@@ -217,7 +217,7 @@ def _write_session(stored: StoredSession, folder: Path) -> TransferResult:
 
 
 def _is_restored_by_strands(stored: AgentWithWindow) -> bool:
-    """Whether Strands restores an agent with the messages of its window."""
+    """Return whether Strands restores an agent with the messages of its window."""
     state = stored.agent.conversation_manager_state
     places = stored_places(stored.window, state, stored.messages)
     if state.get("summary_message") and places and places[0] < 0:
@@ -271,7 +271,7 @@ def _file_name(kind: str, prefix: str, name: str) -> str:
 
 
 def _is_same(folder: Path, other: Path) -> bool:
-    """Whether two directories have the same files with the same bytes."""
+    """Return whether two directories have the same files with the same bytes."""
     comparison = filecmp.dircmp(folder, other, ignore=[], hide=[])
     if comparison.left_only or comparison.right_only or comparison.common_funny:
         return False

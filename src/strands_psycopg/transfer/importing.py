@@ -310,7 +310,7 @@ def _is_same_value(row: ValueRow, other: ValueRow) -> bool:
 
 
 def _is_same(stored: StoredSession, rows: Iterator[Row]) -> bool:
-    """Whether a stored session equals the rows, times included."""
+    """Return whether a stored session equals the rows, times included."""
     parts: Iterator[PartRow] = iter(())
     missing = {("agent", agent_id) for agent_id in stored.agents}
     missing |= {("multi-agent", multi_agent_id) for multi_agent_id in stored.multi_agents}

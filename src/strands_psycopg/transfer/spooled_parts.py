@@ -197,7 +197,7 @@ class PartsReader:
         self._values = SessionValues(database)
 
     def read(self, cursor: Cursor[TupleRow], session_id: str) -> SpooledParts:
-        """Read those of a session in a transaction."""
+        """Read the parts of a session, in a transaction."""
         variants = self._spool(cursor, self._variants, session_id)
         checkpoints = self._spool(cursor, self._checkpoints, session_id)
         return SpooledParts(self, session_id, variants, checkpoints, self._spool_values(cursor, session_id))

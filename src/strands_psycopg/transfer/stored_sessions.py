@@ -12,7 +12,7 @@ from strands_psycopg.errors import SessionNotFoundError, TransferError
 from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
-from strands_psycopg.repository.agents import session_agent
+from strands_psycopg.repository.agents import decode_agent
 from strands_psycopg.repository.annotations import Annotations
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.messages import Messages
@@ -260,7 +260,7 @@ class StoredSessions:
 
     def _parse_agent(self, session_id: str, row: TupleRow) -> AgentWithWindow:
         agent_id, *documents, window, messages, created_at, updated_at = row
-        agent = session_agent(self._payloads, session_id, agent_id, documents, created_at, updated_at)
+        agent = decode_agent(self._payloads, session_id, agent_id, documents, created_at, updated_at)
         return AgentWithWindow(agent, Window.loads(window), messages)
 
     def _parse_multi_agent(self, session_id: str, row: TupleRow) -> MultiAgentWithTimes:
