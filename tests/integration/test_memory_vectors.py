@@ -311,8 +311,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "NaN": ([[math.nan] * DIMENSIONS], "contains NaN"),
     "infinite": ([[1e39] * DIMENSIONS], "a number that is too large"),
     "zeros": ([[0.0] * DIMENSIONS], "all zeros"),
-    "flat": ([1.0] * DIMENSIONS, "not a sequence of numbers"),
-    "text": (["x" * DIMENSIONS], "not a sequence of numbers"),
+    "flat": ([1.0] * DIMENSIONS, "no sequence of numbers"),
+    "text": (["x" * DIMENSIONS], "no sequence of numbers"),
     "none": (None, "'NoneType' object is not iterable"),
     "raises": (LookupError("secret"), "embed raised LookupError"),
 }

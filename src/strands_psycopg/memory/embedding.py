@@ -16,10 +16,10 @@ from strands_psycopg.workers import Workers
 # Called with a list of texts; returns, or is a coroutine that returns, a vector for each.
 Embed: TypeAlias = Callable[[list[str]], Sequence[Sequence[float]] | Awaitable[Sequence[Sequence[float]]]]
 
-# The largest number of dimensions of vectors in pgvector's HNSW index.
+# The largest number of dimensions of which pgvector's HNSW index holds a vector.
 _MAX_DIMENSIONS = 2000
 
-# If the largest number of a vector is in this range, half precision holds the others well enough.
+# The range of the largest number of a vector in which half precision holds the others well enough.
 _MIN_LARGEST = 2.0**-6
 _MAX_LARGEST = 65_504.0
 
@@ -57,7 +57,7 @@ class Embedder:
 
         Raises:
             EmbeddingError: ``embed`` failed, or its vectors are not as many as the texts, have another number of
-                dimensions, are all zeros, or contain something that is not a finite number.
+                dimensions, are all zeros, or contain something that is no finite number.
         """
         operation = f"embedding {len(texts)} texts"
         try:
@@ -91,14 +91,13 @@ def encode_vector(vector: Sequence[float], dimensions: int) -> BinaryParameter:
     If its numbers are too large or too small for half precision, it is scaled, which changes no cosine similarity.
 
     Raises:
-        TypeError: It is not a sequence of numbers.
-        ValueError: It has another number of dimensions, is all zeros, or contains something that is not a finite
-            number.
+        TypeError: It is no sequence of numbers.
+        ValueError: It has another number of dimensions, is all zeros, or contains something that is no finite number.
     """
     try:
         numbers = array("f", map(float, vector))
     except (TypeError, ValueError):
-        raise TypeError("a vector is not a sequence of numbers") from None
+        raise TypeError("a vector is no sequence of numbers") from None
     if len(numbers) != dimensions:
         raise ValueError(f"a vector has {len(numbers)} dimensions, not {dimensions}")
     # The sum is finite if all numbers are: it has double precision.

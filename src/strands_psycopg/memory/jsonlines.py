@@ -102,9 +102,9 @@ def parse_line(line: str, dimensions: int | None) -> _Row:
     except RecursionError:
         raise LineError("it is nested too deeply") from None
     except json.JSONDecodeError:
-        raise LineError("it is not JSON") from None
+        raise LineError("it is no JSON") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise LineError(f"it is not a memory: {type(error).__name__}") from None
+        raise LineError(f"it is no memory: {type(error).__name__}") from None
     if record.get("duplicate") is True:
         row["content_hash"] = memory_id
     return row
