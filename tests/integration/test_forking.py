@@ -215,7 +215,7 @@ def test_fork_is_of_one_moment_though_its_session_goes_on(
     repository: PostgresSessionRepository, dsn: str, pool_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(repository, agent_ids=("a",))
-    reached, go = pause_before(monkeypatch, repository._tables.forker._copy._agents._tables[1]._copy)
+    reached, go = pause_before(monkeypatch, repository._tables.forker._agents_copy._tables[1]._copy)
     with ThreadPoolExecutor() as threads, PostgresSessionRepository(dsn, **pool_options) as other:
         fork = threads.submit(repository.fork_session, "s", "fork")
         assert reached.wait(30)

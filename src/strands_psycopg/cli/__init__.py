@@ -93,7 +93,6 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Manage sessions of Strands Agents in PostgreSQL.",
         epilog="The database is specified by --dsn, by the environment variable DATABASE_URL, or by libpq's "
         "environment variables (PGHOST, ...).",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('strands-psycopg')}")
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)

@@ -29,7 +29,6 @@ def add_to(commands: Commands) -> None:
     stats = commands.add_parser(
         "stats",
         parents=[TABLES],
-        allow_abbrev=False,
         help="show statistics of sessions: turns, tokens, tools",
         description="Show statistics of the last days: turns, messages, tokens, tool calls, latency and the "
         f"{_LONGEST} longest sessions. The server reads every message for them, as it is stored: of those that a "
@@ -42,7 +41,6 @@ def add_to(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
         parents=[TABLES],
-        allow_abbrev=False,
         help="write the same statistics as an HTML page with plots and tables",
         description="Write statistics of the last days as an HTML page with plots and searchable tables. The page "
         "needs no other file and no network. This command requires the extra report.",

@@ -19,7 +19,6 @@ def add_to(commands: Commands) -> None:
     delete = commands.add_parser(
         "delete",
         parents=[TABLES],
-        allow_abbrev=False,
         help="delete sessions with everything in them",
         description="Delete sessions with everything in them, even if an agent is running. It asks first.",
     )
@@ -31,7 +30,6 @@ def add_to(commands: Commands) -> None:
     erase = commands.add_parser(
         "erase",
         parents=[TABLES],
-        allow_abbrev=False,
         help="delete everything of an owner",
         description="Delete everything of an owner: sessions with everything in them, values of storages and memories. "
         "It asks first. Agents may be running; their next write fails. What is stored under the owner after it has "

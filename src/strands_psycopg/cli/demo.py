@@ -11,7 +11,6 @@ def add_to(commands: Commands) -> None:
     command = commands.add_parser(
         "demo",
         parents=[DSN],
-        allow_abbrev=False,
         help="demonstrate that a conversation survives kill -9",
         description="Demonstrate that a conversation survives kill -9. The demo starts a temporary PostgreSQL server "
         f"or uses the schema {demo.SCHEMA} of the database specified by --dsn.",

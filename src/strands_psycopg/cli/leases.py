@@ -15,7 +15,6 @@ def add_to(commands: Commands) -> None:
     leases = commands.add_parser(
         "leases",
         parents=[TABLES],
-        allow_abbrev=False,
         help="list the sessions that are leased, and until when",
         description="List the sessions that are leased, those whose lease expires first at the top: since when, and "
         "until when if the holder does not renew it. Each holder has a term of its own.",

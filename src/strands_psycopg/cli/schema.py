@@ -17,7 +17,6 @@ def add_to(commands: Commands) -> None:
     migrate = commands.add_parser(
         "migrate",
         parents=[TABLES],
-        allow_abbrev=False,
         help="create or upgrade the tables",
         description="Create or upgrade the tables. Several processes may run this command at the same time.",
     )
@@ -41,7 +40,6 @@ def add_to(commands: Commands) -> None:
     status = commands.add_parser(
         "status",
         parents=[TABLES],
-        allow_abbrev=False,
         help="show the server, the schema version and the size of the tables",
         description="Show the server, the schema version, and the rows and size of each table. The exit code is 1 if "
         "migrations are pending or tables are missing.",

@@ -27,7 +27,6 @@ def add_to(commands: Commands) -> None:
     sessions = commands.add_parser(
         "sessions",
         parents=[TABLES, CODEC],
-        allow_abbrev=False,
         help="list sessions, most recently active first",
         description="List sessions, most recently active first. The time of the last activity is accurate to a minute. "
         "If the application has a payload codec, pass it to read the titles.",
@@ -54,7 +53,6 @@ def add_to(commands: Commands) -> None:
     fork = commands.add_parser(
         "fork",
         parents=[TABLES, CODEC],
-        allow_abbrev=False,
         help="copy a session, or one agent's conversation up to a message or checkpoint",
         description="Copy a session, or one agent's conversation up to a message or checkpoint, to continue it in "
         "another way. If the application has a payload codec, pass it: it may bind documents to their session.",
@@ -75,7 +73,6 @@ def add_to(commands: Commands) -> None:
     purge = commands.add_parser(
         "purge",
         parents=[TABLES],
-        allow_abbrev=False,
         help="delete sessions that have been idle for some time",
         description="Delete sessions that have been idle for some time, except those that are leased. Agents and other "
         "purges may run at the same time. A purge can be interrupted at any time: no session is deleted partially.",

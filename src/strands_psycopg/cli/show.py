@@ -24,7 +24,6 @@ def add_to(commands: Commands) -> None:
     show = commands.add_parser(
         "show",
         parents=[TABLES, CODEC],
-        allow_abbrev=False,
         help="print a session's conversations",
         description="Print a session's conversations: what was said, or what its agents hold in memory. Redacted "
         "messages are shown redacted. Graphs and swarms follow with the states and results of their nodes, and the "

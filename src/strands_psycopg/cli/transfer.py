@@ -28,7 +28,6 @@ def _add_export(commands: Commands) -> None:
     export = commands.add_parser(
         "export",
         parents=[TABLES, CODEC],
-        allow_abbrev=False,
         help="export sessions as JSON lines or as files of Strands' FileSessionManager",
         description="Export sessions as JSON lines, which import reads into any database, or as files of Strands' "
         "FileSessionManager. If the command is interrupted, files contain only complete sessions; a pipe may end with "
@@ -62,7 +61,6 @@ def _add_import(commands: Commands) -> None:
     import_ = commands.add_parser(
         "import",
         parents=[TABLES, CODEC],
-        allow_abbrev=False,
         help="import sessions from JSON lines, Strands' files, S3 or another package's tables",
         description="Import sessions with their original times. Each session is stored completely or not at all. An "
         "import that was interrupted, or that failed for some sessions, can be run again: sessions that already exist "

@@ -9,10 +9,10 @@ next write finds that the session is gone.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from functools import partial
-from operator import itemgetter
+from operator import add, itemgetter
 from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
@@ -175,7 +175,7 @@ class ErasureResult:
     memories: int = 0
 
     def __add__(self, other: "ErasureResult") -> "ErasureResult":
-        return ErasureResult(**(Counter(asdict(self)) + Counter(asdict(other))))
+        return ErasureResult(*map(add, astuple(self), astuple(other)))
 
 
 class _Part(Protocol):

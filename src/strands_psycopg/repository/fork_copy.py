@@ -209,35 +209,13 @@ _CLOSE = b"CLOSE forked"
 _MAX_BATCH_CHARACTERS = 2**22
 
 
+# In an order in which foreign keys hold.
+AGENT_TABLES = (_AGENTS, _MESSAGES, _VARIANTS, _CHECKPOINTS)
+MULTI_AGENT_TABLES = (_MULTI_AGENTS,)
+
+
 class ForkCopy:
-    """Copies rows within the transaction that forks a session."""
-
-    def __init__(self, database: Database, payloads: Payloads) -> None:
-        self._agents = _Copy(database, payloads, [_AGENTS, _MESSAGES, _VARIANTS, _CHECKPOINTS])
-        self._multi_agents = _Copy(database, payloads, [_MULTI_AGENTS])
-
-    def agents(self, cursor: Cursor[TupleRow], fork: dict[str, object], operation: str) -> None:
-        """Copy agents with their messages, variants and checkpoints.
-
-        Args:
-            cursor: A cursor in the transaction.
-            fork: The parameters ``source_id``, ``session_id``, ``agent_ids``, ``message_count``, ``snapshot_id``,
-                ``is_whole`` and ``write_id``.
-            operation: What it is, for error messages.
-
-        Raises:
-            PayloadCodecError: The payload codec failed.
-            DatabaseError: The database did not store all of them.
-        """
-        self._agents.run(cursor, fork, operation)
-
-    def multi_agents(self, cursor: Cursor[TupleRow], fork: dict[str, object], operation: str) -> None:
-        """Copy multi-agents, as ``agents`` does."""
-        self._multi_agents.run(cursor, fork, operation)
-
-
-class _Copy:
-    """Copies the rows of tables, in an order in which foreign keys hold."""
+    """Copies rows of some tables within the transaction that forks a session."""
 
     def __init__(self, database: Database, payloads: Payloads, tables: Sequence[_Table]) -> None:
         self._tables = [_TableCopy(database, payloads, table) for table in tables]
@@ -245,6 +223,18 @@ class _Copy:
         self._count = compose(database, "SELECT " + ", ".join(counts))
 
     def run(self, cursor: Cursor[TupleRow], fork: dict[str, object], operation: str) -> None:
+        """Copy the rows of the fork's agents, or of all multi-agents.
+
+        Args:
+            cursor: A cursor in the transaction.
+            fork: The parameters ``source_id``, ``session_id``, ``agent_ids``, ``message_count``, ``snapshot_id``,
+                ``is_whole`` and ``write_id``.
+            operation: What the transaction does, for error messages.
+
+        Raises:
+            PayloadCodecError: The payload codec failed.
+            DatabaseError: The database did not store all of them.
+        """
         [counts] = cursor.execute(self._count, fork).fetchall()
         for table, count in zip(self._tables, counts, strict=True):
             if table.run(cursor, fork) != count:

@@ -21,7 +21,7 @@ from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import AgentChange, agent_parameters, decode_stored_agent
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.conversations import decode_stored_message
-from strands_psycopg.repository.fork_copy import ForkCopy
+from strands_psycopg.repository.fork_copy import AGENT_TABLES, MULTI_AGENT_TABLES, ForkCopy
 from strands_psycopg.repository.fork_point import ForkedAgent, ForkPoint, at_checkpoint
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.listing import Listing, SessionSummary
@@ -92,7 +92,8 @@ class SessionForker:
         self._source_agent = compose(database, _SOURCE_AGENT)
         self._source_variants = compose(database, _SOURCE_VARIANTS)
         self._source_checkpoint = compose(database, _SOURCE_CHECKPOINT)
-        self._copy = ForkCopy(database, payloads)
+        self._agents_copy = ForkCopy(database, payloads, AGENT_TABLES)
+        self._multi_agents_copy = ForkCopy(database, payloads, MULTI_AGENT_TABLES)
         self._values = SessionValues(database)
         self._update_agent = compose(database, "{update_agent}")
         self._last_prompt = compose(database, _LAST_PROMPT)
@@ -170,9 +171,9 @@ class SessionForker:
                     "message_count": Int8(_ALL_MESSAGES if forked is None else forked.message_count),
                 }
                 self._sessions.create_within(cursor, copied, operation)
-                self._copy.agents(cursor, copied, operation)
+                self._agents_copy.run(cursor, copied, operation)
                 if agent_id is None and snapshot_id is None:
-                    self._copy.multi_agents(cursor, copied, operation)
+                    self._multi_agents_copy.run(cursor, copied, operation)
                 if not self._values.copy(cursor, session_id, new_session_id, write_id, self._payloads):
                     raise suppressed_error(operation)
                 if forked is not None:

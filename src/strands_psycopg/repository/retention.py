@@ -6,9 +6,10 @@ rolled back and the batch is retried in halves.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from hashlib import sha256
+from operator import add
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -136,12 +137,7 @@ class PurgeResult:
     multi_agents: int = 0
 
     def __add__(self, other: "PurgeResult") -> "PurgeResult":
-        return PurgeResult(
-            self.sessions + other.sessions,
-            self.agents + other.agents,
-            self.messages + other.messages,
-            self.multi_agents + other.multi_agents,
-        )
+        return PurgeResult(*map(add, astuple(self), astuple(other)))
 
 
 class _IdleSession(NamedTuple):

@@ -1,7 +1,7 @@
 """The result of an export or import."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 from strands_psycopg.errors import StrandsPsycopgError, TransferError
 
@@ -42,10 +42,7 @@ class TransferResult:
     skipped: tuple[str, ...] = ()
 
     def __add__(self, other: "TransferResult") -> "TransferResult":
-        sums = {
-            field.name: getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self)
-        }
-        return TransferResult(**sums)
+        return TransferResult(*map(add, astuple(self), astuple(other)))
 
 
 class IncompleteTransferError(TransferError):
