@@ -58,6 +58,7 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     memories = commands.add_parser(
         "memories",
+        allow_abbrev=False,
         help="list, search, forget, export and import the memories of a store",
         description="List, search, forget, export and import the memories of a PostgresMemoryStore.",
     )
@@ -100,7 +101,9 @@ def _add(
     *parents: Parser,
 ) -> Parser:
     description = f"{summary[0].upper()}{summary[1:]}."
-    action = actions.add_parser(name, parents=[TABLES, _STORE, *parents], help=summary, description=description)
+    action = actions.add_parser(
+        name, parents=[TABLES, _STORE, *parents], allow_abbrev=False, help=summary, description=description
+    )
 
     def run_on_store(arguments: argparse.Namespace) -> int:
         with _open_store(arguments) as store:

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose options cannot be abbreviated, and whose errors never quote a DSN."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Print a usage error and exit."""

@@ -44,6 +44,7 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     storage = commands.add_parser(
         "storage",
+        allow_abbrev=False,
         help="list, print and purge the values of a storage",
         description="List, print and purge the values of a PostgresStorage, or of the storage of a session.",
     )
@@ -75,7 +76,9 @@ def _add(
     *parents: Parser,
 ) -> Parser:
     description = f"{summary[0].upper()}{summary[1:]}."
-    action = actions.add_parser(name, parents=[*parents, _STORAGE], help=summary, description=description)
+    action = actions.add_parser(
+        name, parents=[*parents, _STORAGE], allow_abbrev=False, help=summary, description=description
+    )
 
     def run_on_storage(arguments: argparse.Namespace) -> int:
         try:
