@@ -148,7 +148,7 @@ class Lease(Uncopyable):
 
     _why_uncopyable = "belongs to the block that it is entered for; call lease() of the repository for another one"
 
-    def __init__(self, leases: "Leases", session_id: str, *, wait: float, ttl: float, owner: str | None = None) -> None:
+    def __init__(self, leases: "Leases", session_id: str, *, wait: float, ttl: float, owner: str | None) -> None:
         self.session_id = session_id
         self.term = uuid4()
         # Always a float, so that the server needs only one prepared statement.

@@ -55,7 +55,7 @@ class AgentWriter(EventScope):
         record: AgentRecord,
         guard: WriteGuard,
         *,
-        keep_snapshots: int | None = None,
+        keep_snapshots: int | None,
     ) -> None:
         super().__init__()
         self._tables = tables

@@ -22,7 +22,7 @@ class WriteGuard:
         owner: The same.
     """
 
-    def __init__(self, session_id: str, leases: Leases, *, owner: str | None = None) -> None:
+    def __init__(self, session_id: str, leases: Leases, *, owner: str | None) -> None:
         self.owner = owner
         self._session_id = session_id
         self._leases = leases

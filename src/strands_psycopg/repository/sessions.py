@@ -175,11 +175,11 @@ class Sessions:
         self,
         session_id: str,
         *,
-        owner: str | Unchanged | None = UNCHANGED,
-        title: str | Unchanged | None = UNCHANGED,
-        metadata: Metadata | Unchanged | None = UNCHANGED,
-        expected_owner: str | None = None,
-        term: UUID | None = None,
+        owner: str | Unchanged | None,
+        title: str | Unchanged | None,
+        metadata: Metadata | Unchanged | None,
+        expected_owner: str | None,
+        term: UUID | None,
     ) -> None:
         """Set the owner, title or metadata of a session; None clears it.
 

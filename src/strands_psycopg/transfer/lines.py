@@ -94,7 +94,7 @@ def parse_metadata(record: dict[str, Any]) -> Any:
     return None if record.get("metadata") is None else _decode_document(record, "metadata")
 
 
-def parse_row(record: dict[str, Any], *, raw: bool = False) -> AgentRow | PartRow | MultiAgentRow | ValueRow:
+def parse_row(record: dict[str, Any], *, raw: bool) -> AgentRow | PartRow | MultiAgentRow | ValueRow:
     """Read the row of a line that belongs to a session.
 
     Args:

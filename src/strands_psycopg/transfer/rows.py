@@ -159,7 +159,7 @@ def message_row(agent_id: str, message: SessionMessage, *, raw: bool = False) ->
 
 
 def variant_row(
-    agent_id: str, variant_id: int, message_id: int | None, message: Any, created_at: str, *, raw: bool = False
+    agent_id: str, variant_id: int, message_id: int | None, message: Any, created_at: str, *, raw: bool
 ) -> VariantRow:
     """Encode a variant of a message."""
     return VariantRow(
@@ -179,7 +179,7 @@ def checkpoint_row(
     data: Any,
     created_at: str,
     *,
-    raw: bool = False,
+    raw: bool,
 ) -> CheckpointRow:
     """Encode a checkpoint."""
     return CheckpointRow(

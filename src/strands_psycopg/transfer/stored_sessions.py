@@ -227,7 +227,7 @@ class StoredSessions:
             spooled,
         )
 
-    def ids(self, prefix: str = "") -> Iterator[str]:
+    def ids(self, prefix: str) -> Iterator[str]:
         """Yield the ids of all sessions whose id starts with a prefix, ordered as Python orders strings."""
         after = None
         while True:
