@@ -25,9 +25,9 @@ from strands_psycopg.agent_sync.multi_agent_writer import MultiAgentWriter
 from strands_psycopg.agent_sync.record import AgentRecord
 from strands_psycopg.agent_sync.restore import new_agent, new_record, restore
 from strands_psycopg.agent_sync.write_guard import WriteGuard
+from strands_psycopg.arguments import parse_snapshot_id
 from strands_psycopg.closeable import Closeable
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, owner_error
-from strands_psycopg.identifiers import parse_snapshot_id
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.annotations import AnnotatedSession, Annotations, Metadata
 from strands_psycopg.uncopyable import Uncopyable

@@ -11,11 +11,11 @@ from uuid import UUID
 from psycopg_pool import ConnectionPool
 from typing_extensions import TypedDict
 
+from strands_psycopg.arguments import check_count, check_id
 from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
 from strands_psycopg.errors import BadFileError
-from strands_psycopg.identifiers import check_count, check_id
 from strands_psycopg.memory.embedding import Embed, Embedder, check_dimensions
 from strands_psycopg.memory.entries import Entries
 from strands_psycopg.memory.entry import (

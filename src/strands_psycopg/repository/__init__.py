@@ -15,9 +15,9 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 from typing_extensions import Unpack
 
+from strands_psycopg.arguments import check_id, parse_snapshot_id
 from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
-from strands_psycopg.identifiers import check_id, parse_snapshot_id
 from strands_psycopg.lease import Lease
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import PayloadCodec, Payloads

@@ -10,10 +10,10 @@ from psycopg.rows import TupleRow
 from strands.types.content import Message
 from strands.types.session import SessionAgent, SessionMessage
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.codec import encode
 from strands_psycopg.database import NO_DEADLINE, Database, Result
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, owner_error, suppressed_error
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import compose

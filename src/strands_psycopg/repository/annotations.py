@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from strands.types.session import Session
 
+from strands_psycopg.arguments import check_id, check_text
 from strands_psycopg.codec import decode, encode
-from strands_psycopg.identifiers import check_id, check_text
 from strands_psycopg.payload import Columns, Payloads
 
 _MAX_TITLE_LENGTH = 1_000

@@ -5,8 +5,8 @@ from uuid import UUID
 
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.database import Database
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.conversations import MESSAGES_OF_WINDOW, StoredMessage, decode_messages
 from strands_psycopg.repository.fragments import compose

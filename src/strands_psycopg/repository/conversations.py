@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from psycopg.rows import TupleRow
 from strands.types.content import Message
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.database import Database
 from strands_psycopg.errors import owner_error
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import StoredAgent, decode_stored_agent
 from strands_psycopg.repository.annotations import check_owner

@@ -20,9 +20,9 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.retention import MAX_BATCH_MESSAGES, Retention
 from strands_psycopg.storage.chunk_store import ChunkStore

@@ -8,6 +8,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 from strands.types.content import Message
 
+from strands_psycopg.arguments import check_id, check_index
 from strands_psycopg.database import Database
 from strands_psycopg.errors import (
     SessionExistsError,
@@ -16,7 +17,6 @@ from strands_psycopg.errors import (
     owner_error,
     suppressed_error,
 )
-from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.agents import AgentChange, agent_parameters, decode_stored_agent
 from strands_psycopg.repository.annotations import check_owner

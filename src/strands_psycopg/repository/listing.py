@@ -9,9 +9,9 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.arguments import check_count, check_id
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionNotFoundError
-from strands_psycopg.identifiers import check_count, check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import Annotations, Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose

@@ -12,9 +12,9 @@ from psycopg.types.numeric import Int8
 from strands.types.content import Message
 from strands.types.session import SessionMessage
 
+from strands_psycopg.arguments import check_id, check_index
 from strands_psycopg.database import NO_DEADLINE, Database
 from strands_psycopg.errors import SessionNotFoundError, suppressed_error
-from strands_psycopg.identifiers import check_id, check_index
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.redactions import Redactions

@@ -4,9 +4,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.database import Database
 from strands_psycopg.errors import SessionConflictError, SessionExistsError, SessionNotFoundError, owner_error
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.repository.fragments import compose

@@ -8,8 +8,8 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 from strands.types.content import Message
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.database import Database, Result
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Columns, PayloadKind, Payloads
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.refusals import check_lease, retry_if_suppressed

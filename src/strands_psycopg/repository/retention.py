@@ -17,10 +17,9 @@ from psycopg import Cursor, errors
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.arguments import check_count, check_duration
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
-from strands_psycopg.durations import check_duration
-from strands_psycopg.identifiers import check_count
 from strands_psycopg.repository.annotations import Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
 

@@ -6,9 +6,9 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionType
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.database import NO_DEADLINE, Database, Result
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, owner_error
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import UNCHANGED, Annotations, Metadata, Unchanged, check_owner
 from strands_psycopg.repository.fragments import compose

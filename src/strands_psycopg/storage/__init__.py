@@ -11,11 +11,10 @@ from uuid import UUID
 from psycopg_pool import ConnectionPool
 from typing_extensions import Self, Unpack
 
+from strands_psycopg.arguments import check_duration, check_id, is_storable
 from strands_psycopg.closeable import Closeable
 from strands_psycopg.database import Database
-from strands_psycopg.durations import check_duration
 from strands_psycopg.errors import PostgresStorageError, SessionNotFoundError, StrandsPsycopgError
-from strands_psycopg.identifiers import check_id, is_storable
 from strands_psycopg.lease import Leases
 from strands_psycopg.migrator import Migrator
 from strands_psycopg.payload import Payloads

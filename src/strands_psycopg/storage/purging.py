@@ -10,10 +10,9 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
+from strands_psycopg.arguments import check_count, check_duration
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database, PipelinedTransaction
-from strands_psycopg.durations import check_duration
-from strands_psycopg.identifiers import check_count
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.transactions import Transactions

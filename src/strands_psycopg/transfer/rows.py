@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
+from strands_psycopg.arguments import check_id, check_index, check_text, is_storable, parse_snapshot_id
 from strands_psycopg.codec import decode, encode
-from strands_psycopg.identifiers import check_id, check_index, check_text, is_storable, parse_snapshot_id
 from strands_psycopg.payload import PayloadKind, Payloads
 from strands_psycopg.repository.annotations import Annotations, encode_metadata
 from strands_psycopg.repository.window import Window, dumps_window, plain_start

@@ -8,8 +8,8 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
+from strands_psycopg.arguments import check_id
 from strands_psycopg.errors import SessionNotFoundError, TransferError
-from strands_psycopg.identifiers import check_id
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
 from strands_psycopg.repository.agents import decode_agent

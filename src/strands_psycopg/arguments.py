@@ -1,9 +1,11 @@
-"""Checks of ids, other texts, message indexes and counts."""
+"""Checks of arguments: ids and other texts, message indexes, counts and durations."""
 
+from datetime import timedelta
 from uuid import UUID
 
 _MAX_LENGTH = 255
 _MAX_INDEX = 2**63 - 1
+_MAX_SECONDS = timedelta(days=36_500).total_seconds()
 
 
 def check_id(field: str, value: object) -> str:
@@ -57,6 +59,18 @@ def check_count(field: str, value: object, maximum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
         raise ValueError(f"{field} must be an integer from 1 to {maximum}, not {value!r}")
     return value
+
+
+def check_duration(field: str, time: timedelta | float) -> float:
+    """Return a duration in seconds.
+
+    Raises:
+        ValueError: It is not positive, or longer than 36,500 days; the text names ``field``.
+    """
+    seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise ValueError(f"{field} must be more than 0 seconds and at most 36,500 days, not {time}")
+    return seconds
 
 
 def parse_snapshot_id(text: object) -> UUID:
