@@ -201,9 +201,7 @@ class _LinesSession:
         if not self._is_complete:
             raise self._inconsistent("is cut off before its last line")
         counts = dict.fromkeys(_COUNTS, 0)
-        agent_id, latest = None, _START
-        latest_key = ""
-        seen: set[tuple[type[Row], str]] = set()
+        order = _RowOrder()
         parse = partial(parse_row, raw=self.raw)
         for number, data in enumerate(self._lines.lines(), start=self._first_line + 1):
             line = data.decode("utf-8", "surrogatepass")
@@ -214,25 +212,10 @@ class _LinesSession:
                     raise self._inconsistent("does not match the counts in its last line")
                 return
             row = self._parse(number, line, parse)
-            if isinstance(row, AgentRow | MultiAgentRow):
-                if (type(row), row[0]) in seen:
-                    raise self._inconsistent(f"repeats an agent or multi-agent in line {number}")
-                seen.add((type(row), row[0]))
-                agent_id, latest = (row.agent_id if isinstance(row, AgentRow) else None), _START
-            elif isinstance(row, ValueRow):
-                if row.key <= latest_key:
-                    raise self._inconsistent(f"does not have the next value of its storage in line {number}")
-                latest_key = row.key
-                if self._new_id is not None:
-                    row = row._replace(key=renamed_key(row.key, self._original_id, self._new_id))
-            else:
-                place = _place(row)
-                has_gap = isinstance(row, MessageRow) and place != (0, latest[1] + 1)
-                if row.agent_id != agent_id or place <= latest or has_gap:
-                    raise self._inconsistent(
-                        f"does not have the next message, variant or checkpoint of its agent in line {number}"
-                    )
-                latest = place
+            if problem := order.problem(row):
+                raise self._inconsistent(f"{problem} in line {number}")
+            if isinstance(row, ValueRow) and self._new_id is not None:
+                row = row._replace(key=renamed_key(row.key, self._original_id, self._new_id))
             counts[f"{KINDS[type(row)]}s"] += 1
             yield row
 
@@ -261,6 +244,36 @@ class _LinesSession:
         return TransferError(
             f"session {self.session_id!r}, which begins in line {self._first_line}, {problem}; export it again"
         )
+
+
+class _RowOrder:
+    """Checks that the rows of a session follow each other as in an export."""
+
+    def __init__(self) -> None:
+        self._agent_id: str | None = None
+        self._latest = _START
+        self._latest_key = ""
+        self._seen: set[tuple[type[Row], str]] = set()
+
+    def problem(self, row: Row) -> str | None:
+        """Return what is wrong with the session, whose next row this is; None if nothing is."""
+        match row:
+            case AgentRow() | MultiAgentRow():
+                if (type(row), row[0]) in self._seen:
+                    return "repeats an agent or multi-agent"
+                self._seen.add((type(row), row[0]))
+                self._agent_id, self._latest = (row.agent_id if isinstance(row, AgentRow) else None), _START
+            case ValueRow():
+                if row.key <= self._latest_key:
+                    return "does not have the next value of its storage"
+                self._latest_key = row.key
+            case MessageRow() | VariantRow() | CheckpointRow():
+                place = _place(row)
+                has_gap = isinstance(row, MessageRow) and place != (0, self._latest[1] + 1)
+                if row.agent_id != self._agent_id or place <= self._latest or has_gap:
+                    return "does not have the next message, variant or checkpoint of its agent"
+                self._latest = place
+        return None
 
 
 def _place(row: PartRow) -> tuple[int, int]:

@@ -83,31 +83,31 @@ class _Variant(NamedTuple):
 
 
 class _Spool:
-    """Rows of values that JSON can hold, by agent or key; in a temporary file if they are many."""
+    """Rows of JSON values, each under a name; in a temporary file if they are many."""
 
     def __init__(self) -> None:
         self._lines = TemporaryLines()
         self._places: dict[str, tuple[int, int]] = {}
         finalize(self, self._lines.close)
 
-    def add(self, agent_id: str, row: Sequence[Any]) -> None:
-        """Add a row of an agent. Those of one agent must follow each other, and all be added before any is read."""
-        start, count = self._places.get(agent_id, (self._lines.size, 0))
+    def add(self, name: str, row: Sequence[Any]) -> None:
+        """Add a row. The rows of one name must follow each other, and all rows be added before any is read."""
+        start, count = self._places.get(name, (self._lines.size, 0))
         self._lines.write(json.dumps(row).encode() + b"\n")
-        self._places[agent_id] = start, count + 1
+        self._places[name] = start, count + 1
 
     @property
     def names(self) -> Collection[str]:
-        """The agents, or keys, in the order in which they were added."""
+        """The names, in the order in which they were added."""
         return self._places.keys()
 
-    def count(self, agent_id: str) -> int:
-        """Return the number of an agent's rows."""
-        return self._places.get(agent_id, (0, 0))[1]
+    def count(self, name: str) -> int:
+        """Return the number of rows under a name."""
+        return self._places.get(name, (0, 0))[1]
 
-    def rows(self, agent_id: str) -> Iterator[list[Any]]:
-        """Yield the rows of an agent in the order in which they were added."""
-        position, count = self._places.get(agent_id, (0, 0))
+    def rows(self, name: str) -> Iterator[list[Any]]:
+        """Yield the rows under a name, in the order in which they were added."""
+        position, count = self._places.get(name, (0, 0))
         for line in islice(self._lines.lines(position), count):
             yield json.loads(line)
 
