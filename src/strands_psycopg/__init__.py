@@ -35,7 +35,7 @@ from strands_psycopg.repository.annotations import AnnotatedSession
 from strands_psycopg.repository.erasure import ErasureResult
 from strands_psycopg.repository.listing import AgentSummary, SessionPage, SessionSummary
 from strands_psycopg.repository.retention import PurgeResult
-from strands_psycopg.repository.status import Status, TableStatus
+from strands_psycopg.repository.status import PoolStatus, Status, TableStatus
 from strands_psycopg.storage import PostgresStorage
 from strands_psycopg.storage.purging import StoragePurgeResult
 
@@ -59,6 +59,7 @@ __all__ = [
     "PayloadCodecError",
     "PayloadContext",
     "PoolOptions",
+    "PoolStatus",
     "PostgresMemoryStore",
     "PostgresSearchOptions",
     "PostgresSessionManager",

@@ -64,6 +64,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
     It differs from Strands' ``RepositorySessionManager`` in three ways. While an agent runs, its hooks wait for the
     database in worker threads, not on the event loop. A write that would overwrite what another writer stored raises
     ``SessionConflictError``. After a failed write, every later write raises the same error; build a new manager then.
+    A message or state that cannot be stored is a failed write too: its error is a ``ValueError`` or ``TypeError``.
 
     The constructor reads the session, or creates it if it does not exist; building an agent reads or creates the agent.
     Both wait for the database.

@@ -45,8 +45,9 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
     manager (``with`` or ``async with``) closes it. A pool that the caller passes in is used as it is and never closed.
 
     Ids of sessions, agents and multi-agents are strings of 1 to 255 characters without NUL or lone surrogates. Message
-    indexes are integers from 0 up. Anything else is a ``ValueError`` that names the argument. Times are the server's,
-    in UTC as ISO 8601; methods that create or update set both on the object that is passed in.
+    indexes are integers from 0 up. Anything else is a ``ValueError`` that names the argument. So is a document that
+    cannot be stored; if it holds something that JSON cannot, it is a ``TypeError``. Times are the server's, in UTC as
+    ISO 8601; methods that create or update set both on the object that is passed in.
 
     Every method that accesses the database can raise ``DatabaseUnavailableError``, ``SchemaError`` or
     ``DatabaseError``, and one that reads or writes documents ``PayloadCodecError`` if there is a ``payload_codec``.
@@ -145,7 +146,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
             owner: Whose session it is; None leases any session.
 
         Raises:
-            ValueError: ``wait`` is negative, or ``ttl`` is not positive or too large.
+            ValueError: An argument is out of range.
         """
         check_id("session_id", session_id)
         check_owner(owner)
