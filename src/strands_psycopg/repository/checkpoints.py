@@ -1,4 +1,4 @@
-"""The table of checkpoints."""
+"""The table of checkpoints: agents as they were when ``save_snapshot`` was called."""
 
 from typing import Any, NamedTuple
 from uuid import UUID

@@ -322,7 +322,7 @@ class _Values(_Rows):
 
 
 class _Chunks:
-    """Chunks of the owner's storages that no value uses, since somebody has deleted the values with SQL."""
+    """Chunks of the owner's storages that no value uses, such as those of values that were deleted with SQL."""
 
     def __init__(self, database: Database, transactions: _Transactions) -> None:
         self._database = database

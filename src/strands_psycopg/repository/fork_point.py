@@ -86,7 +86,7 @@ class ForkPoint:
         self._held = [by_id[-place] if place < 0 else place for place in places if place >= 0 or -place in by_id]
 
     def truncated(self) -> ForkedAgent:
-        """Return the agent with its truncated conversation, of which it holds the end in memory, as the log has it.
+        """Return the agent with its truncated conversation; in memory it holds the end of it, as the log has it.
 
         It holds as many messages as before, or a few more, so that the first one is a user prompt. A summary that
         covers only messages that remain is kept, with the messages after it. One that covers others is left out, and
@@ -126,7 +126,7 @@ class ForkPoint:
         return {**state, "summary_message": None}, self._moved_start() if after_summary is None else 0
 
     def _first_kept(self) -> int:
-        """Return the index from which on memory has all messages of the log, so that no summary covers them."""
+        """Return the index from which memory has all messages of the log, so that no summary covers them."""
         held = set(self._indexes(self._held))
         return next((index + 1 for index in reversed(range(self._end)) if index not in held), 0)
 
@@ -139,7 +139,7 @@ class ForkPoint:
 
     @staticmethod
     def _indexes(held: Sequence[int | Variant]) -> list[int]:
-        """Return the indexes in the log of those of some held messages that the log has, in whatever form."""
+        """Return the indexes in the log of held messages, in whatever form; without those that the log does not have."""
         indexes = (each.original if isinstance(each, Variant) else each for each in held)
         return [index for index in indexes if index is not None]
 

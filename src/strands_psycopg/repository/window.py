@@ -1,4 +1,8 @@
-"""Which messages an agent holds in memory, where they are not simply the end of its log."""
+"""Which messages an agent holds in memory, where they are not simply the end of its log.
+
+The log of an agent is all that was said, one message at each index. Its window is what it holds in memory: messages of
+the log, and variants, which are messages in a form that the log does not have, such as a summary or an edited message.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
