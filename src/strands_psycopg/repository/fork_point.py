@@ -139,7 +139,7 @@ class ForkPoint:
 
     @staticmethod
     def _indexes(held: Sequence[int | Variant]) -> list[int]:
-        """Return the indexes in the log of held messages, in whatever form; without those that the log does not have."""
+        """Return the indexes in the log of held messages, whatever their form, without those that it does not have."""
         indexes = (each.original if isinstance(each, Variant) else each for each in held)
         return [index for index in indexes if index is not None]
 
