@@ -264,10 +264,7 @@ class Database:
         Unless it can see from the row that others have written it, it must check ``{still_in_time}`` once it has the
         lock.
 
-        Args:
-            operation: As in ``fetch``.
-            statement: As in ``fetch``.
-            parameters: As in ``fetch``; ``deadline`` is added.
+        Arguments are as for ``fetch``; ``deadline`` is added to the parameters.
 
         Raises:
             StrandsPsycopgError: As in ``fetch``.

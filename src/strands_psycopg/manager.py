@@ -178,16 +178,8 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
     ) -> Self:
         """Return a manager that owns its repository; ``close`` or the context manager closes it.
 
-        Args:
-            session_id: The id of the session.
-            dsn: The ``conninfo`` of the ``PostgresSessionRepository``.
-            owner: As for the constructor.
-            title: As for the constructor.
-            metadata: As for the constructor.
-            snapshot_trigger: As for the constructor.
-            keep_snapshots: As for the constructor.
-            blocking_hooks: As for the constructor.
-            **options: The other arguments of the repository.
+        ``dsn`` is the ``conninfo`` of the ``PostgresSessionRepository``, and ``options`` are the repository's other
+        arguments. All others are those of the constructor.
 
         Raises:
             TypeError: As ``PostgresSessionRepository`` does.

@@ -26,13 +26,8 @@ def open_database(
 ) -> tuple[Database, bool]:
     """Return the database of a source, and whether it is new, so that it has to be closed.
 
-    Args:
-        source: As for ``PostgresStorage``. If it has a database, the other arguments must be the defaults.
-        schema: As for ``Database``.
-        table_prefix: As for ``Database``.
-        retry_timeout: As for ``Database``.
-        response_timeout: As for ``Database``.
-        pool_options: As for ``Database``.
+    ``source`` is as for ``PostgresStorage``. The other arguments are as for ``Database``; if the source has a database,
+    they must be the defaults.
 
     Raises:
         TypeError: The source is of a wrong type, or has a database already and options for one are passed too.

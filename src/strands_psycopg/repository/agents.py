@@ -337,13 +337,7 @@ class Agents:
     def update(self, session_id: str, agent: SessionAgent, *, write_id: UUID, term: UUID | None = None) -> None:
         """Replace the stored state of an agent, whatever it was, and set its times.
 
-        The agent is then restored from the end of its log, as Strands does it.
-
-        Args:
-            session_id: The session.
-            agent: The agent.
-            write_id: The write id of this call.
-            term: The term of the lease on the session, if this process holds one.
+        The agent is then restored from the end of its log, as Strands does it. Arguments are as for ``create``.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.

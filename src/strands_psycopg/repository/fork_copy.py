@@ -49,18 +49,14 @@ _MESSAGES_IN_FORK = """
 """
 
 # Of a truncated conversation, those that its checkpoints refer to.
-_VARIANTS_IN_FORK = (
-    """
+_VARIANTS_IN_FORK = """
     v.session_id = %(source_id)s AND v.agent_id = ANY(%(agent_ids)s) AND (
         %(is_whole)s OR EXISTS (
             SELECT true FROM {checkpoints} AS c
-            WHERE v.agent_id = c.agent_id AND v.variant_id = ANY(c.variant_ids) AND"""
-    + _IN_FORK
-    + """
+            WHERE v.agent_id = c.agent_id AND v.variant_id = ANY(c.variant_ids) AND {in_fork}
         )
     )
-"""
-)
+""".replace("{in_fork}", _IN_FORK)
 
 _MULTI_AGENTS_IN_FORK = "a.session_id = %(source_id)s"
 

@@ -57,28 +57,24 @@ _OF_MESSAGE = """
     FROM fence LEFT JOIN t ON true
 """  # times are NULL: no such message
 
-_UPDATE = (
-    """
+_UPDATE = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(redact_message)s,
             redact_message_exact = %(redact_message_exact)s, write_id = %(write_id)s, updated_at = pg_catalog.now()
-"""
-    + _OF_MESSAGE
-)
+        {of_message}
+""".replace("{of_message}", _OF_MESSAGE)
 
 # A redaction stays one: what continues a redacted message holds nothing that was redacted.
-_REPLACE = (
-    """
+_REPLACE = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s,
             redact_message = CASE WHEN redact_message IS NOT NULL THEN %({redaction})s::jsonb END,
             redact_message_exact = CASE WHEN redact_message IS NOT NULL THEN %({redaction}_exact)s END,
             write_id = %(write_id)s, updated_at = pg_catalog.now()
-"""
-    + _OF_MESSAGE
-)
+        {of_message}
+""".replace("{of_message}", _OF_MESSAGE)
 
 
 class Messages:
@@ -123,10 +119,8 @@ class Messages:
             SessionNotFoundError: The agent does not exist.
         """
         operation = f"storing message {message.message_id} of agent {agent_id!r} in session {session_id!r}"
-        row = {
-            **message_parameters(self._payloads, session_id, agent_id, message, write_id, term),
-            "expected": expected,
-        }
+        row = message_parameters(self._payloads, session_id, agent_id, message, write_id, term)
+        row["expected"] = expected
         _, created_at, updated_at = self._writes.run(operation, self._append, row, message.message_id)
         message.created_at, message.updated_at = created_at, updated_at or created_at
 
@@ -191,12 +185,7 @@ class Messages:
     ) -> None:
         """Replace the stored content of a message, and set its times; a redaction replaces every stored form of it.
 
-        Args:
-            session_id: The session.
-            agent_id: The agent.
-            message: The message.
-            write_id: The write id of this call.
-            term: The term of the lease on the session, if this process holds one.
+        Arguments are as for ``append``.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.

@@ -121,9 +121,8 @@ class MultiAgents:
             SessionNotFoundError: The session does not exist.
         """
         operation = f"creating multi-agent {multi_agent_id!r} in session {session_id!r}"
-        row = _parameters(self._payloads, session_id, multi_agent_id, state, write_id, term) | {
-            "owner": check_owner(owner)
-        }
+        row = _parameters(self._payloads, session_id, multi_agent_id, state, write_id, term)
+        row["owner"] = check_owner(owner)
         result = retry_if_suppressed(operation, lambda: self._database.write(operation, self._create, row))
         allowed_at, created, of_another_owner, _ = result.rows[0]
         if not created and of_another_owner:
@@ -174,13 +173,7 @@ class MultiAgents:
     ) -> None:
         """Replace the stored state of a multi-agent.
 
-        Args:
-            session_id: The session.
-            multi_agent_id: The multi-agent.
-            state: The state that it serialized.
-            write_id: The write id of this call.
-            expected: The write id that the row must have; None if it may have any.
-            term: The term of the lease on the session, if this process holds one.
+        Arguments are as for ``create``; ``expected`` is the write id that the row must have, None if it may have any.
 
         Raises:
             LeaseLostError: The lease of ``term`` is no longer held.

@@ -25,8 +25,7 @@ _REDACTED = """
 """  # a row for each message; one whose index is NULL: no message
 
 # Also the same message where other agents of the session hold it, or where a retried turn has stored it again.
-_REDACT = (
-    """
+_REDACT = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET
             message = %(message)s, message_exact = %(message_exact)s, redact_message = %(message)s,
@@ -45,9 +44,8 @@ _REDACT = (
         )
         RETURNING variant_id
     )
-"""
-    + _REDACTED
-)
+    {redacted}
+""".replace("{redacted}", _REDACTED)
 
 # With a payload codec, tracking ids are compared here, and each row gets a document of its own.
 _MESSAGES = """
@@ -71,8 +69,7 @@ _VARIANTS = """
 # By its time of creation, a row differs from one that has taken its place since it was read.
 _CREATED_AT = """pg_catalog.to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
 
-_REDACT_EACH = (
-    """
+_REDACT_EACH = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} AS m SET
             message = r.message::jsonb, message_exact = r.message_exact, redact_message = r.redaction::jsonb,
@@ -94,9 +91,8 @@ _REDACT_EACH = (
             AND m.created_at = r.created_at AND {fence_holds}
         RETURNING m.variant_id
     )
-"""
-    + _REDACTED
-)  # also suppressed if other rows have taken the place of all that were read
+    {redacted}
+""".replace("{redacted}", _REDACTED)  # also suppressed if other rows have taken the place of all that were read
 
 _PAGE_SIZE = 100
 

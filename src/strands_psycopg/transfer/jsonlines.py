@@ -179,10 +179,6 @@ class _LinesSession:
         except (ValueError, AttributeError):
             return False
 
-    @property
-    def _original_id(self) -> str:
-        return str(json.loads(self._header)["session_id"])
-
     def spool(self, lines: Iterator[tuple[int, str]]) -> tuple[int, str] | None:
         """Read lines up to the end of the session, and return the next session's first line if it was read too."""
         for number, line in lines:
@@ -215,7 +211,8 @@ class _LinesSession:
             if problem := order.problem(row):
                 raise self._inconsistent(f"{problem} in line {number}")
             if isinstance(row, ValueRow) and self._new_id is not None:
-                row = row._replace(key=renamed_key(row.key, self._original_id, self._new_id))
+                original_id = str(json.loads(self._header)["session_id"])
+                row = row._replace(key=renamed_key(row.key, original_id, self._new_id))
             counts[f"{KINDS[type(row)]}s"] += 1
             yield row
 
