@@ -1,4 +1,4 @@
-"""Why a connect failed: at each host, and with which SQLSTATE, of which libpq returns only the text."""
+"""Why a connection attempt failed: at each host, and with which SQLSTATE, which libpq does not return."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 # A line of libpq's trace, whose fields are those of the message: severity, severity in English, SQLSTATE, text.
 _ERROR_RESPONSE = re.compile(rb'\tErrorResponse\t S "[^"]*"(?: V "[^"]*")? C "([0-9A-Z]{5})"')
 
-# In bytes; a connect takes about one kilobyte.
+# In bytes; a connection attempt takes about one kilobyte.
 _MAX_TRACE = 1_000_000
 
 # The failures of psycopg's attempts, of which there is one for each address of each host.
@@ -23,7 +23,7 @@ _ATTEMPT = re.compile(r"^- (host: .*?, port: .*?), hostaddr: ", re.MULTILINE)
 
 
 def failures_by_host(error: psycopg.Error) -> list[str]:
-    """Return the text of a failed connect for each host that was tried, with those of all its addresses."""
+    """Return the text of a failed connection attempt for each host, with those of all its addresses."""
     _, *attempts = _ATTEMPT.split(str(error))
     failures: dict[str, str] = {}
     for host, failure in zip(attempts[::2], attempts[1::2], strict=True):
@@ -40,8 +40,8 @@ def read_sqlstate(dsn: str, settings: Mapping[str, Any], *, timeout: float) -> s
         timeout: After how many seconds to give up.
 
     Returns:
-        None if the server says nothing or accepts the connection, and where libpq writes no trace of it: anywhere but
-        on Linux, and before its version 18 of what is refused during authentication.
+        The SQLSTATE. None if the server says nothing or accepts the connection; on other systems than Linux; and before
+        libpq 18 if authentication fails, which its trace does not show.
     """
     if not hasattr(os, "memfd_create"):
         return None

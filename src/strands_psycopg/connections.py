@@ -33,7 +33,7 @@ _DEFAULTS: dict[str, str | int] = {
     "application_name": "strands-psycopg",
 }
 
-# A failed connect has no SQLSTATE. These texts, of libpq and of servers that speak English, are known to be permanent.
+# A failed connection attempt has no SQLSTATE. These texts, of libpq and of servers that speak English, are permanent.
 _PERMANENT = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|database \".*\" does not exist|role \".*\" does not exist|is not permitted to log in"
@@ -55,14 +55,14 @@ _NO_SERVER = re.compile(
     r"|No route to host|Network is unreachable|timeout expired|connection timeout"
 )
 
-# How long to wait for a connection before requesting it again: a pool whose connect failed reconnects only at the next
-# request. Waits are short while connects fail, long while the pool is merely busy.
+# How long to wait for a connection before requesting it again: after a failed attempt, a pool reconnects only at the
+# next request. Waits are short while attempts fail, long while the pool is merely busy.
 _WAIT_WHILE_FAILING = 0.2
 _WAIT_WHILE_BUSY = 1.0
 
 _CONNECT = getattr(Connection.connect, "__func__", None)
 
-# In seconds, for the connect that finds out why a server refuses one.
+# In seconds, for the connection attempt that finds out why a server refuses others.
 _REFUSAL_TIMEOUT = 5.0
 
 _pool_numbers = count(1)
@@ -124,7 +124,7 @@ class ExternalPool:
 
     @property
     def failures(self) -> int:
-        """The number of failed connects so far."""
+        """The number of failed connection attempts so far."""
         return self._pool.get_stats().get("connections_errors", 0)
 
     def stop_preparing(self, _connection: Connection[Any]) -> None:
@@ -135,7 +135,7 @@ class ExternalPool:
         )
 
     def unreachable_error(self) -> UnreachableError:
-        """Return the error that says why no connect succeeds."""
+        """Return the error that says why no connection attempt succeeds."""
         return UnreachableError("the pool cannot connect to the server; its logger 'psycopg.pool' says why")
 
     def close(self) -> None:
@@ -147,8 +147,8 @@ class ManagedPool:
 
     Attributes:
         address: Where it connects to, without secrets.
-        connecting: The number of connects in progress.
-        failures: The number of failed connects so far.
+        connecting: The number of connection attempts in progress.
+        failures: The number of failed connection attempts so far.
     """
 
     def __init__(self, dsn: str | Callable[[], str], pool_options: PoolOptions) -> None:
@@ -275,7 +275,7 @@ class ManagedPool:
         raise UnreachableError(f"no DSN to connect with: {kind} in the callable that returns it")
 
     def unreachable_error(self) -> UnreachableError:
-        """Return the error that says why no connect succeeds."""
+        """Return the error that says why no connection attempt succeeds."""
         error = self._last_error
         if isinstance(error, UnreachableError):
             return UnreachableError(str(error), permanent=error.permanent)
@@ -303,7 +303,7 @@ class Connections:
     """Checks out connections of one pool, and distinguishes a busy pool from an unreachable server.
 
     Args:
-        source: A DSN, a callable that returns one for each connect, or the caller's pool.
+        source: A DSN, a callable that returns one for each connection attempt, or the caller's pool.
         pool_options: Arguments for the pool that is built unless ``source`` is one.
 
     Raises:
@@ -415,7 +415,7 @@ class Connections:
             try:
                 connection = pool.getconn(timeout=max(min(wait, busy_until - time.monotonic()), 0.001))
             except PoolTimeout:
-                # An external pool may pause between two connects for longer than its timeout.
+                # An external pool may pause between two attempts for longer than its timeout.
                 if self._source.failures > failures or (failing and not self._source.connecting):
                     raise self._source.unreachable_error() from None
                 if time.monotonic() >= busy_until:

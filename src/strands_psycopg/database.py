@@ -52,8 +52,9 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # failure, deadlock, lock not available.
 _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40P01", "55P03"}
 
-# Internal and I/O errors. A distributed database reports a lost node so, until it has noticed that its connections to
-# that node are lost. But it may also be a damaged page, which no retry repairs. So they are retried for some seconds.
+# Internal and I/O errors. With these a distributed database reports a lost node, until it has noticed that its
+# connections to that node are lost. But it may also be a damaged page, which no retry repairs. So they are retried for
+# some seconds.
 _PERHAPS_RETRYABLE = {"XX000", "58030"}
 _PERHAPS_RETRYABLE_TIMEOUT = 5.0
 

@@ -11,8 +11,8 @@ POOL_NAME = "strands-psycopg-"
 class _PoolFilter(logging.Filter):
     """Turns the warnings of psycopg_pool about pools of this package into DEBUG records.
 
-    There are several for each connect that fails. The reason is in the log lines and errors of the statements that wait
-    for a connection.
+    There are several for each failed connection attempt. The reason is in the log lines and errors of the statements
+    that wait for a connection.
 
     Attributes:
         connections: The connections of these pools.

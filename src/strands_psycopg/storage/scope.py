@@ -8,7 +8,7 @@ from strands_psycopg.database import Database
 # In bytes of UTF-8, of a scope or session id and a key together. PostgreSQL's indexes hold up to 2,700.
 MAX_KEY_SIZE = 2048
 
-# What each name in a template of a statement stands for. Of the tables, all rows of a statement have one scope.
+# What each placeholder in the template of a statement stands for, if the values have a scope of their own.
 _SCOPED = {
     "values": "{storage}",
     "chunks": "{chunks}",
@@ -19,7 +19,8 @@ _SCOPED = {
     "session_locked": "true",
 }
 
-# A session's time of the last activity is accurate to a minute, so most writes do not update its row.
+# The same, if they belong to a session. The time of its last activity is accurate to a minute, so most writes do not
+# update its row.
 _OF_SESSIONS = {
     "values": "{session_storage}",
     "chunks": "{session_chunks}",
