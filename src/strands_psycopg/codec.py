@@ -194,8 +194,8 @@ class _Analysis:
                 key_tuples[keys] = None
             return dict(pairs) if is_large else None
 
-        # Of a small text the decoder calls no Python, and leaves None in the place of each object. Keeping those of a
-        # large one would take longer.
+        # For a small text the decoder calls no Python, and leaves None in the place of each object. Keeping the objects
+        # of a large text would take longer.
         is_large = text.count("[") + text.count("{") > _MAX_DEPTH
         parsed = self._parse(note if is_large else objects.append)
         for pairs in objects:

@@ -453,7 +453,7 @@ class Leases:
             "session_ids": [lease.session_id for lease in leases],
             "terms": [lease.term for lease in leases],
         }
-        # Of leases that are renewed one by one, none must wait for another.
+        # Leases that are renewed one by one must not wait for each other.
         retry_timeout = 0.0 if leases[0]._is_renewed_alone else ttl / 6
         operation = f"renewing {len(leases)} leases"
         rows = self._database.fetch(operation, self._renew, parameters, retry_timeout=retry_timeout).rows

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-# Of ``ConnectionPool``, but not for the caller: the pool opens at first use, with the DSN.
+# Arguments of ``ConnectionPool`` that callers may not pass: the pool opens at first use, with the DSN.
 _RESERVED = {"self", "conninfo", "open"}
 
 # Arguments beside the pool options, one of which may have been meant.

@@ -26,8 +26,8 @@ class _Watch:
     """One statement that is waiting for a response.
 
     Attributes:
-        descriptor: Of the connection's socket.
-        deadline: On the clock of ``time.monotonic``.
+        descriptor: The descriptor of the connection's socket.
+        deadline: When to shut the socket down, on the clock of ``time.monotonic``.
         call: The call that the statement belongs to, if it is one of a worker.
         is_expired: Whether the socket was shut down.
     """

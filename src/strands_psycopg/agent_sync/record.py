@@ -19,7 +19,7 @@ class HeldMessage(NamedTuple):
         place: Where it is stored (see ``Window``).
         original: The index in the log of the message that this is, or that this is another form of; None if the log
             has no such message.
-        fingerprint: Of the message in memory.
+        fingerprint: The fingerprint of the message in memory.
         message: The object that was in memory, not a copy.
         is_withheld: Whether the form in memory is not stored, since it may have what was redacted of the message.
     """
@@ -35,7 +35,7 @@ class AgentRecord(NamedTuple):
     """What is stored of an agent.
 
     Attributes:
-        write_id: Of the last write to the agent's row.
+        write_id: The write id of the last write to the agent's row.
         next_message_id: The index that the log's next message will have.
         next_variant_id: The id that the next variant will have.
         window: The row's window.

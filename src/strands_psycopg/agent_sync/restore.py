@@ -60,7 +60,7 @@ def restore(agent: "LocalAgent", conversation: Conversation) -> AgentRecord:
     documents = EncodedAgent.of(stored.agent)
     before = load_documents(agent, stored.agent)
     held = _held(conversation, before)
-    # Of a conversation that the model's provider keeps, nothing is restored.
+    # A conversation that the model's provider keeps is not restored.
     if isinstance(agent, Agent) and agent.model.stateful:
         held = []
     else:

@@ -44,7 +44,7 @@ class Text(NamedTuple):
     Attributes:
         memory_id: The id of the memory.
         content: The text.
-        write_id: Of the write that stored the memory as it is.
+        write_id: The write id of the last write to the memory.
     """
 
     memory_id: UUID

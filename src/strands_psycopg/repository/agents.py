@@ -60,7 +60,7 @@ _UPDATE_AND_APPEND = """
     WHERE t.created_at IS NOT NULL OR u.created_at IS NOT NULL
 """  # no row: nothing was stored (see AgentWrites)
 
-# Of an agent without a message, and without new variants.
+# The update of an agent without a message and without new variants.
 _UPDATE = """
     WITH {fence}, {touch_session}, u AS (
         {update_agent_in_part} AND {unchanged} AND {fence_holds} RETURNING created_at, updated_at
@@ -170,7 +170,7 @@ _DELETE = """
 """
 
 
-# Of an agent's documents, in the order of the table's columns.
+# The kinds of an agent's documents, in the order of the table's columns.
 _KINDS: tuple[PayloadKind, ...] = ("state", "conversation_manager_state", "internal_state")
 
 

@@ -38,7 +38,7 @@ _RESPONSE_TIMEOUT = 600.0
 
 _READ_TIME = "SELECT pg_catalog.clock_timestamp()"
 
-# Of a row that was not stored since the erasure started; one with a time in the future was imported.
+# Whether a row was stored before the erasure started; one with a time in the future was imported.
 _NOT_NEW = "({time} <= %(started_at)s OR {time} > pg_catalog.clock_timestamp())"
 
 _LIST_SESSIONS = """

@@ -48,7 +48,7 @@ _MESSAGES_IN_FORK = """
     m.session_id = %(source_id)s AND m.agent_id = ANY(%(agent_ids)s) AND m.message_id < %(message_count)s
 """
 
-# Of a truncated conversation, those that its checkpoints refer to.
+# If the conversation is truncated, only the variants that its checkpoints refer to.
 _VARIANTS_IN_FORK = """
     v.session_id = %(source_id)s AND v.agent_id = ANY(%(agent_ids)s) AND (
         %(is_whole)s OR EXISTS (

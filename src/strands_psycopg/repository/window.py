@@ -136,7 +136,7 @@ def stored_places(window: Window | None, conversation_manager_state: dict[str, A
 
     Args:
         window: The agent's window; None if it is the end of the log.
-        conversation_manager_state: As stored with it.
+        conversation_manager_state: The state that is stored with it.
         end: The index that the log's next message will have.
     """
     return list(range(plain_start(conversation_manager_state), end)) if window is None else window.places(end)

@@ -95,7 +95,7 @@ class ValuePurge:
             idle_for: The time since they were written; None to delete only those that have expired.
             batch_size: The maximum number of values per transaction.
             dry_run: Only count the values that would be deleted.
-            term: Of the lease that must be held; None if no lease must be.
+            term: The term of the lease that must be held; None if no lease must be.
 
         Raises:
             ValueError: ``idle_for`` or ``batch_size`` is out of range.

@@ -50,7 +50,7 @@ class Change(NamedTuple):
         scope: Where the value is.
         key: Its key.
         expected: The write ids of the values that may be replaced; None if every value may be.
-        term: Of the lease on the session that must be held; None if no lease must be.
+        term: The term of the lease on the session that must be held; None if no lease must be.
     """
 
     operation: str
