@@ -72,16 +72,13 @@ _LIST_AGENTS = """
 """  # no row: no session; one row whose id is NULL: no agent
 
 _LIST_CHECKPOINTS = """
-    SELECT snapshot_id::text, pg_catalog.to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-        message_count
-    FROM {checkpoints} WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
+    SELECT snapshot_id::text, {created_at_text}, message_count FROM {checkpoints}
+    WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s
     ORDER BY snapshot_id
 """
 
 _LIST_VALUES = """
-    SELECT key, size, pg_catalog.to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-        pg_catalog.to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
-    FROM {session_storage}
+    SELECT key, size, {updated_at_text}, {expires_at_text} FROM {session_storage}
     WHERE session_id = %(session_id)s AND (expires_at IS NULL OR expires_at > pg_catalog.now())
     ORDER BY key
 """

@@ -37,9 +37,8 @@ _READ = """
 """
 
 _LIST = """
-    SELECT multi_agent_id, pg_catalog.to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-        state::text, state_exact
-    FROM {multi_agents} WHERE session_id = %(session_id)s
+    SELECT multi_agent_id, {updated_at_text}, state::text, state_exact FROM {multi_agents}
+    WHERE session_id = %(session_id)s
     ORDER BY created_at, multi_agent_id
 """
 

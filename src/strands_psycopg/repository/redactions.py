@@ -49,7 +49,7 @@ _REDACT = """
 
 # With a payload codec, tracking ids are compared here, and each row gets a document of its own.
 _MESSAGES = """
-    SELECT agent_id, message_id, {created_at}, message::text, message_exact, message_id
+    SELECT agent_id, message_id, {created_at_text}, message::text, message_exact, message_id
     FROM {messages} WHERE session_id = %(session_id)s AND (agent_id, message_id) > (%(after_agent)s, %(after)s) AND (
         %(tracking_id)s::text IS NOT NULL OR agent_id = %(agent_id)s AND message_id = ANY(%(message_ids)s::bigint[])
     )
@@ -57,7 +57,7 @@ _MESSAGES = """
 """
 
 _VARIANTS = """
-    SELECT agent_id, variant_id, {created_at}, message::text, message_exact, message_id
+    SELECT agent_id, variant_id, {created_at_text}, message::text, message_exact, message_id
     FROM {message_variants} WHERE session_id = %(session_id)s AND (agent_id, variant_id) > (%(after_agent)s, %(after)s)
         AND (
             %(tracking_id)s::text IS NOT NULL OR agent_id = %(agent_id)s
@@ -67,8 +67,6 @@ _VARIANTS = """
 """
 
 # By its time of creation, a row differs from one that has taken its place since it was read.
-_CREATED_AT = """pg_catalog.to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
-
 _REDACT_EACH = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} AS m SET
@@ -119,8 +117,8 @@ class Redactions:
         self._payloads = payloads
         self._redact = compose(database, _REDACT)
         self._redact_each = compose(database, _REDACT_EACH)
-        self._messages = compose(database, _MESSAGES.replace("{created_at}", _CREATED_AT))
-        self._variants = compose(database, _VARIANTS.replace("{created_at}", _CREATED_AT))
+        self._messages = compose(database, _MESSAGES)
+        self._variants = compose(database, _VARIANTS)
 
     def store(
         self,

@@ -57,8 +57,7 @@ _SELECTED = f"""
 """
 
 _LIST_IDLE = f"""
-    SELECT s.session_id,
-        pg_catalog.to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'), {{counts_of_s}}
+    SELECT s.session_id, {{updated_at_text}}, {{counts_of_s}}
     FROM {{sessions}} AS s
     WHERE (s.updated_at, s.session_id) > (%(after)s::timestamptz, %(after_id)s) AND {_SELECTED}
         AND NOT EXISTS (
