@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
-# The defaults of the options below, which may stand before the command or after it. They have none of their own: that
+# Of the options below, which may stand before the command as well as after it. They have no defaults of their own: that
 # of one place would replace what was passed at the other.
 DEFAULTS = {"dsn": None, "schema": None, "table_prefix": "strands_", "payload_codec": None}
 
