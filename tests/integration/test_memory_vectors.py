@@ -203,6 +203,23 @@ def test_vectors_follow_their_memories(store: PostgresMemoryStore, connection: C
     assert vector_count(connection) == 1
 
 
+def test_forgotten_and_erased_memories_leave_no_vectors_without_foreign_keys(dsn: str, connection: Connection) -> None:
+    replica = make_conninfo(dsn, options="-c session_replication_role=replica")
+    with PostgresSessionRepository(replica) as repository:
+        store, kept = (
+            PostgresMemoryStore("notes", repository, owner=owner, embed=embed_trigrams, dimensions=DIMENSIONS)
+            for owner in ("alice", "bob")
+        )
+        [memory_id, *_] = add(store, "cyclist", "gardener", "astronomer")
+        add(kept, "cyclist")
+
+        run(store.forget(memory_id))
+        assert vector_count(connection) == 3
+        assert repository.erase(owner="alice").memories == 2
+        assert vector_count(connection) == 1
+        assert found(kept, "cycling") == ["cyclist"]
+
+
 def test_text_edited_without_embed_loses_its_outdated_vector(
     store: PostgresMemoryStore, repository: PostgresSessionRepository, connection: Connection
 ) -> None:

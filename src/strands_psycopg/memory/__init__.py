@@ -351,9 +351,12 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         parsed_id = None if memory_id is None else parse_memory_id(memory_id)
         age = None if older_than is None else _seconds(older_than)
         condition = filter_parameter(metadata)
-        return await self._in_worker(
-            partial(self._entries.forget, memory_id=parsed_id, older_than=age, condition=condition)
-        )
+
+        def forget() -> int:
+            vectors = None if self._dimensions is None else self._checked_vectors()
+            return self._entries.forget(vectors=vectors, memory_id=parsed_id, older_than=age, condition=condition)
+
+        return await self._in_worker(forget)
 
     async def list(
         self, *, limit: int = 100, before: str | None = None, metadata: Mapping[str, Any] | None = None
