@@ -23,6 +23,7 @@ CREATE TABLE strands_memories (
     CONSTRAINT strands_memories_content UNIQUE (owner, store, content_hash)
 );
 
--- Every search of a GIN index reads its pending list in full, so the list is kept short.
+-- Every search of a GIN index reads its pending list in full, so the list is kept short. With owner and store in the
+-- index, a search for a word that the memories of many owners have reads only its own.
 CREATE INDEX strands_memories_search_vector ON strands_memories
-USING gin (search_vector) WITH (gin_pending_list_limit = 512);
+USING gin ((ARRAY[owner || '//' || store]), search_vector) WITH (gin_pending_list_limit = 512);

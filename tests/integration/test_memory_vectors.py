@@ -168,16 +168,26 @@ def test_settings_of_a_search_end_with_it(dsn: str, pool_options: dict[str, Any]
         assert repository._database.fetch("looking", f"SELECT {names}".encode(), {}).rows == [("40", "off")]
 
 
-def test_each_search_has_a_plan_of_its_own(direct_dsn: str) -> None:
-    """Although it is prepared: the best one depends on the owner and on the words."""
-    plans = "sum(generic_plans)::int, count(*)::int FROM pg_prepared_statements WHERE statement LIKE '%%worded AS%%'"
+def test_search_among_many_has_a_plan_of_its_own_each_time(direct_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it is prepared: the best one depends on the owner. The plan for few vectors is kept."""
+    few = "sum(generic_plans)::int > 0 FROM pg_prepared_statements WHERE NOT statement LIKE '%%generate_series%%'"
+    many = "sum(generic_plans)::int FROM pg_prepared_statements WHERE statement LIKE '%%generate_series%%'"
     with PostgresSessionRepository(direct_dsn, min_size=1, max_size=1) as repository:
+
+        def fetch(query: str) -> object:
+            return repository._database.fetch("looking", f"SELECT {query}".encode(), {}).rows[0][0]
+
         store = PostgresMemoryStore("notes", repository, embed=embed_trigrams, dimensions=DIMENSIONS)
-        words = PostgresMemoryStore("notes", repository)
-        add(store, "tea")
+        add(store, "tea", "juice")
+        monkeypatch.setattr("strands_psycopg.memory.memory_search._MAX_COMPARED", 2 * DIMENSIONS)
         for _ in range(15):
-            assert found(store, "tea") == found(words, "tea") == ["tea"]
-        assert repository._database.fetch("looking", f"SELECT {plans}".encode(), {}).rows == [(0, 2)]
+            assert found(store, "tea") == ["tea", "juice"]
+        assert fetch(few) is True
+        assert fetch(many) is None  # not prepared: only the first search was among any number
+        add(store, "coffee")
+        for _ in range(15):
+            assert found(store, "tea")[0] == "tea"
+        assert fetch(many) == 0
 
 
 def test_vectors_follow_their_memories(store: PostgresMemoryStore, connection: Connection) -> None:
@@ -191,6 +201,23 @@ def test_vectors_follow_their_memories(store: PostgresMemoryStore, connection: C
 
     run(store.forget(memory_id))
     assert vector_count(connection) == 1
+
+
+def test_forgotten_and_erased_memories_leave_no_vectors_without_foreign_keys(dsn: str, connection: Connection) -> None:
+    replica = make_conninfo(dsn, options="-c session_replication_role=replica")
+    with PostgresSessionRepository(replica) as repository:
+        store, kept = (
+            PostgresMemoryStore("notes", repository, owner=owner, embed=embed_trigrams, dimensions=DIMENSIONS)
+            for owner in ("alice", "bob")
+        )
+        [memory_id, *_] = add(store, "cyclist", "gardener", "astronomer")
+        add(kept, "cyclist")
+
+        run(store.forget(memory_id))
+        assert vector_count(connection) == 3
+        assert repository.erase(owner="alice").memories == 2
+        assert vector_count(connection) == 1
+        assert found(kept, "cycling") == ["cyclist"]
 
 
 def test_text_edited_without_embed_loses_its_outdated_vector(

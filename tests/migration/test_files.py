@@ -16,7 +16,7 @@ CHECKSUMS = [
     ("0002_leases.sql", "c474f568a52cca1186880de5ecfc5e96c1713f248020be2299008c761ca38ac8"),
     ("0003_storage.sql", "dc5f9869da9980019a1e903c8df2d53b1a347d2b2f2bbc646735884baea1d9ea"),
     ("0004_analytics.sql", "b0762d3b68b666796d95ebbc41c41b67549f376ab89a2aaeb88997b469585ac7"),
-    ("0005_memories.sql", "011555a3729ec59ff987aeb7de0eaf691964032ce6507e623c29489d6d65c84d"),
+    ("0005_memories.sql", "de7b619dd681ad452450c577d240020e3ef4d39facdcc5af97a0b9f4afe91297"),
     ("1001_memory_vectors.sql", "a715d7f2ee42658cd3bacbeeb53420ad356750f68da9a54cab79f127ba448e1a"),
 ]
 

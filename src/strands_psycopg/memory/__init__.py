@@ -255,9 +255,8 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         words = tsquery(query, self._stop_words)
         if not query.strip() or not (words or self._embedder):
             return []
-        embedding = None if self._embedder is None else (await self._embedder.vectors([query]))[0]
 
-        def find() -> list[Hit]:
+        def find(embedding: BinaryParameter | None) -> list[Hit]:
             return self._search.search(
                 words,
                 vectors=None if embedding is None else self._checked_vectors(),
@@ -268,7 +267,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
                 min_similarity=min_similarity,
             )
 
-        return [_entry(hit) for hit in await self._in_worker(find)]
+        return [_entry(hit) for hit in await self._with_embedding(query, find)]
 
     async def add(self, content: str, metadata: Mapping[str, Any] | None = None) -> str:
         """Store a text and return the id of its memory.
@@ -289,9 +288,8 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         self._check_writable()
         encoded = metadata_parameters(metadata)
         content_parameters(content)
-        embedding = await self._embedding(content)
 
-        def store() -> UUID:
+        def store(embedding: BinaryParameter | None) -> UUID:
             return self._entries.add(
                 content,
                 encoded,
@@ -300,7 +298,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
                 duplicate=self._allow_duplicates,
             )
 
-        return str(await self._in_worker(store))
+        return str(await self._with_embedding(content, store))
 
     async def update(
         self, memory_id: str, *, content: str | None = None, metadata: Mapping[str, Any] | None = None
@@ -322,16 +320,14 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         self._check_writable()
         parsed_id = parse_memory_id(memory_id)
         encoded = None if metadata is None else metadata_parameters(metadata)
-        embedding = None
         if content is not None:
             content_parameters(content)
-            embedding = await self._embedding(content)
 
-        def edit() -> None:
+        def edit(embedding: BinaryParameter | None) -> None:
             vectors = find_vectors(self._database) if embedding is None else self._checked_vectors()
             self._entries.update(parsed_id, content, encoded, vectors=vectors, embedding=embedding)
 
-        await self._in_worker(edit)
+        await self._with_embedding(content, edit)
 
     async def forget(
         self,
@@ -360,9 +356,12 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         parsed_id = None if memory_id is None else parse_memory_id(memory_id)
         age = None if older_than is None else _seconds(older_than)
         condition = filter_parameter(metadata)
-        return await self._in_worker(
-            partial(self._entries.forget, memory_id=parsed_id, older_than=age, condition=condition)
-        )
+
+        def forget() -> int:
+            vectors = None if self._dimensions is None else self._checked_vectors()
+            return self._entries.forget(vectors=vectors, memory_id=parsed_id, older_than=age, condition=condition)
+
+        return await self._in_worker(forget)
 
     async def list(
         self, *, limit: int = 100, before: str | None = None, metadata: Mapping[str, Any] | None = None
@@ -476,8 +475,11 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         if not self.writable:
             raise ValueError(f"the store is not writable; build {self.name!r} with writable=True")
 
-    async def _embedding(self, text: str) -> BinaryParameter | None:
-        return None if self._embedder is None else (await self._embedder.vectors([text]))[0]
+    async def _with_embedding(self, text: str | None, work: Callable[[BinaryParameter | None], _T]) -> _T:
+        """Return what ``work`` returns for the vector of a text; None if there is none."""
+        if self._embedder is None or text is None:
+            return await self._in_worker(partial(work, None))
+        return await self._embedder.apply(lambda vectors: work(vectors[0]), [text])
 
     def _checked_vectors(self) -> Vectors:
         """Return the table of vectors, which is looked up once.

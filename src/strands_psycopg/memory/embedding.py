@@ -5,13 +5,16 @@ import math
 import struct
 import sys
 from array import array
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.errors import EmbeddingError
 from strands_psycopg.workers import Workers
+
+_T = TypeVar("_T")
 
 # Called with a list of texts; returns, or is a coroutine that returns, a vector for each.
 Embed: TypeAlias = Callable[[list[str]], Sequence[Sequence[float]] | Awaitable[Sequence[Sequence[float]]]]
@@ -59,30 +62,61 @@ class Embedder:
             EmbeddingError: ``embed`` failed, or its vectors are not as many as the texts, have another number of
                 dimensions, are all zeros, or contain something that is no finite number.
         """
-        operation = f"embedding {len(texts)} texts"
-        try:
-            if inspect.iscoroutinefunction(self._embed):
-                vectors: Any = await self._embed(texts)
-            else:
-                vectors = await self._workers.run_async(partial(self._embed, texts))
-                if inspect.isawaitable(vectors):
-                    vectors = await vectors
-        except Exception as error:
-            # The text of the error is not quoted, since it may contain what was to be embedded.
-            raise EmbeddingError(
-                f"{operation}: embed raised {type(error).__name__}, the cause of this error"
-            ) from error
+        return await self.apply(lambda vectors: vectors, texts)
+
+    async def apply(self, work: Callable[[list[BinaryParameter]], _T], texts: list[str]) -> _T:
+        """Return what ``work`` returns for the vectors of texts; it runs in the thread in which ``embed`` did.
+
+        Raises:
+            EmbeddingError: As ``vectors``.
+            Exception: What ``work`` raised.
+        """
+        returned: Any
+        if inspect.iscoroutinefunction(self._embed):
+            returned = self._embed(texts)
+        else:
+            returned = await self._workers.run_async(partial(self._embed_and_apply, work, texts))
+        if not inspect.isawaitable(returned):
+            return cast(_T, returned)
+        with _explained(texts):
+            vectors = await returned
+        return await self._workers.run_async(lambda: work(self._encode(texts, vectors)))
+
+    def _embed_and_apply(self, work: Callable[[list[BinaryParameter]], _T], texts: list[str]) -> object:
+        """Return what ``work`` returns for the vectors of texts; or what ``embed`` returned, if that is awaitable."""
+        with _explained(texts):
+            vectors: Any = self._embed(texts)
+        return vectors if inspect.isawaitable(vectors) else work(self._encode(texts, vectors))
+
+    def _encode(self, texts: list[str], vectors: Iterable[Sequence[float]]) -> list[BinaryParameter]:
         try:
             encoded = [encode_vector(vector, self._dimensions) for vector in vectors]
         except (TypeError, ValueError, OverflowError) as error:
-            raise EmbeddingError(f"{operation}: {error}") from None
+            raise EmbeddingError(f"{_operation(texts)}: {error}") from None
         if len(encoded) != len(texts):
-            raise EmbeddingError(f"{operation}: embed returned {len(encoded)} vectors; it must return one for each")
+            raise EmbeddingError(
+                f"{_operation(texts)}: embed returned {len(encoded)} vectors; it must return one for each"
+            )
         return encoded
 
     def close(self) -> None:
         """End the threads in which ``embed`` is called, after what they were given."""
         self._workers.close()
+
+
+def _operation(texts: list[str]) -> str:
+    return f"embedding {len(texts)} texts"
+
+
+@contextmanager
+def _explained(texts: list[str]) -> Iterator[None]:
+    """Raise an ``EmbeddingError`` if ``embed`` raises, which does not quote what may contain a text."""
+    try:
+        yield
+    except Exception as error:
+        raise EmbeddingError(
+            f"{_operation(texts)}: embed raised {type(error).__name__}, the cause of this error"
+        ) from error
 
 
 def encode_vector(vector: Sequence[float], dimensions: int) -> BinaryParameter:

@@ -140,11 +140,18 @@ _FORGET = (
     + " LIMIT %(limit)s)) AND "
     + _TO_FORGET
     + """
-        RETURNING true
-    )
+        RETURNING m.memory_id
+    )"""
+)
+
+# Foreign keys cascade, but not with session_replication_role = replica.
+_FORGET_VECTORS = """, vectors AS (
+        DELETE FROM {memory_vectors} AS v
+        WHERE v.owner = %(owner)s AND v.store = %(store)s AND v.memory_id IN (SELECT memory_id FROM forgotten)
+    )"""
+_FORGOTTEN = """
     SELECT CASE WHEN clock.in_time THEN {server_time} END, (SELECT pg_catalog.count(*) FROM forgotten) FROM clock
 """
-)
 
 _LIST = (
     "SELECT "
@@ -178,7 +185,8 @@ class Entries:
         self._find_added = database.statement(_FIND_ADDED)
         self._merge = database.statement(_MERGE)
         self._list = database.statement(_LIST)
-        self._forget = database.statement(_FORGET)
+        self._forget = database.statement(_FORGET + _FORGOTTEN)
+        self._forget_with_vectors = database.statement(_FORGET + _FORGET_VECTORS + _FORGOTTEN)
         self._lock = database.statement(_LOCK)
 
     def add(
@@ -295,20 +303,24 @@ class Entries:
             cursor.execute(compose(self._database, vectors, _REPLACE_VECTOR), row)
         return found
 
-    def forget(self, *, memory_id: UUID | None, older_than: float | None, condition: _Row) -> int:
+    def forget(
+        self, *, vectors: Vectors | None, memory_id: UUID | None, older_than: float | None, condition: _Row
+    ) -> int:
         """Delete the memories that meet all conditions that are not None, in batches; return their number.
 
         Args:
+            vectors: The table of vectors, if they have any.
             memory_id: Their id.
             older_than: For how many seconds their text must not have been added again or edited.
             condition: The parameter of a filter by metadata.
         """
         row = self._row(memory_id=memory_id) | condition
         row |= {"older_than": older_than, "limit": Int8(_FORGET_BATCH)}
+        statement = self._forget if vectors is None else self._forget_with_vectors
         self._database.synchronise_clock()
         count = 0
         while True:
-            forgotten: int = self._database.write(f"forgetting from {self._name}", self._forget, row).rows[0][1]
+            forgotten: int = self._database.write(f"forgetting from {self._name}", statement, row).rows[0][1]
             count += forgotten
             if forgotten < _FORGET_BATCH:
                 return count

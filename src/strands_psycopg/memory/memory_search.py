@@ -9,7 +9,6 @@ ranks, so that a word which many of them have decides little.
 from dataclasses import dataclass
 
 from psycopg.types.numeric import Int8
-from typing_extensions import LiteralString
 
 from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.database import Database
@@ -41,6 +40,7 @@ _MEANT_FILTER = """
                         AND m.metadata @> %(filter)s::jsonb
                 )"""
 
+# The index of words has owner and store, too, so that it does not matter how many memories of others have a word.
 _WORDED = (
     """
     worded AS (
@@ -49,7 +49,8 @@ _WORDED = (
         FROM (
             SELECT m.memory_id, m.updated_at, pg_catalog.ts_rank(m.search_vector, query)::float8 AS relevance
             FROM {memories} AS m, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(words)s) AS query
-            WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query"""
+            WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query
+                AND ARRAY[m.owner || '//' || m.store] @> ARRAY[%(owner)s::text || '//' || %(store)s::text]"""
     + _WORDED_FILTER
     + """
             ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(worded)s
@@ -57,27 +58,19 @@ _WORDED = (
     )"""
 )
 
-# Which index is faster depends on the owner and on the words, so each execution must have a plan of its own, although
-# the statement is prepared. With its parameter known, this condition vanishes; without, a plan would cost too much to
-# be chosen.
-_OWN_PLAN = """
-            AND (
-                %(own_plan)s::bool
-                OR 0 = (SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 1000000000))
-            )"""
+_BEST = """, best AS (
+        SELECT fused.memory_id, fused.score, fused.similarity, fused.has_few
+        FROM fused WHERE fused.score >= %(min_score)s::float8"""
 
 # Only the memories that are returned are read.
 _FOUND = (
-    """, best AS (
-        SELECT fused.memory_id, fused.score, fused.similarity FROM fused WHERE fused.score >= %(min_score)s::float8"""
-    + _OWN_PLAN
-    + """
+    """
         ORDER BY fused.score DESC, fused.similarity DESC NULLS LAST, fused.updated_at DESC, fused.memory_id
         LIMIT %(limit)s
     )
     SELECT """
     + COLUMNS
-    + """, best.score, best.similarity
+    + """, best.score, best.similarity, best.has_few
     FROM best JOIN {memories} AS m ON m.memory_id = best.memory_id
     WHERE m.owner = %(owner)s AND m.store = %(store)s
     ORDER BY best.score DESC, best.similarity DESC NULLS LAST, m.updated_at DESC, m.memory_id
@@ -88,50 +81,40 @@ _BY_WORDS = (
     "WITH"
     + _WORDED
     + """, fused AS (
-        SELECT worded.memory_id, worded.updated_at, worded.relevance AS score, NULL::float8 AS similarity FROM worded
+        SELECT worded.memory_id, worded.updated_at, worded.relevance AS score, NULL::float8 AS similarity,
+            false AS has_few
+        FROM worded
     )"""
+    + _BEST
     + _FOUND
 )
 
-_OF_OWNER = """
-            SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
-            FROM {memory_vectors} AS v
-            WHERE v.owner = %(owner)s AND v.store = %(store)s"""
-
-# The settings hold until the end of the statement's own transaction. An index scan reads them when it begins, which is
-# after the row with its query vector was computed. The inner ORDER BY is what an HNSW index can answer; an iterative
-# scan may return a few rows out of order, so that ranks are computed outside.
-#
-# Few vectors are compared one by one, whatever the planner expects: for an owner with a small part of the index, an
-# index scan looks at many times as many. The sum is nothing that the index can answer.
-_BY_BOTH = (
-    """
+_QUERY = """
     WITH query AS MATERIALIZED (
         SELECT %(embedding)s::public.vector::public.halfvec AS embedding, (
                 SELECT pg_catalog.count(*) FROM (
                     SELECT true FROM {memory_vectors} AS v
                     WHERE v.owner = %(owner)s AND v.store = %(store)s LIMIT %(few)s
                 ) AS counted
-            ) < %(few)s AS has_few,
-            pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
-            CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END
+            ) < %(few)s AS has_few"""
+
+_MEANT = """
     ), meant AS (
         SELECT found.memory_id, 1::float8 - found.distance AS similarity,
             pg_catalog.row_number() OVER (ORDER BY found.distance, found.memory_id)::float8 AS rank
-        FROM query, LATERAL (
-            ("""
-    + _OF_OWNER
-    + " AND query.has_few"
-    + _MEANT_FILTER
-    + """
-            ORDER BY (v.embedding OPERATOR(public.<=>) query.embedding) + 0::float8 LIMIT %(nearest)s)
-            UNION ALL
-            ("""
-    + _OF_OWNER
-    + " AND NOT query.has_few"
-    + _MEANT_FILTER
-    + """
-            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s)
+        FROM query, LATERAL ("""
+
+_OF_OWNER = """
+            SELECT v.memory_id, v.embedding OPERATOR(public.<=>) query.embedding AS distance
+            FROM {memory_vectors} AS v
+            WHERE v.owner = %(owner)s AND v.store = %(store)s"""
+
+# The sum is nothing that an index can answer.
+_BY_ONE = """
+            ORDER BY (v.embedding OPERATOR(public.<=>) query.embedding) + 0::float8 LIMIT %(nearest)s"""
+
+_FUSED = (
+    """
         ) AS found
         WHERE 1::float8 - found.distance >= %(min_similarity)s::float8
     ),"""
@@ -140,19 +123,50 @@ _BY_BOTH = (
         SELECT memory_id, worded.updated_at, meant.similarity, 30.5::float8 * (
             coalesce(1::float8 / (60::float8 + worded.rank), 0::float8)
             + coalesce(1::float8 / (60::float8 + meant.rank), 0::float8)
-        ) AS score
+        ) AS score, (SELECT query.has_few FROM query) AS has_few
         FROM worded FULL JOIN meant USING (memory_id)
     )"""
-    + _FOUND
+    + _BEST
 )
 
+# Few vectors are compared one by one: for an owner with a small part of an index, a scan of it looks at many times as
+# many.
+_AMONG_FEW = _QUERY + _MEANT + _OF_OWNER + _MEANT_FILTER + _BY_ONE + _FUSED + _FOUND
 
-def _without_filters(template: LiteralString) -> LiteralString:
-    return template.replace(_WORDED_FILTER, "").replace(_MEANT_FILTER, "")
+# Which way is faster depends on the owner, so each execution must have a plan of its own, although the statement is
+# prepared. With its parameter known, this condition vanishes; without, a plan would cost too much to be chosen.
+_OWN_PLAN = """
+            AND (
+                %(own_plan)s::bool
+                OR 0 = (SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 1000000000))
+            )"""
 
-
-_ALL_BY_WORDS = _without_filters(_BY_WORDS)
-_ALL_BY_BOTH = _without_filters(_BY_BOTH)
+# The settings hold until the end of the statement's own transaction. An index scan reads them when it begins, which is
+# after the row with its query vector was computed. The inner ORDER BY is what an HNSW index can answer; an iterative
+# scan may return a few rows out of order, so that ranks are computed outside.
+_AMONG_ANY = (
+    _QUERY
+    + """,
+            pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
+            CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END"""
+    + _MEANT
+    + "("
+    + _OF_OWNER
+    + " AND query.has_few"
+    + _MEANT_FILTER
+    + _BY_ONE
+    + """)
+            UNION ALL
+            ("""
+    + _OF_OWNER
+    + " AND NOT query.has_few"
+    + _MEANT_FILTER
+    + """
+            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s)"""
+    + _FUSED
+    + _OWN_PLAN
+    + _FOUND
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +199,7 @@ class MemorySearch:
         self._database = database
         self._key: _Row = {"owner": owner, "store": store, "configuration": text_search_config}
         self._operation = f"searching memory store {store!r}"
+        self._has_few = False  # as the last search found
 
     def search(
         self,
@@ -209,12 +224,10 @@ class MemorySearch:
             min_similarity: The minimum similarity of a memory that counts as found by its vector.
         """
         row = self._key | condition | {"words": words or None, "limit": Int8(limit), "min_score": min_score}
-        row["own_plan"] = True
         row["worded"] = Int8(max(limit, _MIN_WORDED))
-        filtered = condition["filter"] is not None
-        template = _BY_WORDS if filtered else _ALL_BY_WORDS
+        template = _BY_WORDS
         if vectors is not None:
-            template = _BY_BOTH if filtered else _ALL_BY_BOTH
+            template = _AMONG_FEW if self._has_few else _AMONG_ANY
             nearest = max(limit, _MIN_NEAREST)
             row |= {
                 "embedding": embedding,
@@ -223,7 +236,11 @@ class MemorySearch:
                 "min_similarity": min_similarity,
                 "candidates": str(min(max(2 * nearest, _MIN_CANDIDATES), _MAX_CANDIDATES)),
                 "iterative": vectors.scans_iteratively,
+                "own_plan": True,
             }
-        statement = compose(self._database, vectors, template)
-        rows = self._database.fetch(self._operation, statement, row).rows
+        if condition["filter"] is None:
+            template = template.replace(_WORDED_FILTER, "").replace(_MEANT_FILTER, "")
+        rows = self._database.fetch(self._operation, compose(self._database, vectors, template), row).rows
+        if rows:
+            self._has_few = rows[0][-1]
         return [Hit(read_memory(each), each[COLUMN_COUNT], each[COLUMN_COUNT + 1]) for each in rows]

@@ -23,6 +23,7 @@ from psycopg.types.numeric import Int8
 from strands_psycopg.arguments import check_id
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
+from strands_psycopg.memory.vectors import find_vectors
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.retention import MAX_BATCH_MESSAGES, Retention
 from strands_psycopg.storage.chunk_store import ChunkStore
@@ -139,6 +140,14 @@ _DELETE_ROWS = """
     RETURNING {returning}
 """.replace("{not_new}", _NOT_NEW.replace("{time}", "updated_at"))
 
+# Foreign keys cascade, but not with session_replication_role = replica.
+_DELETE_VECTORS = """
+    DELETE FROM {memory_vectors} AS v WHERE v.owner = %(owner)s AND NOT EXISTS (
+        SELECT true FROM {memories} AS m
+        WHERE m.owner = %(owner)s AND m.store = v.store AND m.memory_id = v.memory_id
+    )
+"""
+
 _COUNT_ROWS = "SELECT pg_catalog.count(*) FROM {table} WHERE {condition}"
 
 
@@ -198,7 +207,7 @@ class Erasure:
         self._parts: Sequence[_Part] = (
             _Sessions(database, transactions),
             _Values(database, transactions, _STORAGE),
-            _Rows(database, transactions, _MEMORIES),
+            _Memories(database, transactions, _MEMORIES),
             _Chunks(database, transactions),
         )
 
@@ -300,6 +309,16 @@ class _Rows:
         parameters = {"owner": owner, "started_at": started_at, "limit": Int8(_ROWS_PER_BATCH)}
         while count := self._transactions.run(lambda cursor: cursor.execute(self._delete, parameters).rowcount):
             yield Counter({self._name: count})
+
+
+class _Memories(_Rows):
+    """Memories with their vectors."""
+
+    def delete(self, owner: str, started_at: datetime) -> Iterator[Counter[str]]:
+        yield from super().delete(owner, started_at)
+        if find_vectors(self._database) is not None:
+            statement = compose(self._database, _DELETE_VECTORS)
+            self._transactions.run(lambda cursor: cursor.execute(statement, {"owner": owner}))
 
 
 class _Values(_Rows):
