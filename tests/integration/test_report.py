@@ -172,7 +172,9 @@ def test_missing_views_are_a_schema_error(repository: PostgresSessionRepository,
 
 
 def test_statistics_write_nothing(talks: None, repository: PostgresSessionRepository, connection: Connection) -> None:
-    connection.execute("CREATE FUNCTION sneak() RETURNS bigint LANGUAGE sql AS 'DELETE FROM strands_agents; SELECT 1'")
+    connection.execute(
+        "CREATE FUNCTION sneak() RETURNS bigint LANGUAGE sql AS 'DELETE FROM public.strands_agents; SELECT 1'"
+    )
     connection.execute("DROP VIEW strands_daily_figures")
     connection.execute(
         "CREATE VIEW strands_daily_figures AS SELECT current_date AS day, sneak() AS sessions, 0 AS turns, "
