@@ -67,6 +67,22 @@ def test_list_shows_the_values_of_one_storage(run: Run, values: dict[tuple[str, 
 
 
 @needs_storage
+def test_without_an_action_the_storages_are_listed(run: Run, values: dict[tuple[str, ...], list[str]]) -> None:
+    code, printed, errors = run("storage")
+    header, *rows = [line.split() for line in printed.splitlines()]
+    assert (code, errors, header) == (0, "", ["prefix", "owners", "values", "size", "newest"])
+    assert [row[:-2] for row in rows] == [
+        ["(none)", "0", "2", "19.53", "kB"],
+        ["notes", "1", "4", "39.11", "kB"],
+    ]
+    [storage] = json.loads(run("storage", "--json", "--owner", "Alice")[1])["storages"]
+    newest = storage.pop("updated_at")
+    assert storage == {"prefix": "notes", "owners": 1, "values": 2, "bytes": 20_029}
+    listed = run("storage", "--json", "--owner", "Alice", "list", "--prefix", "notes")[1]
+    assert max(each["updated_at"] for each in json.loads(listed)["values"]) == newest
+
+
+@needs_storage
 def test_get_prints_the_very_bytes_or_writes_a_new_file(
     run: Run,
     values: dict[tuple[str, ...], list[str]],

@@ -79,6 +79,7 @@ def test_a_long_error_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatc
     ("command", "text"),
     [
         ("sesions", "there is no command 'sesions'; did you mean sessions?"),
+        ("memories lst", "there is no action 'lst'; did you mean list?"),
         ("xyzzy", "there is no command 'xyzzy'; the commands are migrate, status, "),
     ],
 )
@@ -86,7 +87,7 @@ def test_mistyped_command_is_answered_with_the_one_that_was_meant(
     capsys: pytest.CaptureFixture[str], command: str, text: str
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
-        main([command])
+        main(command.split())
     assert f"error: {text}" in capsys.readouterr().err.replace("'migrate'", "migrate").replace("'status'", "status")
 
 

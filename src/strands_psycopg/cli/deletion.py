@@ -46,7 +46,7 @@ def add_deletion_options(command: Parser) -> None:
     """Add the options of every command that deletes."""
     command.add_argument("--yes", action="store_true", help="do not ask")
     command.add_argument("--dry-run", action="store_true", help="only count what would be deleted")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
 def _delete(arguments: argparse.Namespace) -> int:

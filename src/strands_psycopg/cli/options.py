@@ -34,10 +34,11 @@ class Parser(argparse.ArgumentParser):
         # argparse would quote a misplaced DSN with its password.
         if "://" in message or "password" in message:
             message = "pass a DSN with --dsn"
-        elif match := re.match(r"argument command: invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            close = get_close_matches(match[1], re.findall(r"[\w-]+", match[2]), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the commands are {match[2]}"
-            message = f"there is no command {match[1]!r}; {hint}"
+        elif match := re.match(r"argument (command|action): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            kind, word, known = match.groups()
+            close = get_close_matches(word, re.findall(r"[\w-]+", known), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the {kind}s are {known}"
+            message = f"there is no {kind} {word!r}; {hint}"
         elif message.startswith("unrecognized arguments:"):
             message = f"{message}; --help after the command lists its options"
         message = message.replace("invalid int value:", "must be a whole number, not")
@@ -46,9 +47,16 @@ class Parser(argparse.ArgumentParser):
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
-# Of the options below, which may stand before the command as well as after it. They have no defaults of their own: that
-# of one place would replace what was passed at the other.
-DEFAULTS = {"dsn": None, "schema": None, "table_prefix": "strands_", "payload_codec": None}
+# Of the options below, which may stand before the command or action as well as after it. They have no defaults of their
+# own: that of one place would replace what was passed at the other.
+DEFAULTS = {
+    "dsn": None,
+    "schema": None,
+    "table_prefix": "strands_",
+    "payload_codec": None,
+    "owner": None,
+    "json": False,
+}
 
 DSN = Parser(add_help=False, argument_default=argparse.SUPPRESS)
 DSN.add_argument("--dsn", help="connection string of the database: postgresql://... or key=value pairs")
@@ -56,6 +64,9 @@ DSN.add_argument("--dsn", help="connection string of the database: postgresql://
 TABLES = Parser(add_help=False, parents=[DSN], argument_default=argparse.SUPPRESS)
 TABLES.add_argument("--schema", metavar="NAME", help="schema of the tables (default: public)")
 TABLES.add_argument("--table-prefix", metavar="PREFIX", help="prefix of the table names (default: strands_)")
+
+JSON = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+JSON.add_argument("--json", action="store_true", help="print JSON")
 
 CODEC = Parser(add_help=False, argument_default=argparse.SUPPRESS)
 CODEC.add_argument(
