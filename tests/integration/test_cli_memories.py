@@ -58,6 +58,8 @@ def test_without_an_action_the_stores_are_listed(
     assert notes.split()[:5] == ["notes", "2", "4", "246", "bytes"]
 
     # An option may stand on either side of the action.
+    assert main(["memories", "--owner", "", "--dsn", dsn]) == 2
+    capsys.readouterr()
     assert main(["memories", "--owner", "alice", "--json", "--dsn", dsn]) == 0
     [store_of_alice] = json.loads(capsys.readouterr().out)["stores"]
     newest = store_of_alice.pop("updated_at")
@@ -105,6 +107,10 @@ def test_search_shows_the_best_match_first(run: Run, ids: list[str]) -> None:
     rows = run("search", "green tea")[1].splitlines()[1:]
     assert [row.split()[0] for row in rows] == [ids[1], ids[0]]
 
+    assert run("search", " ")[::2] == (
+        2,
+        "strands-psycopg: error: the query is blank; 'strands-psycopg memories list' lists all memories\n",
+    )
     [entry] = json.loads(run("search", "tea", "--metadata", '{"kind": "taste"}', "--limit", "1", "--json")[1])
     assert (entry["content"], entry["metadata"]["_memory_id"]) == ("likes tea", ids[0])
 

@@ -75,6 +75,7 @@ def test_without_an_action_the_storages_are_listed(run: Run, values: dict[tuple[
         ["(none)", "0", "2", "19.53", "kB"],
         ["notes", "1", "4", "39.11", "kB"],
     ]
+    assert run("storage", "--owner", "")[0] == 2
     [storage] = json.loads(run("storage", "--json", "--owner", "Alice")[1])["storages"]
     newest = storage.pop("updated_at")
     assert storage == {"prefix": "notes", "owners": 1, "values": 2, "bytes": 20_029}
@@ -98,6 +99,8 @@ def test_get_prints_the_very_bytes_or_writes_a_new_file(
     assert file.read_bytes() == b"x" * 20_000
     code, _, errors = run("storage", "get", "large", "--to", str(file))
     assert (code, f"{file} cannot be written: File exists; remove it, or" in errors) == (1, True)
+    code, _, errors = run("storage", "get", "large", "--to", str(tmp_path))
+    assert (code, f"{tmp_path} cannot be written: Is a directory; name a file" in errors) == (1, True)
     code, printed, errors = run("storage", "get", "missing")
     assert (code, printed) == (1, "")
     assert "there is no value 'missing'; 'strands-psycopg storage list' prints the keys" in errors

@@ -116,7 +116,7 @@ def test_sessions_move_through_files(
     messages = 2 * len(transfers.IN_FILES)
     folder = str(tmp_path / "files")
     assert main(["export", "--all", "--files", folder, "--dsn", dsn]) == 0
-    assert main(["export", "s", "--files", folder, "--dsn", dsn]) == 0
+    assert main(["export", "s", "s", "--files", folder, "--dsn", dsn]) == 0
     assert main(["import", "--files", folder, "--dsn", other_dsn]) == 0
     assert capsys.readouterr() == (
         f"exported 1 session, 2 agents, {messages} messages, 2 multi-agents\n"

@@ -117,7 +117,10 @@ def _erase(arguments: argparse.Namespace) -> int:
         print(output.dump_json({**dataclasses.asdict(erased), "dry_run": arguments.dry_run}, indent=2))
     else:
         print(f"{verb(arguments)} {output.pluralize(sum(dataclasses.astuple(erased)), 'row')}")
-        if counts := _counts(erased):
+        counts = _counts(erased)
+        if not counts:
+            print(f"nothing is stored under the owner {arguments.owner!r}", file=sys.stderr)
+        else:
             output.print_table(("table", "rows"), counts, right=("rows",))
     return 0
 

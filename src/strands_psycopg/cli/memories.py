@@ -19,6 +19,8 @@ from strands_psycopg.cli.options import (
     Parser,
     open_repository,
     parse_duration,
+    parse_limit,
+    parse_path,
     parse_session_id,
 )
 from strands_psycopg.memory import PostgresMemoryStore
@@ -27,6 +29,7 @@ from strands_psycopg.memory.stores import list_stores
 from strands_psycopg.memory.vectors import find_vectors
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
+from strands_psycopg.repository.annotations import check_owner
 
 # In characters, of a memory's text in a table.
 _MAX_WIDTH = 100
@@ -85,13 +88,13 @@ def add_to(commands: Commands) -> None:
 
     listing = _add(actions, "list", _list, "list memories, newest first", _FILTER, JSON)
     listing.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="maximum number, up to 1000 (default: 100)"
+        "--limit", type=parse_limit, default=100, metavar="N", help="maximum number, up to 1000 (default: 100)"
     )
     listing.add_argument("--before", metavar="CURSOR", help="continue after the previous page, as it printed")
 
     search = _add(actions, "search", _search, "search memories by their words, best match first", _FILTER, JSON)
     search.add_argument("query", metavar="QUERY", help="text with the words to search for")
-    search.add_argument("--limit", type=int, default=10, metavar="N", help="maximum, up to 1000 (default: 10)")
+    search.add_argument("--limit", type=parse_limit, default=10, metavar="N", help="maximum, up to 1000 (default: 10)")
 
     forget = _add(actions, "forget", _forget, "delete the memories that meet all conditions", _FILTER, JSON)
     forget.add_argument("--id", metavar="ID", help="only the memory with this id")
@@ -106,7 +109,12 @@ def add_to(commands: Commands) -> None:
 
     import_ = _add(actions, "import", _import, "store exported memories; existing ones are left alone", JSON)
     import_.add_argument(
-        "--from", dest="lines", default=STDIO, metavar="FILE", help="JSON lines; - is standard input (default: -)"
+        "--from",
+        dest="lines",
+        type=parse_path,
+        default=STDIO,
+        metavar="FILE",
+        help="JSON lines; - is standard input (default: -)",
     )
 
 
@@ -178,6 +186,7 @@ def _explain_nothing(arguments: argparse.Namespace, repository: PostgresSessionR
 
 
 def _list_stores(arguments: argparse.Namespace) -> int:
+    check_owner(arguments.owner)
     with open_repository(arguments) as repository:
         stores = list_stores(session_tables(repository).database, arguments.owner)
     if arguments.json:
@@ -214,6 +223,8 @@ async def _list(arguments: argparse.Namespace, store: PostgresMemoryStore) -> in
 
 
 async def _search(arguments: argparse.Namespace, store: PostgresMemoryStore) -> int:
+    if not arguments.query.strip():
+        raise ValueError("the query is blank; 'strands-psycopg memories list' lists all memories")
     options = {"max_search_results": arguments.limit}
     if arguments.metadata is not None:
         options["metadata"] = arguments.metadata

@@ -20,6 +20,7 @@ from strands_psycopg.cli.options import (
     Parser,
     open_repository,
     parse_duration,
+    parse_path,
     parse_session_id,
 )
 from strands_psycopg.errors import (
@@ -31,6 +32,7 @@ from strands_psycopg.errors import (
 )
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import session_tables
+from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.storage import PostgresStorage, list_values
 from strands_psycopg.storage.prefixes import list_storages
 from strands_psycopg.storage.purging import StoragePurgeResult
@@ -69,7 +71,9 @@ def add_to(commands: Commands) -> None:
 
     get = _add(actions, "get", _get, "print a value, or write it to a file", TABLES, CODEC)
     get.add_argument("key", metavar="KEY", help="its key")
-    get.add_argument("--to", default=STDIO, metavar="FILE", help="a new file; - is standard output (default: -)")
+    get.add_argument(
+        "--to", type=parse_path, default=STDIO, metavar="FILE", help="a new file; - is standard output (default: -)"
+    )
 
     purge = _add(actions, "purge", _purge, "delete expired values, and those not written for some time", TABLES)
     purge.add_argument(
@@ -128,6 +132,7 @@ def _open_storage(arguments: argparse.Namespace) -> Iterator[PostgresStorage]:
 
 
 def _list_storages(arguments: argparse.Namespace) -> int:
+    check_owner(arguments.owner)
     with open_repository(arguments) as repository:
         found = list_storages(session_tables(repository).database, arguments.owner)
     if arguments.json:
@@ -175,8 +180,9 @@ def _get(arguments: argparse.Namespace, storage: PostgresStorage) -> int:
         sys.stdout.flush()
         sys.stdout.buffer.write(value)
         return 0
+    path = Path(arguments.to)
     try:
-        with Path(arguments.to).open("xb") as file:
+        with path.open("xb" if path.is_file() or not path.exists() else "wb") as file:
             file.write(value)
     except OSError as error:
         raise TransferError(f"{arguments.to} cannot be written: {explain(error)}") from error
