@@ -1,6 +1,7 @@
 """What is said when the server refuses a statement."""
 
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -46,6 +47,16 @@ def test_missing_tables_are_a_schema_error_that_says_how_to_make_them(empty_dsn:
         pytest.raises(SchemaError, match=r"^reading session 's': .* call ensure_schema\(\)"),
     ):
         PostgresSessionManager("s", repository)
+
+
+def test_each_operation_is_a_line_for_debugging_with_its_milliseconds(
+    repository: PostgresSessionRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "strands_psycopg.database")
+    repository.read_session("s")
+
+    [line] = [record.getMessage() for record in caplog.records if record.name == "strands_psycopg.database"]
+    assert re.fullmatch(r"attempts=<1>, milliseconds=<\d+\.\d\d> \| reading session 's' succeeded", line)
 
 
 def test_missing_schema_is_a_schema_error_that_says_how_to_make_it(dsn: str) -> None:
