@@ -8,13 +8,15 @@ from typing import Any
 from strands.types.content import Messages
 from strands.types.streaming import StreamEvent
 
+from strands_psycopg import SessionConflictError
 from strands_psycopg.scripted_model import ScriptedModel
 
 
 class Echo(ScriptedModel):
     """Answers "wait until PATH" with "PID", and once there is such a file with " heard wait until PATH".
 
-    To any other prompt it gives both at once.
+    To "conflict" it says "PID" and fails as a writer of another session would, and to any other prompt it says both at
+    once.
     """
 
     def __init__(self) -> None:
@@ -29,6 +31,8 @@ class Echo(ScriptedModel):
             path = prompt.removeprefix("wait until ")
             while not await asyncio.to_thread(os.path.exists, path):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+        if prompt == "conflict":
+            raise SessionConflictError("another writer was first", session_id="other", agent_id="default")
         yield {"contentBlockDelta": {"delta": {"text": f" heard {prompt}"}}}
         yield {"contentBlockStop": {}}
         yield {"messageStop": {"stopReason": "end_turn"}}
