@@ -245,6 +245,8 @@ def test_what_clients_are_told(direct_dsn: str, repository: PostgresSessionRepos
 
         async with client(web.url, owner="bob") as http:
             assert (await http.post("/sessions/s/turns", json=hello)).status_code == 404
+            with repository.lease("s", wait=0):  # nor is it told whether a turn is being taken
+                assert (await http.post("/sessions/s/turns", json=hello)).status_code == 404
             assert (await http.get("/sessions/s")).status_code == 404
             del http.headers["X-Forwarded-User"]
             assert (await http.post("/sessions/s/turns", json=hello)).status_code == 401
@@ -303,7 +305,8 @@ def test_what_clients_of_the_block_on_the_page_are_told(
             for path, body in [("s", {"prompt": None}), ("s", {}), ("s", []), ("s" * 300, hello)]:
                 assert (await http.post(f"/sessions/{path}/turns", json=body)).status_code == 400
         async with client(web.url, owner="bob") as http:
-            assert (await http.post("/sessions/a%2Fb/turns", json=hello)).status_code == 404
+            with repository.lease("a/b", wait=0):
+                assert (await http.post("/sessions/a%2Fb/turns", json=hello)).status_code == 404
             del http.headers["X-Forwarded-User"]
             assert (await http.post("/sessions/s/turns", json=hello)).status_code == 401
 
