@@ -40,7 +40,7 @@ _STORE.add_argument(
     required=True,
     type=parse_session_id,
     metavar="NAME",
-    help="name of the memory store, as in the application",
+    help="name of the memory store; 'strands-psycopg memories' lists them",
 )
 _STORE.add_argument(
     "--owner",

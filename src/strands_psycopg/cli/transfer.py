@@ -279,7 +279,7 @@ def _open_output(name: str) -> Iterator[_LinesFile]:
 def _import(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.lines is not None and arguments.skip_bad:
         parser.error("--skip-bad cannot be used with --from")
-    if arguments.tables_of is None and (arguments.tables_dsn or arguments.tables_schema) is not None:
+    if arguments.tables_of is None and (arguments.tables_dsn, arguments.tables_schema) != (None, None):
         parser.error("--tables-dsn and --tables-schema require --tables-of")
     with (
         open_repository(arguments) as repository,
@@ -308,7 +308,7 @@ def _source(arguments: argparse.Namespace) -> Iterator[Source]:
             raise ValueError(f"--s3 must be s3://BUCKET or s3://BUCKET/PREFIX, not {arguments.s3!r}")
         yield transfer.S3Sessions(address.netloc, address.path)
     else:
-        dsn = arguments.tables_dsn or get_dsn(arguments) or ""
+        dsn = get_dsn(arguments) or "" if arguments.tables_dsn is None else arguments.tables_dsn
         with transfer.PostgresqlSessionManagerTables(
             dsn, schema=arguments.tables_schema, retry_timeout=options.RETRY_TIMEOUT
         ) as source:
