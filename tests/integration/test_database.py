@@ -1,5 +1,6 @@
 """What is said when the server refuses a statement."""
 
+import asyncio
 import logging
 import re
 import traceback
@@ -15,13 +16,17 @@ from typing_extensions import LiteralString
 
 from strands_psycopg import (
     DatabaseError,
+    DatabaseUnavailableError,
     PostgresSessionManager,
     PostgresSessionRepository,
+    PostgresStorage,
     SchemaError,
     SessionNotFoundError,
     StrandsPsycopgError,
 )
+from strands_psycopg.errors import StorageError
 from support.agents import build
+from support.storage import has_storage
 
 Connection = psycopg.Connection[Any]
 
@@ -72,6 +77,21 @@ def test_missing_column_is_a_schema_error(repository: PostgresSessionRepository,
 
     with pytest.raises(SchemaError, match="from an older version"):
         build(repository)("1")
+
+
+def test_async_with_closes_repository_and_storage(dsn: str) -> None:
+    async def use() -> None:
+        async with PostgresSessionRepository(dsn) as repository:
+            assert repository.read_session("s") is None
+        with pytest.raises(DatabaseUnavailableError, match="closed"):
+            repository.read_session("s")
+        if has_storage:
+            async with PostgresStorage(dsn) as storage:
+                assert await storage.read("key") is None
+            with pytest.raises(StorageError, match="closed"):
+                await storage.read("key")
+
+    asyncio.run(use())
 
 
 def test_manager_works_after_the_tables_were_made(empty_dsn: str) -> None:
