@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from strands_psycopg import transfer
 from strands_psycopg.cli import options, output
 from strands_psycopg.cli.lines import STDIO, read_lines
-from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_repository, parse_path, parse_session_id
+from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_repository, parse_session_id
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
@@ -43,14 +43,14 @@ def _add_export(commands: Commands) -> None:
     destination = export.add_mutually_exclusive_group()
     destination.add_argument(
         "--to",
-        type=parse_path,
+        type=options.parse_path,
         metavar="FILE",
         default=STDIO,
         help="write JSON lines to a new file; - is standard output (default: -)",
     )
     destination.add_argument(
         "--files",
-        type=parse_path,
+        type=options.parse_path,
         metavar="DIR",
         help="write files for FileSessionManager(storage_dir=DIR). Sessions that already exist there with the same "
         "content are not changed. Checkpoints, and windows of agents that are not the end of their logs, are left out "
@@ -81,11 +81,13 @@ def _add_import(commands: Commands) -> None:
     source.add_argument(
         "--from",
         dest="lines",
-        type=parse_path,
+        type=options.parse_path,
         metavar="FILE",
         help="JSON lines written by export; - is standard input",
     )
-    source.add_argument("--files", type=parse_path, metavar="DIR", help="storage_dir of Strands' FileSessionManager")
+    source.add_argument(
+        "--files", type=options.parse_path, metavar="DIR", help="storage_dir of Strands' FileSessionManager"
+    )
     source.add_argument(
         "--s3",
         metavar="s3://BUCKET/PREFIX",

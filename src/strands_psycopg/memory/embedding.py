@@ -81,7 +81,7 @@ class Embedder:
             ) from error
         try:
             encoded = [encode_vector(vector, self._dimensions) for vector in vectors]
-        except (TypeError, VectorError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise EmbeddingError(f"{operation}: {error}") from None
         if len(encoded) != len(texts):
             raise EmbeddingError(f"{operation}: embed returned {len(encoded)} vectors; it must return one for each")
