@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
-# Of the options below, which may stand before the command or action as well as after it. They have no defaults of their
+# The defaults of the options below, which may stand before the command or action, or after it. They have none of their
 # own: that of one place would replace what was passed at the other.
 DEFAULTS = {
     "dsn": None,
