@@ -145,6 +145,9 @@ def test_export_and_import_move_memories(run: Run, ids: list[str], tmp_path: Pat
     assert run("export", owner="bob")[1] == exported
     code, _, err = run("import", "--from", str(tmp_path / "missing"))
     assert (code, "missing cannot be read" in err) == (1, True)
+    file.write_text("")
+    code, _, err = run("import", "--from", str(file))
+    assert (code, "there is nothing to import: no line was read" in err) == (1, True)
     file.write_text("{}\n")
     assert run("import", "--from", str(file))[2] == "strands-psycopg: error: line 1: the key 'memory_id' is missing\n"
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 from strands_psycopg.cli import output
@@ -23,6 +24,7 @@ from strands_psycopg.cli.options import (
     parse_path,
     parse_session_id,
 )
+from strands_psycopg.errors import TransferError
 from strands_psycopg.memory import PostgresMemoryStore
 from strands_psycopg.memory.entry import MEMORY_ID, SCORE
 from strands_psycopg.memory.stores import list_stores
@@ -256,7 +258,11 @@ async def _export(_: argparse.Namespace, store: PostgresMemoryStore) -> int:
 
 
 async def _import(arguments: argparse.Namespace, store: PostgresMemoryStore) -> int:
-    count = await store.import_lines(read_lines(arguments.lines))
+    lines = read_lines(arguments.lines)
+    first = next(lines, None)
+    if first is None:
+        raise TransferError("there is nothing to import: no line was read; pass the output of 'memories export'")
+    count = await store.import_lines(chain([first], lines))
     _print_count("imported", count, arguments)
     return count
 
