@@ -187,11 +187,31 @@ def _of_npm(session: nox.Session, package: str) -> Path:
     return folder / "native"
 
 
+# Further tests of the repository that --odd-pool replaces; the others build their own or start processes that do.
+_ON_A_POOL = [
+    "tests/faults/test_agent_sync_kills.py",
+    "tests/faults/test_interrupts.py",
+    "tests/faults/test_kill_loop.py",
+    "tests/faults/test_killed_holder.py",
+    "tests/faults/test_multi_agent_kill.py",
+    "tests/faults/test_roles.py",
+    "tests/faults/test_stopped_holder.py",
+    "tests/faults/test_turns.py",
+    "tests/faults/test_two_databases.py",
+    "tests/migration/test_rights.py",
+    "tests/migration/test_upgrade.py",
+    "tests/recipes/test_encryption.py",
+    "tests/recipes/test_redaction.py",
+    "tests/recipes/test_row_level_security.py",
+    "tests/recipes/test_web_worker.py",
+]
+
+
 @nox.session
 def odd_pool(session: nox.Session) -> None:
     """Run the tests on pools of the caller's whose adapters, cursors and settings are odd in every way."""
     session.install("-e", ".[dev]")
-    session.run("pytest", *_COMPATIBILITY, "--odd-pool", *session.posargs)
+    session.run("pytest", *_COMPATIBILITY, *_ON_A_POOL, "--odd-pool", *session.posargs)
 
 
 @nox.session

@@ -108,10 +108,20 @@ _NOT_THROUGH_PGBOUNCER = {
 }
 
 
+# Tests of what a repository does with a pool of its own.
+_AFTER_A_FORK = "uses the repository in a forked child, where a caller's open pool is refused"
+_NOT_ON_A_CALLERS_POOL = {
+    "test_agent_used_on_both_sides_of_a_fork_is_overtaken_not_overwritten": _AFTER_A_FORK,
+    "test_child_works_on_connections_of_its_own_and_the_parents_go_on": _AFTER_A_FORK,
+    "test_closed_repository_is_closed_in_the_child_too": "closes the repository, which leaves a caller's pool open",
+    "test_fork_during_a_statement_of_another_thread_leaves_both_processes_working": _AFTER_A_FORK,
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--pgbouncer"):
-        for item in items:
-            if reason := _NOT_THROUGH_PGBOUNCER.get(item.name.partition("[")[0]):
+    for option, skipped in (("--pgbouncer", _NOT_THROUGH_PGBOUNCER), ("--odd-pool", _NOT_ON_A_CALLERS_POOL)):
+        for item in items if config.getoption(option) else ():
+            if reason := skipped.get(item.name.partition("[")[0]):
                 item.add_marker(pytest.mark.skip(reason))
 
 

@@ -114,13 +114,31 @@ class ExternalPool:
                 f"pool options {sorted(pool_options)} cannot be combined with a pool; pass them to that pool instead"
             )
         self._pool = pool
+        self._is_parents = False
         self.address = printable(f"pool={pool.name}")
+        after_fork_in_child(self._notice_fork)
+
+    def _notice_fork(self) -> None:
+        # Two processes on one connection would read each other's answers.
+        self._is_parents = self._is_parents or not self._pool.closed
 
     def pool(self) -> ConnectionPool[Any]:
-        """Return the pool."""
+        """Return the pool.
+
+        Raises:
+            UnreachableError: It was open when this process was forked.
+        """
+        if self._is_parents:
+            raise UnreachableError(
+                "the pool was open when this process was forked, and its connections are the parent's; build a pool "
+                "and a repository in each process",
+                permanent=True,
+            )
         return self._pool
 
-    current_pool = pool
+    def current_pool(self) -> ConnectionPool[Any]:
+        """Return the pool, wherever it was opened."""
+        return self._pool
 
     @property
     def failures(self) -> int:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+import strands_psycopg.report
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.report import write_report
 from support.transcripts import assistant, call, result, store, usage, user
@@ -155,6 +156,25 @@ def test_the_search_shows_what_matches(visit: Visit) -> None:
 
     search.fill("")
     assert len(visit.rows("sessions")) == 5
+
+
+def test_a_search_among_some_of_the_sessions_says_so(
+    browser: Browser,
+    report: str,
+    repository: PostgresSessionRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(strands_psycopg.report, "_LONGEST", 2)
+    write_report(repository, tmp_path / "report.html")
+    with browser.new_context() as context:
+        page = Visit(context.new_page(), report).page
+        expect(page.locator("output[for=sessions-search]")).to_have_text("2 of 2 listed")
+        expect(page.locator("output[for=tools-search]")).to_have_text("5 of 5")
+        page.get_by_label("Search in Sessions").fill("alpha")
+        expect(page.locator("output[for=sessions-search]")).to_have_text("0 of 2 listed")
+        among = "No matching rows among the 2 sessions with the most messages; the others are not on this page."
+        expect(page.get_by_text(among).locator("visible=true")).to_have_count(1)
 
 
 def test_rows_are_shown_by_and_by_and_ids_do_not_wrap(

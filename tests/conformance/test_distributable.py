@@ -12,7 +12,9 @@ import pytest
 import strands_psycopg
 from strands_psycopg import PostgresMemoryStore, PostgresSessionRepository, PostgresStorage
 from strands_psycopg.database import Database
+from strands_psycopg.memory.stores import list_stores
 from strands_psycopg.report import read_statistics
+from strands_psycopg.storage.prefixes import list_storages
 from strands_psycopg.transfer import export_session, import_session
 from support import transfers
 from support.distribution import distribute_vectors
@@ -62,6 +64,8 @@ MAINTENANCE = {
     "StoredSessions._ids": "lists all sessions, to export them",
     "status.read_status": "counts all rows",
     "statistics.read_statistics": "reads all messages",
+    "stores.list_stores": "lists all memory stores",
+    "prefixes.list_storages": "lists all storages",
 }
 
 
@@ -134,6 +138,8 @@ def statements(
         transfers.fill(plain, "s")
         import_session(plain, list(export_session(plain, "s")), session_id="t")
         read_statistics(plain)
+        list_stores(plain._database)
+        list_storages(plain._database)
     return composed
 
 

@@ -148,7 +148,7 @@ def read_only(connection: Connection) -> Callable[[bool], None]:
         connection.execute(statement.format(sql.Identifier(connection.info.dbname), on))
         connection.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND application_name = 'strands-psycopg'"
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
     return set_read_only

@@ -253,11 +253,13 @@ def test_server_that_is_full_is_waited_for_whatever_its_language(
     assert retries() != []
 
 
+@pytest.mark.parametrize("last", ["restarted", "refusing"])
 def test_host_that_is_restarted_is_waited_for_though_another_one_refuses_for_good(
-    own_dsn: str, dsn: str, retries: Retries
+    last: str, own_dsn: str, dsn: str, retries: Retries
 ) -> None:
     with Proxy(dsn) as refusing, Proxy(own_dsn) as good:
-        ports = [str(conninfo_to_dict(proxy.dsn)["port"]) for proxy in (refusing, good)]
+        hosts = [refusing, good] if last == "restarted" else [good, refusing]
+        ports = [str(conninfo_to_dict(proxy.dsn)["port"]) for proxy in hosts]
         both = make_conninfo(good.dsn, host="127.0.0.1,127.0.0.1", port=",".join(ports))
         good.refuse()
         with PostgresSessionRepository(both, retry_timeout=60) as repository, ThreadPoolExecutor() as thread:

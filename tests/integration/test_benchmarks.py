@@ -50,4 +50,7 @@ def test_benchmarks_measure_what_the_goals_need_and_draw_it(
     for count in ("statements", "round trips", "commits"):
         assert medians[f"turn: {count}"]["ours"] == [2.0]
     assert "a further turn, beyond no session manager, against the limit" in capsys.readouterr().out
-    assert drawing.read_text().startswith("<svg")
+    drawn = drawing.read_text()
+    assert drawn.startswith("<svg")
+    assert "lower is better" in drawn
+    assert drawn.count('opacity="0.1"') == 1  # the ground of every other row

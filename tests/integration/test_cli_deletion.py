@@ -103,7 +103,11 @@ def test_erase_asks_on_a_terminal_and_counts_each_table(run: Run, repository: Po
     assert left(repository) == ALL
     assert run("erase", "--owner", "Alice", answer="y\n") == (0, f"deleted {table}", question)
     assert left(repository) == {"other"}
-    assert run("erase", "--owner", "Alice", "--yes") == (0, "deleted 0 rows\n", "")
+    assert run("erase", "--owner", "Alice", "--yes") == (
+        0,
+        "deleted 0 rows\n",
+        "nothing is stored under the owner 'Alice'\n",
+    )
 
 
 def test_erase_for_programs(run: Run, repository: PostgresSessionRepository) -> None:

@@ -44,6 +44,44 @@ def ids(repository: PostgresSessionRepository) -> list[str]:
     return asyncio.run(add())
 
 
+def test_without_an_action_the_stores_are_listed(
+    ids: list[str], repository: PostgresSessionRepository, dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stores = [PostgresMemoryStore(name, repository, owner=owner) for name, owner in [("notes", "bob"), ("\x1b", None)]]
+    for store in stores:
+        asyncio.run(store.add("tea"))
+
+    assert main(["memories", "--dsn", dsn]) == 0
+    header, nobodys, notes = capsys.readouterr().out.splitlines()
+    assert header.split() == ["store", "owners", "memories", "size", "newest"]
+    assert nobodys.split()[:5] == ["\\x1b", "0", "1", "3", "bytes"]
+    assert notes.split()[:5] == ["notes", "2", "4", "246", "bytes"]
+
+    # An option may stand on either side of the action.
+    assert main(["memories", "--owner", "", "--dsn", dsn]) == 2
+    capsys.readouterr()
+    assert main(["memories", "--owner", "alice", "--json", "--dsn", dsn]) == 0
+    [store_of_alice] = json.loads(capsys.readouterr().out)["stores"]
+    newest = store_of_alice.pop("updated_at")
+    assert store_of_alice == {"name": "notes", "owners": 1, "memories": 3, "bytes": 243}
+    assert main(["memories", "--owner", "alice", "--json", "list", "--store", "notes", "--dsn", dsn]) == 0
+    assert json.loads(capsys.readouterr().out)["memories"][0]["updated_at"] == newest
+
+
+def test_store_or_owner_without_memories_is_named(run: Run, ids: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for action in (["list"], ["search", "tea"], ["export"]):
+        code, _, err = run(*action, "--store", "note")
+        assert (code, err) == (1, "there is no memory store 'note'; did you mean 'notes'?\n")
+        code, _, err = run(*action, "--store", "xyz", "--owner", "al\x1b")
+        assert (code, err) == (1, "there is no memory store 'xyz'; 'strands-psycopg memories' lists the stores\n")
+        code, _, err = run(*action, owner="bob")
+        assert (code, err) == (0, "bob has no memories in store 'notes'; other owners have 3\n")
+    assert run("search", "unheard", "--owner", "alice") == (0, "memory  score  text\n", "")
+    code, out, err = run("forget", "--older-than", "0s", "--store", "note")
+    assert (code, out) == (0, "forgot 0 memories\n")
+    assert err == "there is no memory store 'note'; did you mean 'notes'?\n"
+
+
 def test_list_shows_a_page_newest_first(run: Run, ids: list[str]) -> None:
     code, out, err = run("list", "--limit", "2")
 
@@ -69,6 +107,10 @@ def test_search_shows_the_best_match_first(run: Run, ids: list[str]) -> None:
     rows = run("search", "green tea")[1].splitlines()[1:]
     assert [row.split()[0] for row in rows] == [ids[1], ids[0]]
 
+    assert run("search", " ")[::2] == (
+        2,
+        "strands-psycopg: error: the query is blank; 'strands-psycopg memories list' lists all memories\n",
+    )
     [entry] = json.loads(run("search", "tea", "--metadata", '{"kind": "taste"}', "--limit", "1", "--json")[1])
     assert (entry["content"], entry["metadata"]["_memory_id"]) == ("likes tea", ids[0])
 
@@ -80,6 +122,7 @@ def test_forget_deletes_what_was_selected(run: Run, ids: list[str]) -> None:
         "strands-psycopg: error: select memories by --id, --older-than or --metadata; --older-than 0s selects all\n",
     )
     assert run("forget", "--older-than", "1h") == (0, "forgot 0 memories\n", "")
+    assert run("forget", "--older-than", "1h", "--json") == (0, '{"memories": 0}\n', "")
     assert run("forget", "--id", ids[0]) == (0, "forgot 1 memory\n", "")
     assert run("forget", "--older-than", "0s") == (0, "forgot 2 memories\n", "")
 
@@ -98,10 +141,13 @@ def test_export_and_import_move_memories(run: Run, ids: list[str], tmp_path: Pat
     file.write_text(exported)
 
     assert run("import", "--from", str(file), owner="bob") == (0, "imported 3 memories\n", "")
-    assert run("import", "--from", str(file), owner="bob") == (0, "imported 0 memories\n", "")
+    assert run("import", "--from", str(file), "--json", owner="bob") == (0, '{"memories": 0}\n', "")
     assert run("export", owner="bob")[1] == exported
     code, _, err = run("import", "--from", str(tmp_path / "missing"))
     assert (code, "missing cannot be read" in err) == (1, True)
+    file.write_text("")
+    code, _, err = run("import", "--from", str(file))
+    assert (code, "there is nothing to import: no line was read" in err) == (1, True)
     file.write_text("{}\n")
     assert run("import", "--from", str(file))[2] == "strands-psycopg: error: line 1: the key 'memory_id' is missing\n"
 

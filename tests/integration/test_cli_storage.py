@@ -67,6 +67,23 @@ def test_list_shows_the_values_of_one_storage(run: Run, values: dict[tuple[str, 
 
 
 @needs_storage
+def test_without_an_action_the_storages_are_listed(run: Run, values: dict[tuple[str, ...], list[str]]) -> None:
+    code, printed, errors = run("storage")
+    header, *rows = [line.split() for line in printed.splitlines()]
+    assert (code, errors, header) == (0, "", ["prefix", "owners", "values", "size", "newest"])
+    assert [row[:-2] for row in rows] == [
+        ["(none)", "0", "2", "19.53", "kB"],
+        ["notes", "1", "4", "39.11", "kB"],
+    ]
+    assert run("storage", "--owner", "")[0] == 2
+    [storage] = json.loads(run("storage", "--json", "--owner", "Alice")[1])["storages"]
+    newest = storage.pop("updated_at")
+    assert storage == {"prefix": "notes", "owners": 1, "values": 2, "bytes": 20_029}
+    listed = run("storage", "--json", "--owner", "Alice", "list", "--prefix", "notes")[1]
+    assert max(each["updated_at"] for each in json.loads(listed)["values"]) == newest
+
+
+@needs_storage
 def test_get_prints_the_very_bytes_or_writes_a_new_file(
     run: Run,
     values: dict[tuple[str, ...], list[str]],
@@ -82,6 +99,8 @@ def test_get_prints_the_very_bytes_or_writes_a_new_file(
     assert file.read_bytes() == b"x" * 20_000
     code, _, errors = run("storage", "get", "large", "--to", str(file))
     assert (code, f"{file} cannot be written: File exists; remove it, or" in errors) == (1, True)
+    code, _, errors = run("storage", "get", "large", "--to", str(tmp_path))
+    assert (code, f"{tmp_path} cannot be written: Is a directory; name a file" in errors) == (1, True)
     code, printed, errors = run("storage", "get", "missing")
     assert (code, printed) == (1, "")
     assert "there is no value 'missing'; 'strands-psycopg storage list' prints the keys" in errors

@@ -116,7 +116,7 @@ def test_sessions_move_through_files(
     messages = 2 * len(transfers.IN_FILES)
     folder = str(tmp_path / "files")
     assert main(["export", "--all", "--files", folder, "--dsn", dsn]) == 0
-    assert main(["export", "s", "--files", folder, "--dsn", dsn]) == 0
+    assert main(["export", "s", "s", "--files", folder, "--dsn", dsn]) == 0
     assert main(["import", "--files", folder, "--dsn", other_dsn]) == 0
     assert capsys.readouterr() == (
         f"exported 1 session, 2 agents, {messages} messages, 2 multi-agents\n"
@@ -236,21 +236,12 @@ def test_tables_dsn_is_retried_as_long_as_dsn(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dsn: str
 ) -> None:
     monkeypatch.setattr(options, "RETRY_TIMEOUT", 0.2)
-    assert (
-        main(
-            [
-                "import",
-                "--tables-of",
-                "strands-postgresql-session-manager",
-                "--tables-dsn",
-                "host=/nowhere",
-                "--dsn",
-                dsn,
-            ]
-        )
-        == 1
-    )
-    assert "could not connect within 0.2 s" in capsys.readouterr().err
+    monkeypatch.setenv("PGHOST", "/nowhere")
+    # An empty DSN is libpq's environment, as one of --dsn is, and not the target.
+    for tables in ("host=/nowhere", ""):
+        arguments = ["--tables-of", "strands-postgresql-session-manager", "--tables-dsn", tables]
+        assert main(["import", *arguments, "--dsn", dsn]) == 1
+        assert "could not connect within 0.2 s" in capsys.readouterr().err
 
 
 def test_schema_and_prefix_say_which_tables(repository: PostgresSessionRepository, dsn: str, tmp_path: Path) -> None:

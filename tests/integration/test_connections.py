@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -188,7 +189,10 @@ def test_unknown_database_is_reported_at_once(dsn: str) -> None:
     assert time.monotonic() - started < 20
 
 
-def test_server_that_is_down_is_waited_for_until_retry_timeout_and_named(proxy: Proxy) -> None:
+def test_server_that_is_down_is_waited_for_until_retry_timeout_and_named(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_FIRST_RETRY_TIMEOUT", 0.1)  # which is that of a repository without retry_timeout
     proxy.refuse()
     repository = PostgresSessionRepository(proxy.dsn, retry_timeout=1)
     started = time.monotonic()
@@ -203,7 +207,11 @@ def test_server_that_is_down_is_waited_for_until_retry_timeout_and_named(proxy: 
     assert "reading session 's'" in str(raised.value)
 
 
-def test_server_that_is_down_when_the_first_manager_is_built_is_waited_for(proxy: Proxy) -> None:
+def test_server_that_is_down_when_the_first_manager_is_built_is_waited_for(
+    proxy: Proxy, retries: Retries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(database, "retries", SimpleNamespace(add=counted.append))
     proxy.refuse()
     with PostgresSessionRepository(proxy.dsn) as repository, ThreadPoolExecutor(1) as thread:
         building = thread.submit(PostgresSessionManager, "s", repository)
@@ -211,6 +219,8 @@ def test_server_that_is_down_when_the_first_manager_is_built_is_waited_for(proxy
         proxy.accept()
 
         assert building.result(30).session_id == "s"
+    assert counted == [1] * len(retries())
+    assert counted != []
 
 
 def test_server_that_has_never_answered_is_not_waited_for_as_long_as_one_that_has(
@@ -308,6 +318,19 @@ def test_full_pool_is_named_and_works_again_when_a_connection_is_free(proxy: Pro
         proxy.release()
         assert slow.result(30) is None
         assert repository.read_session("s") is None
+
+
+def test_usage_is_what_is_checked_out_and_who_waits(proxy: Proxy) -> None:
+    with PostgresSessionRepository(proxy.dsn, max_size=1, name="mine") as repository, ThreadPoolExecutor(2) as threads:
+        usage = repository._database._connections.usage
+        assert usage() == ("mine", 0, 0)
+        repository.read_session("s")
+        assert usage() == ("mine", 0, 0)
+        proxy.hold()
+        reading = [threads.submit(repository.read_session, "s") for _ in range(2)]
+        wait_until(lambda: usage() == ("mine", 1, 1))
+        proxy.release()
+        assert [each.result(30) for each in reading] == [None, None]
 
 
 def test_callers_full_pool_is_named_and_works_again_when_a_connection_is_free(dsn: str) -> None:

@@ -1,6 +1,8 @@
 """What is said when the server refuses a statement."""
 
+import asyncio
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +16,17 @@ from typing_extensions import LiteralString
 
 from strands_psycopg import (
     DatabaseError,
+    DatabaseUnavailableError,
     PostgresSessionManager,
     PostgresSessionRepository,
+    PostgresStorage,
     SchemaError,
     SessionNotFoundError,
     StrandsPsycopgError,
 )
+from strands_psycopg.errors import StorageError
 from support.agents import build
+from support.storage import has_storage
 
 Connection = psycopg.Connection[Any]
 
@@ -48,6 +54,16 @@ def test_missing_tables_are_a_schema_error_that_says_how_to_make_them(empty_dsn:
         PostgresSessionManager("s", repository)
 
 
+def test_each_operation_is_a_line_for_debugging_with_its_milliseconds(
+    repository: PostgresSessionRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "strands_psycopg.database")
+    repository.read_session("s")
+
+    [line] = [record.getMessage() for record in caplog.records if record.name == "strands_psycopg.database"]
+    assert re.fullmatch(r"attempts=<1>, milliseconds=<\d+\.\d\d> \| reading session 's' succeeded", line)
+
+
 def test_missing_schema_is_a_schema_error_that_says_how_to_make_it(dsn: str) -> None:
     with (
         PostgresSessionRepository(dsn, schema="elsewhere") as repository,
@@ -61,6 +77,21 @@ def test_missing_column_is_a_schema_error(repository: PostgresSessionRepository,
 
     with pytest.raises(SchemaError, match="from an older version"):
         build(repository)("1")
+
+
+def test_async_with_closes_repository_and_storage(dsn: str) -> None:
+    async def use() -> None:
+        async with PostgresSessionRepository(dsn) as repository:
+            assert repository.read_session("s") is None
+        with pytest.raises(DatabaseUnavailableError, match="closed"):
+            repository.read_session("s")
+        if has_storage:
+            async with PostgresStorage(dsn) as storage:
+                assert await storage.read("key") is None
+            with pytest.raises(StorageError, match="closed"):
+                await storage.read("key")
+
+    asyncio.run(use())
 
 
 def test_manager_works_after_the_tables_were_made(empty_dsn: str) -> None:

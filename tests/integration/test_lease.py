@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +22,13 @@ from strands import Agent
 from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from strands_psycopg import LeaseLostError, PostgresSessionManager, PostgresSessionRepository, SessionBusyError
+from strands_psycopg import (
+    LeaseLostError,
+    PostgresSessionManager,
+    PostgresSessionRepository,
+    SessionBusyError,
+    telemetry,
+)
 from strands_psycopg.lease import Lease
 from strands_psycopg.scripted_model import ScriptedModel
 from support import processes
@@ -486,7 +493,10 @@ def test_lost_lease_is_not_renewed_and_is_logged_once(
     other: PostgresSessionRepository,
     connection: Connection,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(telemetry, "leases_lost", SimpleNamespace(add=counted.append))
     with repository.lease("s", ttl=1):
         expire(connection)
         with other.lease("s", wait=0, ttl=600) as new, repository.lease("t", ttl=0.3):
@@ -498,6 +508,7 @@ def test_lost_lease_is_not_renewed_and_is_logged_once(
             assert rows(connection)[0] == ("s", str(new.term))
             assert expiry_of(connection, "s") == taken
     assert caplog.text.count("lease lost") == 1
+    assert counted == [1]
 
 
 def expiry_of(connection: Connection, session_id: str) -> datetime:

@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg import EmbeddingError, PostgresMemoryStore, PostgresSessionRepository, SchemaError
+from strands_psycopg.errors import BadFileError
 from strands_psycopg.migrator import Migrator
 from support.databases import Databases
 from support.memories import DIMENSIONS, embed_trigrams, has_pgvector, needs_memory
@@ -304,6 +305,22 @@ def test_export_and_import_carry_vectors(store: PostgresMemoryStore, repository:
     assert found(PostgresMemoryStore("carried", repository, embed=embed_trigrams, dimensions=DIMENSIONS), "cycling")
 
 
+def test_line_with_a_bad_vector_is_refused_by_name(store: PostgresMemoryStore) -> None:
+    add(store, "cyclist")
+
+    async def export() -> list[str]:
+        return [line async for line in store.export_lines()]
+
+    record = json.loads(run(export())[0])
+    for vector, message in [
+        ("1" * DIMENSIONS, "a vector is no sequence of numbers"),
+        ([10**400] * DIMENSIONS, "a vector contains .* a number that is too large"),
+        ([1], f"a vector has 1 dimensions, not {DIMENSIONS}"),
+    ]:
+        with pytest.raises(BadFileError, match=rf"^line 1: {message}$"):
+            run(store.import_lines([json.dumps({**record, "embedding": vector})]))
+
+
 async def embed_later(texts: list[str]) -> list[list[float]]:
     await asyncio.sleep(0)
     return embed_trigrams(texts)
@@ -339,7 +356,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "infinite": ([[1e39] * DIMENSIONS], "a number that is too large"),
     "zeros": ([[0.0] * DIMENSIONS], "all zeros"),
     "flat": ([1.0] * DIMENSIONS, "no sequence of numbers"),
-    "text": (["x" * DIMENSIONS], "no sequence of numbers"),
+    "huge": ([[10**400] * DIMENSIONS], "a number that is too large"),
+    "text": (["1" * DIMENSIONS], "no sequence of numbers"),
+    "texts": ([["1"] * DIMENSIONS], "no sequence of numbers"),
+    "bytes": ([b"1" * DIMENSIONS], "no sequence of numbers"),
     "none": (None, "'NoneType' object is not iterable"),
     "raises": (LookupError("secret"), "embed raised LookupError"),
 }

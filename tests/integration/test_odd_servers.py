@@ -376,10 +376,13 @@ def test_full_disk_of_the_server_has_advice() -> None:
 
 
 LOCALES = {
+    "none": "LOCALE 'C'",
     "libc": "LOCALE 'C.UTF-8'",
     "english": "LOCALE 'en_US.UTF-8'",
     "builtin": "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'",
+    "unicode": "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'PG_UNICODE_FAST' LOCALE 'C'",
     "icu": "LOCALE_PROVIDER icu ICU_LOCALE 'und' LOCALE 'C'",
+    "turkish": "LOCALE_PROVIDER icu ICU_LOCALE 'tr' LOCALE 'C'",
 }
 
 
@@ -398,7 +401,7 @@ def localised_dsn(request: pytest.FixtureRequest, server: str, worker_id: str) -
 
 @needs_memory
 def test_same_words_are_found_on_every_locale(localised_dsn: str) -> None:
-    words = ["½", "x²", "①", "ⅷ", "Größe", "ЖУК", "東京", "١٢٣"]
+    words = ["½", "x²", "①", "ⅷ", "Größe", "İZMIR", "ЖУК", "東京", "١٢٣"]
 
     async def missing(store: PostgresMemoryStore, storage: PostgresStorage) -> list[str]:
         missing = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import ConnectionPool
 
 from strands_psycopg import DatabaseUnavailableError, PostgresSessionRepository, SessionConflictError
 from support import processes
@@ -116,6 +117,29 @@ def test_fork_during_a_statement_of_another_thread_leaves_both_processes_working
         connection.execute("SELECT pg_advisory_unlock(1)")
         assert waiting.result(30).rows == [(False,)]
     assert len(build(repository).messages) == 2
+
+
+def test_callers_open_pool_is_refused_in_the_child_by_name(dsn: str) -> None:
+    with ConnectionPool(dsn, min_size=1, open=False) as pool:
+        repository = PostgresSessionRepository(pool)
+        before = backends(repository)
+
+        def read() -> object:
+            with pytest.raises(DatabaseUnavailableError, match="was open when this process was forked"):
+                repository.read_session("s")
+            return True
+
+        assert in_child(read)
+        assert set(before) <= set(backends(repository))
+
+    unopened = ConnectionPool(dsn, open=False)
+    repository = PostgresSessionRepository(unopened)
+
+    def open_and_read() -> object:
+        with unopened:
+            return backends(repository)
+
+    assert in_child(open_and_read)
 
 
 def test_agent_used_on_both_sides_of_a_fork_is_overtaken_not_overwritten(repository: PostgresSessionRepository) -> None:

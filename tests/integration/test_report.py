@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+import dataclasses
 import io
 import json
 import os
@@ -172,7 +173,9 @@ def test_missing_views_are_a_schema_error(repository: PostgresSessionRepository,
 
 
 def test_statistics_write_nothing(talks: None, repository: PostgresSessionRepository, connection: Connection) -> None:
-    connection.execute("CREATE FUNCTION sneak() RETURNS bigint LANGUAGE sql AS 'DELETE FROM strands_agents; SELECT 1'")
+    connection.execute(
+        "CREATE FUNCTION sneak() RETURNS bigint LANGUAGE sql AS 'DELETE FROM public.strands_agents; SELECT 1'"
+    )
     connection.execute("DROP VIEW strands_daily_figures")
     connection.execute(
         "CREATE VIEW strands_daily_figures AS SELECT current_date AS day, sneak() AS sessions, 0 AS turns, "
@@ -286,6 +289,15 @@ def test_numbers_have_one_form() -> None:
     assert [formatting.compact(number) for number in numbers] == [
         *("0", "999", "1,982", "9,999", "10k", "12.3k", "999k", "1M", "4.56M", "7G", "2T", "10,000T"),
     ]
+
+
+def test_axes_have_the_same_form(repository: PostgresSessionRepository) -> None:
+    statistics = read_statistics(repository)
+    for messages, labels in [(1982, {"500", "1,000", "2,000"}), (39_000, {"10k", "40k"}), (2, {"0", "1", "2"})]:
+        counts = dict.fromkeys(Figures.__dataclass_fields__, 0) | {"messages": messages}
+        day = DayFigures(day=statistics.until, sessions=1, **counts)
+        plot, *_ = daily_plots.plots(dataclasses.replace(statistics, days=(day,)))
+        assert labels <= set(re.findall("<text[^>]*>([^<]*)</text>", plot.drawings["narrow"]))
 
 
 def test_the_page_asks_for_nothing_else(talks: None, repository: PostgresSessionRepository) -> None:

@@ -219,6 +219,9 @@ def test_what_clients_are_told(direct_dsn: str, repository: PostgresSessionRepos
             assert first.name == "text"
             assert rest[-1] == Event("error", {"status": 409, "detail": "another turn of this session came between"})
 
+            # Strands wraps the error.
+            assert (await ask(http, "conflict", "conflict"))[-1] == rest[-1]
+
             assert answer(await ask(http, "s/turns/ä?", "who?", agent="helper-2")) is not None
             other = (await http.get("/sessions/s%2Fturns%2F%C3%A4%3F?agent=helper-2")).json()
             assert other[0]["content"][0]["text"] == "who?"
@@ -242,6 +245,8 @@ def test_what_clients_are_told(direct_dsn: str, repository: PostgresSessionRepos
 
         async with client(web.url, owner="bob") as http:
             assert (await http.post("/sessions/s/turns", json=hello)).status_code == 404
+            with repository.lease("s", wait=0):  # nor is it told whether a turn is being taken
+                assert (await http.post("/sessions/s/turns", json=hello)).status_code == 404
             assert (await http.get("/sessions/s")).status_code == 404
             del http.headers["X-Forwarded-User"]
             assert (await http.post("/sessions/s/turns", json=hello)).status_code == 401
@@ -296,10 +301,12 @@ def test_what_clients_of_the_block_on_the_page_are_told(
                 go.touch()
                 assert first.name == "text"
                 assert [event async for event in events][-1] == Event("error", 409)
+            assert (await ask(http, "conflict", "conflict"))[-1] == Event("error", 409)
             for path, body in [("s", {"prompt": None}), ("s", {}), ("s", []), ("s" * 300, hello)]:
                 assert (await http.post(f"/sessions/{path}/turns", json=body)).status_code == 400
         async with client(web.url, owner="bob") as http:
-            assert (await http.post("/sessions/a%2Fb/turns", json=hello)).status_code == 404
+            with repository.lease("a/b", wait=0):
+                assert (await http.post("/sessions/a%2Fb/turns", json=hello)).status_code == 404
             del http.headers["X-Forwarded-User"]
             assert (await http.post("/sessions/s/turns", json=hello)).status_code == 401
 

@@ -36,6 +36,31 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argv: li
     assert capsys.readouterr().err.startswith("usage: strands-psycopg ")
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("show -id", "SESSION; write -- before one that begins with a hyphen"),
+        ("purge --idle-for -1d", "expected one argument; write = before one that begins with a hyphen"),
+        ("export --all --to=", "--to: must not be empty"),
+        ("export --all --files=", "--files: must not be empty"),
+        ("import --from=", "--from: must not be empty"),
+        ("import --files=", "--files: must not be empty"),
+        ("storage get key --to=", "--to: must not be empty"),
+        ("memories import --store s --from=", "--from: must not be empty"),
+        ("report --html=", "--html: must not be empty"),
+        ("sessions --limit 0", "--limit: must be a whole number from 1 to 1000, not '0'"),
+        ("memories list --store s --limit 1001", "--limit: must be a whole number from 1 to 1000, not '1001'"),
+        ("memories search --store s tea --limit -1", "--limit: must be a whole number from 1 to 1000, not '-1'"),
+        ("sessions --limit x", "--limit: must be a whole number from 1 to 1000, not 'x'"),
+        ("memories --store notes", "followed by their options"),
+    ],
+)
+def test_wrong_usage_says_what_to_write(capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(command.split())
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+
+
 @pytest.mark.parametrize("command", [[], ["status"], ["show"], ["fork", "a"], ["export"]], ids=str)
 @pytest.mark.parametrize("dsn", ["postgresql://app:sesame@db/agents", "host=db password='open sesame'"])
 def test_a_misplaced_dsn_is_not_quoted(capsys: pytest.CaptureFixture[str], command: list[str], dsn: str) -> None:
@@ -79,6 +104,7 @@ def test_a_long_error_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatc
     ("command", "text"),
     [
         ("sesions", "there is no command 'sesions'; did you mean sessions?"),
+        ("memories lst", "there is no action 'lst'; did you mean list?"),
         ("xyzzy", "there is no command 'xyzzy'; the commands are migrate, status, "),
     ],
 )
@@ -86,7 +112,7 @@ def test_mistyped_command_is_answered_with_the_one_that_was_meant(
     capsys: pytest.CaptureFixture[str], command: str, text: str
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
-        main([command])
+        main(command.split())
     assert f"error: {text}" in capsys.readouterr().err.replace("'migrate'", "migrate").replace("'status'", "status")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 
 from strands_psycopg.cli import output
-from strands_psycopg.cli.options import TABLES, Commands, open_repository
+from strands_psycopg.cli.options import TABLES, Commands, open_repository, parse_path
 from strands_psycopg.printable import printable
 from strands_psycopg.report import (
     QUERY_COUNT,
@@ -45,7 +45,9 @@ def add_to(commands: Commands) -> None:
         description="Write statistics of the last days as an HTML page with plots and searchable tables. The page "
         "needs no other file and no network. This command requires the extra report.",
     )
-    report.add_argument("--html", metavar="FILE", required=True, help="file to write; an existing one is replaced")
+    report.add_argument(
+        "--html", type=parse_path, metavar="FILE", required=True, help="file to write; an existing one is replaced"
+    )
     _add_days(report)
     report.set_defaults(run=_report)
 

@@ -44,7 +44,7 @@ def add_deletion_options(command: Parser) -> None:
     """Add the options of every command that deletes."""
     command.add_argument("--yes", action="store_true", help="do not ask")
     command.add_argument("--dry-run", action="store_true", help="only count what would be deleted")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
 def _delete(arguments: argparse.Namespace) -> int:
@@ -115,7 +115,10 @@ def _erase(arguments: argparse.Namespace) -> int:
         print(output.dump_json({**dataclasses.asdict(erased), "dry_run": arguments.dry_run}, indent=2))
     else:
         print(f"{verb(arguments)} {output.pluralize(sum(dataclasses.astuple(erased)), 'row')}")
-        if counts := _counts(erased):
+        counts = _counts(erased)
+        if not counts:
+            print(f"nothing is stored under the owner {arguments.owner!r}", file=sys.stderr)
+        else:
             output.print_table(("table", "rows"), counts, right=("rows",))
     return 0
 

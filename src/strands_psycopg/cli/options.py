@@ -22,6 +22,8 @@ RETRY_TIMEOUT = 5.0
 # The environment variables by which libpq finds a server.
 _SERVER_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
 
+_MAX_LIMIT = 1000
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw])")
 
@@ -37,21 +39,33 @@ class Parser(argparse.ArgumentParser):
         # argparse would quote a misplaced DSN with its password.
         if "://" in message or "password" in message:
             message = "pass a DSN with --dsn"
-        elif match := re.match(r"argument command: invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            close = get_close_matches(match[1], re.findall(r"[\w-]+", match[2]), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the commands are {match[2]}"
-            message = f"there is no command {match[1]!r}; {hint}"
+        elif match := re.match(r"argument (command|action): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            kind, word, known = match.groups()
+            close = get_close_matches(word, re.findall(r"[\w-]+", known), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the {kind}s are {known}, followed by their options"
+            message = f"there is no {kind} {word!r}; {hint}"
         elif message.startswith("unrecognized arguments:"):
             message = f"{message}; --help after the command lists its options"
+        elif re.match("the following arguments are required: [A-Z]", message):
+            message = f"{message}; write -- before one that begins with a hyphen"
+        elif message.endswith("expected one argument"):
+            message = f"{message}; write = before one that begins with a hyphen"
         message = message.replace("invalid int value:", "must be a whole number, not")
         super().error(message)
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
-# Of the options below, which may stand before the command as well as after it. They have no defaults of their own: that
-# of one place would replace what was passed at the other.
-DEFAULTS = {"dsn": None, "schema": None, "table_prefix": "strands_", "payload_codec": None}
+# The defaults of the options below, which may stand before the command or action, or after it. They have none of their
+# own: that of one place would replace what was passed at the other.
+DEFAULTS = {
+    "dsn": None,
+    "schema": None,
+    "table_prefix": "strands_",
+    "payload_codec": None,
+    "owner": None,
+    "json": False,
+}
 
 DSN = Parser(add_help=False, argument_default=argparse.SUPPRESS)
 DSN.add_argument("--dsn", help="connection string of the database: postgresql://... or key=value pairs")
@@ -59,6 +73,9 @@ DSN.add_argument("--dsn", help="connection string of the database: postgresql://
 TABLES = Parser(add_help=False, parents=[DSN], argument_default=argparse.SUPPRESS)
 TABLES.add_argument("--schema", metavar="NAME", help="schema of the tables (default: public)")
 TABLES.add_argument("--table-prefix", metavar="PREFIX", help="prefix of the table names (default: strands_)")
+
+JSON = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+JSON.add_argument("--json", action="store_true", help="print JSON")
 
 CODEC = Parser(add_help=False, argument_default=argparse.SUPPRESS)
 CODEC.add_argument(
@@ -139,6 +156,21 @@ def parse_session_id(text: str) -> str:
     if re.match(r"postgres(ql)?://|.*\bpassword *=", text):
         raise argparse.ArgumentTypeError("pass a DSN with --dsn")
     return text
+
+
+def parse_path(text: str) -> str:
+    """Return a path, for argparse; refuse an empty one, which would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def parse_limit(text: str) -> int:
+    """Parse the maximum number of results of a list or search, for argparse."""
+    with suppress(ValueError):
+        if 1 <= int(text) <= _MAX_LIMIT:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MAX_LIMIT}, not {text!r}")
 
 
 def parse_metadata(text: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from datetime import datetime, timezone
 
 from strands_psycopg.cli import output
 from strands_psycopg.cli.options import (
@@ -13,6 +14,7 @@ from strands_psycopg.cli.options import (
     Parser,
     open_repository,
     parse_duration,
+    parse_limit,
     parse_metadata,
     parse_session_id,
     parse_time,
@@ -32,7 +34,11 @@ def add_to(commands: Commands) -> None:
         "If the application has a payload codec, pass it to read the titles.",
     )
     sessions.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="maximum number of sessions, up to 1000 (default: 100)"
+        "--limit",
+        type=parse_limit,
+        default=100,
+        metavar="N",
+        help="maximum number of sessions, up to 1000 (default: 100)",
     )
     sessions.add_argument(
         "--before", metavar="CURSOR", help="continue after the previous page, with the cursor that it printed"
@@ -113,6 +119,9 @@ def _sessions(arguments: argparse.Namespace) -> int:
             owner=arguments.owner,
             metadata=arguments.metadata,
         )
+    since = arguments.active_since
+    if not page.sessions and since is not None and since > datetime.now(timezone.utc):
+        print("--active-since is in the future; times are in UTC unless they have an offset", file=sys.stderr)
     if arguments.json:
         print(output.dump_json(dataclasses.asdict(page), indent=2))
         return 0

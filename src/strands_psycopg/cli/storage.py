@@ -1,4 +1,4 @@
-"""The command ``storage``: lists, prints and purges the values of a storage."""
+"""The command ``storage``: lists storages; lists, prints and purges the values of one."""
 
 import argparse
 import asyncio
@@ -14,11 +14,13 @@ from strands_psycopg.cli.deletion import add_deletion_options, check_can_ask, co
 from strands_psycopg.cli.lines import STDIO
 from strands_psycopg.cli.options import (
     CODEC,
+    JSON,
     TABLES,
     Commands,
     Parser,
     open_repository,
     parse_duration,
+    parse_path,
     parse_session_id,
 )
 from strands_psycopg.errors import (
@@ -29,7 +31,10 @@ from strands_psycopg.errors import (
     TransferError,
 )
 from strands_psycopg.printable import printable
+from strands_psycopg.repository import session_tables
+from strands_psycopg.repository.annotations import check_owner
 from strands_psycopg.storage import PostgresStorage, list_values
+from strands_psycopg.storage.prefixes import list_storages
 from strands_psycopg.storage.purging import StoragePurgeResult
 from strands_psycopg.system_errors import explain
 
@@ -37,26 +42,38 @@ _STORAGE = Parser(add_help=False)
 _of = _STORAGE.add_mutually_exclusive_group()
 _of.add_argument("--session", type=parse_session_id, metavar="ID", help="the storage of this session")
 _of.add_argument("--prefix", default="", metavar="TEXT", help="the storage with this prefix (default: none)")
-_STORAGE.add_argument("--owner", metavar="NAME", help="whose storage, or whose session, it is (default: nobody's)")
+_STORAGE.add_argument(
+    "--owner",
+    metavar="NAME",
+    default=argparse.SUPPRESS,
+    help="whose storage, or whose session, it is (default: nobody's)",
+)
 
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
     storage = commands.add_parser(
         "storage",
+        parents=[TABLES, JSON],
         allow_abbrev=False,
-        help="list, print and purge the values of a storage",
-        description="List, print and purge the values of a PostgresStorage, or of the storage of a session.",
+        help="list storages; list, print and purge the values of one",
+        description="Without an action, list the prefixes of storages, without those of sessions. With one, list, "
+        "print and purge the values of a PostgresStorage, or of the storage of a session.",
     )
-    actions = storage.add_subparsers(title="actions", metavar="action", required=True)
+    storage.add_argument(
+        "--owner", metavar="NAME", default=argparse.SUPPRESS, help="only storages of this owner (default: of anyone)"
+    )
+    storage.set_defaults(run=_list_storages)
+    actions = storage.add_subparsers(title="actions", metavar="action")
 
-    listing = _add(actions, "list", _list, "list values with their sizes", TABLES)
+    listing = _add(actions, "list", _list, "list values with their sizes", TABLES, JSON)
     listing.add_argument("--under", default="", metavar="TEXT", help="only keys that begin with TEXT")
-    listing.add_argument("--json", action="store_true", help="print JSON")
 
     get = _add(actions, "get", _get, "print a value, or write it to a file", TABLES, CODEC)
     get.add_argument("key", metavar="KEY", help="its key")
-    get.add_argument("--to", default=STDIO, metavar="FILE", help="a new file; - is standard output (default: -)")
+    get.add_argument(
+        "--to", type=parse_path, default=STDIO, metavar="FILE", help="a new file; - is standard output (default: -)"
+    )
 
     purge = _add(actions, "purge", _purge, "delete expired values, and those not written for some time", TABLES)
     purge.add_argument(
@@ -114,6 +131,27 @@ def _open_storage(arguments: argparse.Namespace) -> Iterator[PostgresStorage]:
         yield storage
 
 
+def _list_storages(arguments: argparse.Namespace) -> int:
+    check_owner(arguments.owner)
+    with open_repository(arguments) as repository:
+        found = list_storages(session_tables(repository).database, arguments.owner)
+    if arguments.json:
+        print(json.dumps({"storages": [dataclasses.asdict(each) for each in found]}, indent=2))
+        return 0
+    rows = [
+        (
+            printable(each.prefix) or "(none)",
+            f"{each.owners:,}",
+            f"{each.values:,}",
+            output.format_size(each.bytes),
+            output.format_time(each.updated_at, timespec="minutes"),
+        )
+        for each in found
+    ]
+    output.print_table(("prefix", "owners", "values", "size", "newest"), rows, right=("owners", "values", "size"))
+    return 0
+
+
 def _list(arguments: argparse.Namespace, storage: PostgresStorage) -> int:
     found = list_values(storage, arguments.under)
     if arguments.json:
@@ -142,8 +180,9 @@ def _get(arguments: argparse.Namespace, storage: PostgresStorage) -> int:
         sys.stdout.flush()
         sys.stdout.buffer.write(value)
         return 0
+    path = Path(arguments.to)
     try:
-        with Path(arguments.to).open("xb") as file:
+        with path.open("xb" if path.is_file() or not path.exists() else "wb") as file:
             file.write(value)
     except OSError as error:
         raise TransferError(f"{arguments.to} cannot be written: {explain(error)}") from error

@@ -38,10 +38,15 @@ def _add_export(commands: Commands) -> None:
     export.add_argument("--prefix", metavar="TEXT", help="export all sessions whose id starts with TEXT")
     destination = export.add_mutually_exclusive_group()
     destination.add_argument(
-        "--to", metavar="FILE", default=STDIO, help="write JSON lines to a new file; - is standard output (default: -)"
+        "--to",
+        type=options.parse_path,
+        metavar="FILE",
+        default=STDIO,
+        help="write JSON lines to a new file; - is standard output (default: -)",
     )
     destination.add_argument(
         "--files",
+        type=options.parse_path,
         metavar="DIR",
         help="write files for FileSessionManager(storage_dir=DIR). Sessions that already exist there with the same "
         "content are not changed. Checkpoints, and windows of agents that are not the end of their logs, are left out "
@@ -69,9 +74,15 @@ def _add_import(commands: Commands) -> None:
     )
     source = import_.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--from", dest="lines", metavar="FILE", help="JSON lines written by export; - is standard input"
+        "--from",
+        dest="lines",
+        type=options.parse_path,
+        metavar="FILE",
+        help="JSON lines written by export; - is standard input",
     )
-    source.add_argument("--files", metavar="DIR", help="storage_dir of Strands' FileSessionManager")
+    source.add_argument(
+        "--files", type=options.parse_path, metavar="DIR", help="storage_dir of Strands' FileSessionManager"
+    )
     source.add_argument(
         "--s3",
         metavar="s3://BUCKET/PREFIX",
@@ -135,7 +146,7 @@ def _export_each(
     export: Callable[[str], transfer.TransferResult],
 ) -> transfer.TransferResult:
     result = transfer.TransferResult()
-    for session_id in arguments.sessions or transfer.session_ids(repository, arguments.prefix or ""):
+    for session_id in dict.fromkeys(arguments.sessions) or transfer.session_ids(repository, arguments.prefix or ""):
         try:
             result += export(session_id)
         except SessionNotFoundError:
@@ -185,7 +196,7 @@ def _export_lines(
 def _import(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.lines is not None and arguments.skip_bad:
         parser.error("--skip-bad cannot be used with --from")
-    if arguments.tables_of is None and (arguments.tables_dsn or arguments.tables_schema) is not None:
+    if arguments.tables_of is None and (arguments.tables_dsn, arguments.tables_schema) != (None, None):
         parser.error("--tables-dsn and --tables-schema require --tables-of")
     with (
         open_repository(arguments) as repository,
@@ -214,7 +225,7 @@ def _source(arguments: argparse.Namespace) -> Iterator[Source]:
             raise ValueError(f"--s3 must be s3://BUCKET or s3://BUCKET/PREFIX, not {arguments.s3!r}")
         yield transfer.S3Sessions(address.netloc, address.path)
     else:
-        dsn = arguments.tables_dsn or get_dsn(arguments) or ""
+        dsn = get_dsn(arguments) or "" if arguments.tables_dsn is None else arguments.tables_dsn
         with transfer.PostgresqlSessionManagerTables(
             dsn, schema=arguments.tables_schema, retry_timeout=options.RETRY_TIMEOUT
         ) as source:

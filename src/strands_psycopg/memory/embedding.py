@@ -26,6 +26,9 @@ _MAX_DIMENSIONS = 2000
 _MIN_LARGEST = 2.0**-6
 _MAX_LARGEST = 65_504.0
 
+_NO_NUMBERS = "a vector is no sequence of numbers"
+_NOT_FINITE = "a vector contains NaN, an infinity or a number that is too large"
+
 
 def check_dimensions(dimensions: object) -> int:
     """Return the number of dimensions of vectors.
@@ -39,6 +42,10 @@ def check_dimensions(dimensions: object) -> int:
             f"(many models can be told to return shorter ones), not {dimensions!r}"
         )
     return dimensions
+
+
+class VectorError(ValueError):
+    """Something is no vector that can be stored; the message does not quote it."""
 
 
 class Embedder:
@@ -125,21 +132,26 @@ def encode_vector(vector: Sequence[float], dimensions: int) -> BinaryParameter:
     If its numbers are too large or too small for half precision, it is scaled, which changes no cosine similarity.
 
     Raises:
-        TypeError: It is no sequence of numbers.
-        ValueError: It has another number of dimensions, is all zeros, or contains something that is no finite number.
+        VectorError: It is no sequence of numbers, has another number of dimensions, is all zeros, or contains something
+            that is no finite number.
     """
+    # The items of bytes are numbers, but not the vector's. Unlike ``float``, an array takes no text for a number.
+    if isinstance(vector, (bytes, bytearray)):
+        raise VectorError(_NO_NUMBERS)
     try:
-        numbers = array("f", map(float, vector))
+        numbers = array("f", iter(vector))
+    except OverflowError:
+        raise VectorError(_NOT_FINITE) from None
     except (TypeError, ValueError):
-        raise TypeError("a vector is no sequence of numbers") from None
+        raise VectorError(_NO_NUMBERS) from None
     if len(numbers) != dimensions:
-        raise ValueError(f"a vector has {len(numbers)} dimensions, not {dimensions}")
+        raise VectorError(f"a vector has {len(numbers)} dimensions, not {dimensions}")
     # The sum is finite if all numbers are: it has double precision.
     if not math.isfinite(sum(numbers)):
-        raise ValueError("a vector contains NaN, an infinity or a number that is too large")
+        raise VectorError(_NOT_FINITE)
     largest = max(max(numbers), -min(numbers))
     if largest == 0:
-        raise ValueError("a vector is all zeros, which has no direction to compare")
+        raise VectorError("a vector is all zeros, which has no direction to compare")
     if not _MIN_LARGEST <= largest <= _MAX_LARGEST:
         numbers = array("f", [number / largest for number in numbers])
     if sys.byteorder == "little":

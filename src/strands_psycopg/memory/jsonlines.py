@@ -19,7 +19,7 @@ from psycopg.types.numeric import Int8
 
 from strands_psycopg.codec import decode, encode
 from strands_psycopg.database import Database
-from strands_psycopg.memory.embedding import encode_vector
+from strands_psycopg.memory.embedding import VectorError, encode_vector
 from strands_psycopg.memory.entry import (
     COLUMN_COUNT,
     COLUMNS,
@@ -103,6 +103,8 @@ def parse_line(line: str, dimensions: int | None) -> _Row:
         raise LineError("it is nested too deeply") from None
     except json.JSONDecodeError:
         raise LineError("it is no JSON") from None
+    except VectorError as error:
+        raise LineError(str(error)) from None
     except (TypeError, ValueError, AttributeError) as error:
         raise LineError(f"it is no memory: {type(error).__name__}") from None
     if record.get("duplicate") is True:
