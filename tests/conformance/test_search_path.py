@@ -42,7 +42,7 @@ _SYNTAX = re.compile(r"\b(?:extract\(epoch FROM|substring\((?:[^()]|\([a-z]+\))+
 _CALL = re.compile(r"(?<![\w.\"{}%$@'])([a-z_][a-z0-9_]*)\(")
 
 # Operators for which a literal without a type could be anything.
-_UNTYPED = re.compile(r"(?:->>?|#>>?|(?<=\w )\?|@>) ?'[^']*'(?!::)|@> ?ARRAY")
+_UNTYPED = re.compile(r"(?:->>?|#>>?|(?<=\w )\?|@>) ?'[^']*'(?!::)|@> ?ARRAY(?!\[[^]]*\]::)")
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -73,7 +73,6 @@ def add_to(commands: Commands) -> None:
     memories = commands.add_parser(
         "memories",
         parents=[TABLES, JSON],
-        allow_abbrev=False,
         help="list memory stores; list, search, forget, export and import the memories of one",
         description="Without an action, list memory stores. With one, list, search, forget, export and import the "
         "memories of a PostgresMemoryStore.",
@@ -137,9 +136,7 @@ def _add(
         *parents: Parsers with its options.
     """
     description = f"{summary[0].upper()}{summary[1:]}."
-    action = actions.add_parser(
-        name, parents=[TABLES, _STORE, *parents], allow_abbrev=False, help=summary, description=description
-    )
+    action = actions.add_parser(name, parents=[TABLES, _STORE, *parents], help=summary, description=description)
 
     def run_on_store(arguments: argparse.Namespace) -> int:
         with open_repository(arguments) as repository, _open_store(arguments, repository) as store:

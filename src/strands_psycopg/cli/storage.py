@@ -55,7 +55,6 @@ def add_to(commands: Commands) -> None:
     storage = commands.add_parser(
         "storage",
         parents=[TABLES, JSON],
-        allow_abbrev=False,
         help="list storages; list, print and purge the values of one",
         description="Without an action, list the prefixes of storages, without those of sessions. With one, list, "
         "print and purge the values of a PostgresStorage, or of the storage of a session.",
@@ -93,9 +92,7 @@ def _add(
     *parents: Parser,
 ) -> Parser:
     description = f"{summary[0].upper()}{summary[1:]}."
-    action = actions.add_parser(
-        name, parents=[*parents, _STORAGE], allow_abbrev=False, help=summary, description=description
-    )
+    action = actions.add_parser(name, parents=[*parents, _STORAGE], help=summary, description=description)
 
     def run_on_storage(arguments: argparse.Namespace) -> int:
         try:

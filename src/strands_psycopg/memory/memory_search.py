@@ -50,7 +50,8 @@ _WORDED = (
             SELECT m.memory_id, m.updated_at, pg_catalog.ts_rank(m.search_vector, query)::float8 AS relevance
             FROM {memories} AS m, pg_catalog.to_tsquery(%(configuration)s::regconfig, %(words)s) AS query
             WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query
-                AND ARRAY[m.owner || '//' || m.store] @> ARRAY[%(owner)s::text || '//' || %(store)s::text]"""
+                AND ARRAY[m.owner || '//'::text || m.store]::text[]
+                    @> ARRAY[%(owner)s::text || '//'::text || %(store)s::text]::text[]"""
     + _WORDED_FILTER
     + """
             ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(worded)s
