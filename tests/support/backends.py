@@ -23,6 +23,9 @@ RESET = """
 _RENAME = b"SET application_name = 'closed by a test'"
 _RESET = b"DEALLOCATE ALL; " + RESET.encode() + b"; " + _RENAME
 
+# Only a new process takes the settings of a database or a role.
+_PREPARE = b"RESET application_name; SELECT FROM pg_db_role_setting"
+
 # What a connection has that is closed.
 _CLOSED = pq.PGconn.connect_start(b"")
 _CLOSED.finish()
@@ -49,7 +52,8 @@ class Backends:
             if backend is None:
                 break
             self._free.remove((conninfo, backend))
-            if backend.exec_(b"RESET application_name").status == pq.ExecStatus.COMMAND_OK:
+            result = backend.exec_(_PREPARE)
+            if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 0:
                 return backend
             backend.finish()
         return None
