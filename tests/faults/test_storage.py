@@ -555,7 +555,7 @@ def assert_no_chunk_is_missing_or_left_behind(dsn: str) -> None:
 
 
 def test_processes_that_share_chunks_lose_none_and_leave_none_behind(crew: Crew, own_dsn: str) -> None:
-    share(crew, own_dsn, scale(10, 500), None, 0)
+    share(crew, own_dsn, scale(6, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
@@ -593,7 +593,7 @@ def test_processes_that_share_chunks_work_through_pgbouncer(
     crew: Crew, request: pytest.FixtureRequest, direct_dsn: str
 ) -> None:
     pooled_dsn = request.getfixturevalue("pgbouncer").through(direct_dsn)
-    share(crew, pooled_dsn, scale(10, 500), None, 0)
+    share(crew, pooled_dsn, scale(6, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(direct_dsn)
 
 
