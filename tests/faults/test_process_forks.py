@@ -140,7 +140,7 @@ class Parent:
 
 @contextmanager
 def parent(script: str, dsn: str, ending: str) -> Iterator[Parent]:
-    with processes.start(PARENT + script, dsn, ending) as process:
+    with processes.start(PARENT + script, dsn, ending, complete=True) as process:
         yield Parent(process)
 
 

@@ -628,7 +628,7 @@ storage.close()
 
 
 def test_storage_works_in_forked_children_and_in_their_parent(own_dsn: str, look: Connection) -> None:
-    assert processes.start(FORK, own_dsn).finish() == (0, "", "")
+    assert processes.start(FORK, own_dsn, complete=True).finish() == (0, "", "")
     names = ["parent", "parent, later", *(f"child {number}" for number in range(4))]
     expected = {f"{name}/{size}": name.encode() * size for name in names for size in (10, 50_000)}
     assert values(look) == expected | {f"view/child {number}": b"seen" for number in range(4)}

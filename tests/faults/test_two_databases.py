@@ -11,7 +11,7 @@ from support.waiting import until
 
 
 @pytest.mark.parametrize("fault", ["silent", "refused"])
-@pytest.mark.parametrize("number", [10, 1000])
+@pytest.mark.parametrize("number", [10, 300])
 def test_turns_that_wait_for_one_database_hold_up_no_turn_on_another(
     dsn: str, repository: PostgresSessionRepository, fault: str, number: int
 ) -> None:
