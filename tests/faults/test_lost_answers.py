@@ -142,9 +142,13 @@ def test_purge_leaves_nothing_half_done_whichever_answer_is_lost(
 ) -> None:
     options: dict[str, Any] = {"kwargs": {"prepare_threshold": None}}
     counted: list[PurgeResult] = []
-    with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn, **options) as repository:
+    with (
+        PostgresSessionRepository(own_dsn) as undisturbed,
+        Proxy(own_dsn) as proxy,
+        PostgresSessionRepository(proxy.dsn, **options) as repository,
+    ):
         while len(retries()) == len(counted):
-            build(repository, "s", REPLIES, tools=[double])("What is 2 times 2?")
+            build(undisturbed, "s", REPLIES, tools=[double])("What is 2 times 2?")
             look.execute("UPDATE strands_sessions SET updated_at = '2020-01-01'")
             lose(proxy, lost, after=len(counted))
             counted.append(repository.purge_sessions(idle_for=1))

@@ -316,9 +316,10 @@ def full(databases: Databases, template: str) -> Iterator[tuple[Connection, Post
 def test_page_reads_no_more_rows_than_it_shows(
     full: tuple[Connection, PostgresSessionRepository], generic: bool
 ) -> None:
+    connection, repository = full
     middle = {"before": "2030-05-01 00:10:00+00", "before_id": "s-000600"}
     for parameters in ({}, middle, {**middle, "active_since": "2030-05-01+00"}):
-        explained = plan(*full, "_list", generic, **parameters)
+        explained = plan(connection, repository, "_list", generic, **parameters)
         # Agents are counted once, and once gone through for their messages, of which only the last is looked at.
         assert touched(explained) == {
             "strands_sessions": 21,
