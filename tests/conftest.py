@@ -40,12 +40,13 @@ from support.distribution import distributed, empty
 from support.odd_pool import odd_pool
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
-from support.servers import QuickServer, shared_clusters
+from support.servers import QuickServer, remember_access, shared_clusters
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Allow tests to interrupt processes, and servers to share clusters; let default models be cheap."""
     make_cheap()
+    remember_access()
     # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
