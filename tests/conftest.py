@@ -4,7 +4,8 @@
 With ``--dsn``, tests run on one database of a Citus cluster, with distributed tables, one after the other.
 
 Tests run in several processes, each with a server of its own. A template database is migrated once; each test gets a
-fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. With ``--pgbouncer``,
+fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. New connections to such
+a one may be served by processes of the server that have served earlier tests, and were reset. With ``--pgbouncer``,
 tests and their repositories reach it through a PgBouncer in transaction mode.
 """
 
@@ -31,6 +32,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg import PostgresSessionRepository
 from support import processes
+from support.backends import kept
 from support.bedrock import make_cheap
 from support.crew import Crew
 from support.databases import Databases
@@ -38,12 +40,13 @@ from support.distribution import distributed, empty
 from support.odd_pool import odd_pool
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
-from support.servers import QuickServer, shared_clusters
+from support.servers import QuickServer, remember_access, shared_clusters
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Allow tests to interrupt processes, and servers to share clusters; let default models be cheap."""
     make_cheap()
+    remember_access()
     # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -142,7 +145,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def databases(server: str, worker_id: str) -> Iterator[Databases]:
     """Creates further databases on that server."""
-    with Databases(server, worker_id) as databases:
+    with Databases(server, worker_id) as databases, kept(databases.backends):
         yield databases
 
 

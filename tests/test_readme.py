@@ -108,7 +108,7 @@ class Done(NamedTuple):
 
 def run(crew: Crew, *arguments: str) -> Done:
     """Run a block in a process of its own."""
-    member = crew.start(RUN, *arguments)
+    member = crew.start(RUN, *arguments, complete=True)
     try:
         output = member.lines()
         return Done(member.end(), output, member.errors())

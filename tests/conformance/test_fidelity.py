@@ -21,6 +21,7 @@ from strands.session import FileSessionManager
 from strands.types.session import SessionAgent, SessionMessage
 
 from strands_psycopg.codec import decode, encode
+from support.databases import Databases
 from support.scale import scale
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -189,9 +190,9 @@ def readable(value: object) -> object:
     return value
 
 
-@pytest.fixture
-def connection(dsn: str) -> Iterator[Connection]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
+@pytest.fixture(scope="module")
+def connection(databases: Databases) -> Iterator[Connection]:
+    with databases.create("documents_under_test") as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("CREATE TEMPORARY TABLE documents (document jsonb NOT NULL, document_exact text)")
         yield connection
 

@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,13 @@ _CALL = re.compile(r"(?<![\w.\"{}%$@'])([a-z_][a-z0-9_]*)\(")
 _UNTYPED = re.compile(r"(?:->>?|#>>?|(?<=\w )\?|@>) ?'[^']*'(?!::)|@> ?ARRAY(?!\[[^]]*\]::)")
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def texts() -> list[tuple[str, str]]:
+    """Return what ``read_texts`` yields."""
+    return list(read_texts())
+
+
+def read_texts() -> Iterator[tuple[str, str]]:
     """Yield the name and the text of everything that may be a part of a statement, without comments and docstrings."""
     for migration in packaged_migrations():
         for statement in migration.statements("strands_"):

@@ -4,7 +4,7 @@ from support.crew import Crew
 from support.scale import scale
 from support.tables import Connection, one, texts
 
-_PROCESSES = 16
+_PROCESSES = scale(8, 16)
 
 # Every process brings a first message of its own.
 AGENT = """

@@ -20,13 +20,13 @@ from support.waiting import wait_until
 
 def test_all_turns_of_four_processes_survive_crashes(own_server: Server, own_dsn: str) -> None:
     crashes, next_crash = 0, 10
-    with Load(own_dsn, scale(60, 1000)) as load:
+    with Load(own_dsn, scale(40, 1000)) as load:
         for acknowledged in load:
             if acknowledged >= next_crash:
                 own_server.crash()
                 own_server.start()
                 crashes += 1
-                next_crash = acknowledged + scale(25, 80)
+                next_crash = acknowledged + scale(15, 80)
 
     print(f"{load.acknowledged} turns, {crashes} crashes, {load.retries} retries")
     assert crashes >= 2

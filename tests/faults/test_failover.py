@@ -37,7 +37,7 @@ def pair() -> Iterator[Pair]:
 
 def test_all_turns_of_four_processes_survive_the_loss_of_a_synchronous_primary(pair: Pair) -> None:
     pair.wait_for_every_commit()
-    with Load(pair.dsn, scale(120, 1000)) as load:
+    with Load(pair.dsn, scale(60, 1000)) as load:
         for acknowledged in load:
             if acknowledged == load.turns_each:
                 pair.primary.crash()

@@ -38,7 +38,7 @@ def test_pool_of_two_serves_fifty_threads(own_dsn: str, look: Connection, retrie
     def converse(number: int) -> None:
         talker = build(repository, f"s{number}")
         barrier.wait()
-        for turn in range(3):
+        for turn in range(2):
             talker(f"ask {turn}")
 
     barrier = threading.Barrier(THREADS)
@@ -48,7 +48,7 @@ def test_pool_of_two_serves_fifty_threads(own_dsn: str, look: Connection, retrie
         assert pooled(look) <= 2
 
     for number in range(THREADS):
-        asked = [line for turn in range(3) for line in (f"user: ask {turn}", "assistant: ok")]
+        asked = [line for turn in range(2) for line in (f"user: ask {turn}", "assistant: ok")]
         assert stored(look, f"s{number}") == asked
     assert retries() == []
 

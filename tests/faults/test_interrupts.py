@@ -23,7 +23,7 @@ from support.tables import Connection
 from support.waiting import wait_until
 
 # For each kind of work.
-_NUMBER = scale(15, 500)
+_NUMBER = scale(10, 500)
 
 _SCRIPT = """
 import sys

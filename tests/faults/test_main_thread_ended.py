@@ -69,7 +69,7 @@ def test_turn_that_goes_on_after_the_main_thread_has_ended_is_stored(
     if (start, way) == ("before", "agent()"):
         status, _, errors = processes.interpret(_SCRIPT, dsn, start, way, opened)
     else:
-        status, _, errors = processes.start(_SCRIPT, dsn, start, way, opened).finish()
+        status, _, errors = processes.start(_SCRIPT, dsn, start, way, opened, complete=True).finish()
 
     assert (status, errors) == (0, "")
     with PostgresSessionRepository(dsn) as repository:

@@ -76,7 +76,7 @@ def links(connection: Connection) -> int:
 
 
 def test_fifty_agents_work_on_two_connections(pooled: PostgresSessionRepository, connection: Connection) -> None:
-    turns = scale(2, 40)
+    turns = scale(1, 40)
 
     def work(number: int) -> str:
         agent = build(pooled, f"s{number}", [*LOOK_UP] * turns, tools=[look_up])

@@ -56,7 +56,7 @@ def use(number):
     talk(f"child {number}")
     if number % 2:
         repository.close()
-children = [fork(lambda: use(number), abruptly=abruptly) for number in range(4)]
+children = [fork(lambda: use(number), abruptly=abruptly) for number in range(2)]
 for child in children:
     wait(child)
 step("children ended")
@@ -66,7 +66,7 @@ repository.close()
 """
 
 NOT_USED_BEFORE = """
-children = [fork(lambda: talk(f"child {number}"), abruptly=abruptly) for number in range(4)]
+children = [fork(lambda: talk(f"child {number}"), abruptly=abruptly) for number in range(2)]
 talk("parent")
 for child in children:
     wait(child)
@@ -80,7 +80,7 @@ step("used")
 append = threading.Thread(target=repository.create_message, args=("parent", "default", message(2, "slow")))
 append.start()
 step("appending")
-children = [fork(lambda: talk(f"child {number}"), abruptly=abruptly) for number in range(4)]
+children = [fork(lambda: talk(f"child {number}"), abruptly=abruptly) for number in range(2)]
 for child in children:
     wait(child)
 step("children ended")
@@ -140,7 +140,7 @@ class Parent:
 
 @contextmanager
 def parent(script: str, dsn: str, ending: str) -> Iterator[Parent]:
-    with processes.start(PARENT + script, dsn, ending) as process:
+    with processes.start(PARENT + script, dsn, ending, complete=True) as process:
         yield Parent(process)
 
 
@@ -166,7 +166,7 @@ def test_repository_used_before_the_fork_works_in_parent_and_children(
         process.go_on()
         process.finish()
     assert texts(look, "parent") == ["hello", "ok", "again", "ok"]
-    assert all(talked(look, f"child {number}") for number in range(4))
+    assert all(talked(look, f"child {number}") for number in range(2))
 
 
 @abruptly
@@ -177,7 +177,7 @@ def test_repository_built_before_the_fork_works_in_parent_and_children(
         process.finish()
     assert talked(look, "parent")
     assert talked(look, "parent, later")
-    assert all(talked(look, f"child {number}") for number in range(4))
+    assert all(talked(look, f"child {number}") for number in range(2))
 
 
 @abruptly
@@ -198,7 +198,7 @@ def test_statement_of_another_thread_goes_on_during_a_fork(ending: str, own_dsn:
         process.finish()
     assert texts(look, "parent") == ["hello", "ok", "slow"]
     assert talked(look, "parent, later")
-    assert all(talked(look, f"child {number}") for number in range(4))
+    assert all(talked(look, f"child {number}") for number in range(2))
 
 
 @abruptly

@@ -555,7 +555,7 @@ def assert_no_chunk_is_missing_or_left_behind(dsn: str) -> None:
 
 
 def test_processes_that_share_chunks_lose_none_and_leave_none_behind(crew: Crew, own_dsn: str) -> None:
-    share(crew, own_dsn, scale(10, 500), None, 0)
+    share(crew, own_dsn, scale(6, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(own_dsn)
 
 
@@ -593,7 +593,7 @@ def test_processes_that_share_chunks_work_through_pgbouncer(
     crew: Crew, request: pytest.FixtureRequest, direct_dsn: str
 ) -> None:
     pooled_dsn = request.getfixturevalue("pgbouncer").through(direct_dsn)
-    share(crew, pooled_dsn, scale(10, 500), None, 0)
+    share(crew, pooled_dsn, scale(6, 500), None, 0)
     assert_no_chunk_is_missing_or_left_behind(direct_dsn)
 
 
@@ -628,7 +628,7 @@ storage.close()
 
 
 def test_storage_works_in_forked_children_and_in_their_parent(own_dsn: str, look: Connection) -> None:
-    assert processes.start(FORK, own_dsn).finish() == (0, "", "")
+    assert processes.start(FORK, own_dsn, complete=True).finish() == (0, "", "")
     names = ["parent", "parent, later", *(f"child {number}" for number in range(4))]
     expected = {f"{name}/{size}": name.encode() * size for name in names for size in (10, 50_000)}
     assert values(look) == expected | {f"view/child {number}": b"seen" for number in range(4)}

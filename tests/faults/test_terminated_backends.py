@@ -32,7 +32,7 @@ def test_all_turns_of_four_processes_survive_random_terminations(own_dsn: str, l
             while not finished.wait(random.uniform(0, 0.04)):
                 terminated.extend(connection.execute(TERMINATE_ONE).fetchall())
 
-    with Load(own_dsn, scale(50, 1000)) as load, ThreadPoolExecutor() as executor:
+    with Load(own_dsn, scale(32, 1000)) as load, ThreadPoolExecutor() as executor:
         terminator = executor.submit(terminate)
         try:
             for _ in load:

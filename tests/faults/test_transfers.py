@@ -1,6 +1,5 @@
 """Imports that lose their connection: the session is there once and whole, or not at all."""
 
-from itertools import count
 from typing import Any
 
 import psycopg
@@ -15,6 +14,7 @@ from strands_psycopg.transfer import (
     importing,
 )
 from support import transfers
+from support.positions import each_position
 from support.proxy import Proxy
 from support.retries import Retries
 
@@ -29,15 +29,12 @@ def test_session_is_stored_once_whatever_is_lost(
     with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn) as repository:
         transfers.fill(repository)
         lines = list(export_session(repository, "s"))
-        position = 0
-        for position in count():
+        for position in each_position(retries):
             session_id = f"faulty {position}"
             lose = proxy.lose_requests if lost == "request" else proxy.lose_answers
             lose(after=position)
             assert import_session(repository, lines, session_id=session_id) == transfers.FILLED
             assert transfers.rows(look, session_id) == transfers.rows(look)
-            if len(retries()) == position:
-                break
     # It begins, makes the session, copies two agents with all that belongs to them and two multi-agents, and commits.
     assert position >= 6
 
@@ -47,13 +44,10 @@ def test_session_is_exported_once_whatever_is_lost(lost: str, own_dsn: str, retr
     with Proxy(own_dsn) as proxy, PostgresSessionRepository(proxy.dsn) as repository:
         transfers.fill(repository)
         lines = list(export_session(repository, "s"))
-        position = 0
-        for position in count():
+        for position in each_position(retries):
             lose = proxy.lose_requests if lost == "request" else proxy.lose_answers
             lose(after=position)
             assert list(export_session(repository, "s")) == lines
-            if len(retries()) == position:
-                break
     # It begins, reads the session, agents, multi-agents, variants and checkpoints, and commits; then it reads messages.
     assert position >= 8
 

@@ -7,11 +7,12 @@ import pytest
 from strands_psycopg import PostgresSessionRepository
 from support.agents import build
 from support.proxy import Proxy
+from support.scale import scale
 from support.waiting import until
 
 
 @pytest.mark.parametrize("fault", ["silent", "refused"])
-@pytest.mark.parametrize("number", [10, 100, 1000])
+@pytest.mark.parametrize("number", [10, scale(300, 1000)])
 def test_turns_that_wait_for_one_database_hold_up_no_turn_on_another(
     dsn: str, repository: PostgresSessionRepository, fault: str, number: int
 ) -> None:

@@ -3,7 +3,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -302,13 +301,17 @@ def test_an_error_of_the_library_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "command", [["-m", "strands_psycopg"], [str(Path(sys.executable).with_name("strands-psycopg"))]]
+    "run",
+    [
+        "runpy.run_module('strands_psycopg', run_name='__main__', alter_sys=True)",
+        f"runpy.run_path({str(Path(sys.executable).with_name('strands-psycopg'))!r}, run_name='__main__')",
+    ],
+    ids=["module", "script"],
 )
-def test_the_command_is_a_script_and_a_module(empty_dsn: str, command: list[str]) -> None:
-    command = [sys.executable, *command, "status", "--dsn", empty_dsn]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert f"version   0 of {LATEST}" in done.stdout
+def test_the_command_is_a_script_and_a_module(empty_dsn: str, run: str) -> None:
+    status, written, errors = processes.start(f"import runpy; {run}", "status", "--dsn", empty_dsn).finish()
+    assert (status, errors) == (1, "")
+    assert f"version   0 of {LATEST}" in written
 
 
 # Buffered, so that the output is written only at the end.

@@ -414,11 +414,11 @@ def test_interrupted_export_leaves_whole_sessions_in_its_file(
         repository.create_agent("b", transfers.agent(agent_id))
     connection.execute(
         "INSERT INTO strands_messages SELECT 'b', 'a', n, '{}', NULL, NULL, NULL, write_id, created_at, updated_at "
-        "FROM strands_sessions, generate_series(0, 99999) AS n WHERE session_id = 'b'"
+        "FROM strands_sessions, generate_series(0, 59999) AS n WHERE session_id = 'b'"
     )
     file = tmp_path / "sessions.jsonl"
     process = processes.start(MAIN, "export", "--all", "--to", str(file), "--dsn", dsn)
-    wait_until(lambda: file.exists() and file.stat().st_size > 2**20)
+    wait_until(lambda: file.exists() and file.stat().st_size > 2**18)
     process.signal(signal.SIGINT)
     assert process.finish() == (130, "", "")
     assert file.read_text() == exported(repository, "a")

@@ -68,7 +68,7 @@ def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def demo(*options: str) -> Process:
-    return processes.start(MAIN, "demo", *options)
+    return processes.start(MAIN, "demo", *options, complete=True)
 
 
 def read_until(process: Process, start: str) -> str:

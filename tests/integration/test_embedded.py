@@ -34,6 +34,16 @@ with Server(*sys.argv[1:]) as server:
 """
 
 
+# Before it: makes new clusters copies of one.
+COPY_CLUSTERS = """
+import subprocess
+from strands_psycopg.embedded import Server
+def copy(server, lock):
+    subprocess.run(["cp", "-a", "{0}/data", "{0}/password", server.path], check=True)
+Server._create_cluster = copy
+"""
+
+
 class Holder:
     """A process that uses a cluster until its standard input is closed."""
 
@@ -117,11 +127,14 @@ def cluster(prepared: Path, folder: Path) -> Path:
 @pytest.fixture
 def _copied(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make new clusters copies of it too."""
+    copy_clusters(prepared, monkeypatch)
 
+
+def copy_clusters(prepared: Path, patch: pytest.MonkeyPatch) -> None:
     def copy(server: Server, lock: int) -> None:
         subprocess.run(["cp", "-a", prepared / "data", prepared / "password", server.path], check=True)
 
-    monkeypatch.setattr(Server, "_create_cluster", copy)
+    patch.setattr(Server, "_create_cluster", copy)
 
 
 def exists(pid: int) -> bool:
@@ -218,8 +231,7 @@ def test_interrupted_creation_is_repeated(folder: Path) -> None:
         assert answers(dsn)
 
 
-@pytest.mark.parametrize("first_to_end", [0, 1])
-@pytest.mark.parametrize("how", ["leave", "kill"])
+@pytest.mark.parametrize(("first_to_end", "how"), [(0, "leave"), (1, "leave"), (0, "kill")])
 def test_server_runs_until_the_last_holder_leaves(
     cluster: Path, holder: Callable[..., Holder], first_to_end: int, how: str
 ) -> None:
@@ -297,8 +309,8 @@ def test_threads_share_one_server_and_the_last_stops_it(cluster: Path) -> None:
     assert not answers(dsn)
 
 
-def test_killed_holder_leaves_no_temporary_server_behind(holder: Callable[..., Holder]) -> None:
-    only = holder().wait_until_entered()
+def test_killed_holder_leaves_no_temporary_server_behind(prepared: Path, holder: Callable[..., Holder]) -> None:
+    only = holder(script=COPY_CLUSTERS.format(prepared) + HOLDER).wait_until_entered()
     sockets = socket_folder(only.dsn)
 
     only.kill()
@@ -543,13 +555,17 @@ def wheel() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def test_no_permission_outside_the_folder_changes(folder: Path) -> None:
+def test_no_permission_outside_the_folder_changes(
+    folder: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = wheel()
     outside = [folder, *folder.parents, package, *package.parents, *package.rglob("*"), Path(sys.executable)]
     before = [permissions(path) for path in outside]
 
-    with postgres(folder / "cluster"), postgres():
-        pass
+    with postgres(folder / "cluster"):
+        copy_clusters(prepared, monkeypatch)
+        with postgres():
+            pass
     assert [permissions(path) for path in outside] == before
 
 
@@ -571,7 +587,11 @@ def wheel_in(folder: Path) -> Iterator[None]:
 
 @as_root
 @pytest.mark.parametrize("temporary", [True, False])
-def test_inaccessible_binaries_are_copied(folder: Path, temporary: bool) -> None:
+def test_inaccessible_binaries_are_copied(
+    folder: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, temporary: bool
+) -> None:
+    if not temporary:
+        copy_clusters(prepared, monkeypatch)
     with wheel_in(folder / "closed"), postgres(None if temporary else folder / "cluster") as dsn:
         assert answers(dsn)
         with psycopg.connect(dsn) as connection:

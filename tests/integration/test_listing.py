@@ -2,7 +2,7 @@
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
@@ -18,6 +18,7 @@ from strands_psycopg import (
     SessionPage,
     SessionSummary,
 )
+from support.databases import Databases
 from support.tables import one
 from support.writes import agent, message, store_with_message
 
@@ -299,12 +300,23 @@ def touched(explained: dict[str, Any]) -> dict[str, int]:
     return rows
 
 
-@pytest.mark.new_pages
+@pytest.fixture(scope="module")
+def full(databases: Databases, template: str) -> Iterator[tuple[Connection, PostgresSessionRepository]]:
+    """A connection to a database with many sessions, and a repository on it."""
+    with (
+        databases.create("listing_under_test", template) as dsn,
+        psycopg.connect(dsn, autocommit=True) as connection,
+        PostgresSessionRepository(dsn) as repository,
+    ):
+        add_many(connection, 2000)
+        yield connection, repository
+
+
 @pytest.mark.parametrize("generic", [False, True], ids=["custom plan", "generic plan"])
 def test_page_reads_no_more_rows_than_it_shows(
-    repository: PostgresSessionRepository, connection: Connection, generic: bool
+    full: tuple[Connection, PostgresSessionRepository], generic: bool
 ) -> None:
-    add_many(connection, 2000)
+    connection, repository = full
     middle = {"before": "2030-05-01 00:10:00+00", "before_id": "s-000600"}
     for parameters in ({}, middle, {**middle, "active_since": "2030-05-01+00"}):
         explained = plan(connection, repository, "_list", generic, **parameters)
@@ -318,28 +330,20 @@ def test_page_reads_no_more_rows_than_it_shows(
         assert explained["Shared Hit Blocks"] + explained["Shared Read Blocks"] < 600
 
 
-@pytest.mark.new_pages
-def test_page_of_a_rare_prefix_reads_what_has_the_prefix(
-    repository: PostgresSessionRepository, connection: Connection
-) -> None:
-    add_many(connection, 2000)
-    explained = plan(connection, repository, "_list_prefix", False, prefix="s-00001", prefix_end="s-00002")
+def test_page_of_a_rare_prefix_reads_what_has_the_prefix(full: tuple[Connection, PostgresSessionRepository]) -> None:
+    explained = plan(*full, "_list_prefix", False, prefix="s-00001", prefix_end="s-00002")
     assert touched(explained)["strands_sessions"] == 10
 
 
-@pytest.mark.new_pages
 def test_page_of_a_common_prefix_reads_no_more_than_it_shows(
-    repository: PostgresSessionRepository, connection: Connection
+    full: tuple[Connection, PostgresSessionRepository],
 ) -> None:
-    add_many(connection, 2000)
-    explained = plan(connection, repository, "_list_prefix", False, prefix="s-", prefix_end="s.")
+    explained = plan(*full, "_list_prefix", False, prefix="s-", prefix_end="s.")
     assert touched(explained)["strands_sessions"] == 21
 
 
-@pytest.mark.new_pages
-def test_one_summary_is_read_by_its_key(repository: PostgresSessionRepository, connection: Connection) -> None:
-    add_many(connection, 2000)
-    explained = plan(connection, repository, "_read", True, session_id="s-000600")
+def test_one_summary_is_read_by_its_key(full: tuple[Connection, PostgresSessionRepository]) -> None:
+    explained = plan(*full, "_read", True, session_id="s-000600")
     assert touched(explained) == {
         "strands_sessions": 1,
         "strands_agents": 4,

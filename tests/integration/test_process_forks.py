@@ -93,7 +93,7 @@ def test_child_works_on_connections_of_its_own_and_the_parents_go_on(repository:
 def test_child_that_ends_as_usual_leaves_the_parents_connection_alone(
     dsn: str, repository: PostgresSessionRepository
 ) -> None:
-    assert processes.run(FORK_AND_END, dsn) == "0\nTrue\n"
+    assert processes.run(FORK_AND_END, dsn, complete=True) == "0\nTrue\n"
     assert len(build(repository).messages) == 6
 
 

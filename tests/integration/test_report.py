@@ -7,13 +7,16 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+import vl_convert
 from psycopg import errors
 from strands.types.session import Session, SessionType
 
@@ -28,6 +31,7 @@ from strands_psycopg.report import (
     SessionFigures,
     ToolFigures,
     daily_plots,
+    drawing,
     formatting,
     read_statistics,
     write_report,
@@ -44,6 +48,22 @@ HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 
 def day(back: int, hour: str = "12:00:00") -> str:
     return f"{datetime.now(timezone.utc).date() - timedelta(days=back)} {hour}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_once() -> Iterator[None]:
+    """Draw equal plots once, since to draw one takes longer than to read its figures."""
+    drawn: dict[str, str] = {}
+
+    def draw_once(specification: dict[str, Any]) -> str:
+        key = json.dumps(specification)
+        if key not in drawn:
+            drawn[key] = vl_convert.vegalite_to_svg(specification)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "vl_convert", SimpleNamespace(vegalite_to_svg=draw_once))
+        yield
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ pytestmark = needs_storage
 
 Connection = psycopg.Connection[Any]
 
-AGENTS, TURNS, CONNECTIONS = 20, scale(2, 5), 4
+AGENTS, TURNS, CONNECTIONS = 20, scale(1, 5), 4
 
 OF_THE_POOL = """
     SELECT count(*) FROM pg_stat_activity

@@ -424,7 +424,7 @@ def test_export_and_import_take_little_memory(
     repository.create_message("s", "a", SessionMessage({"role": "user", "content": [{"text": "x" * 32_000}]}, 0))
     for statement in (
         "INSERT INTO strands_messages SELECT session_id, agent_id, n, message, NULL, NULL, NULL, write_id, created_at, "
-        "updated_at FROM strands_messages, generate_series(1, 374) AS n",
+        "updated_at FROM strands_messages, generate_series(1, 249) AS n",
         "INSERT INTO strands_message_variants SELECT session_id, agent_id, message_id + 1, NULL, message, NULL, "
         "created_at FROM strands_messages",
         "INSERT INTO strands_checkpoints SELECT session_id, agent_id, "
@@ -438,5 +438,5 @@ def test_export_and_import_take_little_memory(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (result.messages, result.message_variants, result.checkpoints) == (375, 375, 375)
-    assert peak < 24 * 2**20
+    assert (result.messages, result.message_variants, result.checkpoints) == (250, 250, 250)
+    assert peak < 16 * 2**20

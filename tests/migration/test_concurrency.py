@@ -11,6 +11,7 @@ from psycopg import sql
 from strands_psycopg import PostgresSessionRepository
 from strands_psycopg.migrator import Migrator, packaged_migrations
 from support import catalog, processes
+from support.scale import scale
 from support.waiting import wait_until
 
 # The package is imported before the fork, and each process connects before the barrier, so that they start together.
@@ -50,7 +51,7 @@ def test_processes_that_start_at_the_same_time_migrate_once(empty_dsn: str, isol
             )
         )
 
-    start_concurrently(empty_dsn, [{}] * 12)
+    start_concurrently(empty_dsn, [{}] * scale(6, 12))
 
     with psycopg.connect(empty_dsn) as connection:
         ledger = connection.execute("SELECT version FROM strands_migrations ORDER BY version").fetchall()
@@ -61,7 +62,7 @@ def test_processes_that_start_at_the_same_time_migrate_once(empty_dsn: str, isol
 def test_processes_of_several_prefixes_share_a_new_schema(empty_dsn: str) -> None:
     prefixes = ["erp_", "crm_", "hr_", "it_"]
 
-    start_concurrently(empty_dsn, [{"schema": "office", "table_prefix": prefix} for prefix in prefixes * 3])
+    start_concurrently(empty_dsn, [{"schema": "office", "table_prefix": prefix} for prefix in prefixes * 2])
 
     assert catalog.tables(empty_dsn, "office") == sorted(
         prefix + name for prefix in prefixes for name in catalog.TABLES

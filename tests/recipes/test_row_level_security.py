@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strands import Agent
 from strands.types.session import Session, SessionAgent, SessionType
 
@@ -21,6 +21,7 @@ from strands_psycopg import (
 from strands_psycopg.transfer import export_session, import_session
 from support import agents, programs
 from support.agents import dump, save_checkpoint
+from support.databases import Databases
 from support.errands import run_all
 from support.multi_agents import Team
 from support.tables import Connection, one, store_scoped_values, store_values
@@ -49,42 +50,60 @@ class Tenants(NamedTuple):
     owner: Connection
 
 
-@pytest.fixture
-def database(empty_dsn: str, request: pytest.FixtureRequest) -> Iterator[Connection]:
-    """The owner's connection to a migrated database with the policies."""
+@pytest.fixture(scope="module")
+def with_policies(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a migrated database with the policies, to be copied."""
     if request.config.getoption("--pgbouncer"):
         pytest.skip("PgBouncer does not know the roles")
-    with (
-        PostgresSessionRepository(empty_dsn, schema="strands") as repository,
-        psycopg.connect(empty_dsn, autocommit=True) as owner,
-    ):
-        repository.ensure_schema()
+    with databases.create("policies_under_test") as dsn:
+        with PostgresSessionRepository(dsn, schema="strands") as repository:
+            repository.ensure_schema()
         for _ in range(2):
-            programs.psql(empty_dsn, RECIPE)
+            programs.psql(dsn, RECIPE)
+        yield str(conninfo_to_dict(dsn)["dbname"])
+        with psycopg.connect(dsn, autocommit=True) as owner:
+            owner.execute("DROP OWNED BY strands_tenants")
+            owner.execute("DROP ROLE strands_tenants")
+
+
+@pytest.fixture
+def database(databases: Databases, with_policies: str) -> Iterator[str]:
+    """A copy of it, which the roles ``acme`` and ``globex`` may use."""
+    with (
+        databases.create("tenants_under_test", with_policies) as dsn,
+        psycopg.connect(dsn, autocommit=True) as owner,
+    ):
         try:
             owner.execute("CREATE ROLE acme LOGIN PASSWORD 'acme' IN ROLE strands_tenants")
             owner.execute("CREATE ROLE globex LOGIN PASSWORD 'globex' IN ROLE strands_tenants")
-            yield owner
+            yield dsn
         finally:
             owner.execute("DROP OWNED BY strands_tenants")
-            owner.execute("DROP ROLE IF EXISTS acme, globex, strands_tenants")
+            owner.execute("DROP ROLE IF EXISTS acme, globex")
+
+
+@pytest.fixture
+def owner(database: str) -> Iterator[Connection]:
+    """Its owner's connection to it."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
 
 
 @pytest.fixture(params=["role", "setting"])
-def tenants(request: pytest.FixtureRequest, database: Connection, empty_dsn: str) -> Iterator[Tenants]:
+def tenants(request: pytest.FixtureRequest, owner: Connection, database: str) -> Iterator[Tenants]:
     """Two tenants, each with its own role, or with one role and a setting for each."""
     if request.param == "role":
-        dsns = [make_conninfo(empty_dsn, user=name, password=name) for name in ("acme", "globex")]
+        dsns = [make_conninfo(database, user=name, password=name) for name in ("acme", "globex")]
     else:
-        database.execute(BY_SETTING)
-        shared = make_conninfo(empty_dsn, user="acme", password="acme")
+        owner.execute(BY_SETTING)
+        shared = make_conninfo(database, user="acme", password="acme")
         dsns = [make_conninfo(shared, options=f"-c app.tenant={name}") for name in ("acme", "globex")]
     acme_dsn, globex_dsn = dsns
     with (
         PostgresSessionRepository(acme_dsn, schema="strands", min_size=0) as acme,
         PostgresSessionRepository(globex_dsn, schema="strands", min_size=0) as globex,
     ):
-        yield Tenants(acme, globex, acme_dsn, globex_dsn, database)
+        yield Tenants(acme, globex, acme_dsn, globex_dsn, owner)
 
 
 def visible_tenants(connection: Connection) -> dict[str, set[str]]:
@@ -189,23 +208,23 @@ def test_a_tenant_exports_its_sessions_but_cannot_import(tenants: Tenants) -> No
         import_session(tenants.acme, lines, session_id="copy")
 
 
-def test_a_connection_without_a_tenant_is_refused(database: Connection, empty_dsn: str) -> None:
-    database.execute(BY_SETTING)
+def test_a_connection_without_a_tenant_is_refused(owner: Connection, database: str) -> None:
+    owner.execute(BY_SETTING)
     with (
-        PostgresSessionRepository(make_conninfo(empty_dsn, user="acme", password="acme"), schema="strands") as acme,
+        PostgresSessionRepository(make_conninfo(database, user="acme", password="acme"), schema="strands") as acme,
         pytest.raises(DatabaseError, match=r"app\.tenant"),
     ):
         acme.read_session("acme s")
 
 
-def test_every_table_has_policies(database: Connection) -> None:
-    tables = database.execute(
+def test_every_table_has_policies(owner: Connection) -> None:
+    tables = owner.execute(
         "SELECT relname, relrowsecurity FROM pg_class WHERE relnamespace = 'strands'::regnamespace AND relkind = 'r'"
     )
     assert {name for name, secure in tables if not secure} == {"strands_migrations"}
-    views = database.execute("SELECT viewname FROM pg_views WHERE schemaname = 'strands'").fetchall()
+    views = owner.execute("SELECT viewname FROM pg_views WHERE schemaname = 'strands'").fetchall()
     for (view,) in views:
-        assert one(database, "SELECT has_table_privilege('strands_tenants', %s, 'SELECT')", f"strands.{view}") is False
+        assert one(owner, "SELECT has_table_privilege('strands_tenants', %s, 'SELECT')", f"strands.{view}") is False
 
 
 def test_policies_use_the_indexes(tenants: Tenants) -> None:

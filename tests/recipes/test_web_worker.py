@@ -23,7 +23,7 @@ from support.waiting import until, wait_until
 from support.web import Event, Web, answer, ask, client, turn
 from support.writes import message
 
-_CLIENTS = scale(40, 100)
+_CLIENTS = scale(24, 100)
 _SESSIONS = scale(8, 20)
 _TURNS = 2
 

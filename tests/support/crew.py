@@ -20,9 +20,10 @@ _DEADLINE = 60
 
 # Its requests are one packet each: JSON of a script with its surroundings, with the child's three standard files, is
 # answered with the child's id; a child's id is answered with the status of its end. A script runs where this one ends,
-# so that it ends as one of a process of its own does, exit handlers and all.
+# so that it ends as one of a process of its own does: it waits for its threads, runs the exit handlers and flushes its
+# streams. To delete all objects then takes far longer than the rest, and is done on request only, and after errors.
 _HOST = """
-import gc, json, os, signal, socket, sys, traceback, types
+import atexit, gc, json, os, signal, socket, sys, threading, traceback, types
 gc.disable()
 import encodings.idna, strands
 from support.bedrock import make_cheap
@@ -74,6 +75,21 @@ def serve():
     if sibling:
         os.waitpid(sibling, 0)
 
+def end(status):
+    if not isinstance(status, int):
+        return
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except OSError as error:
+            status = 120
+            if stream is sys.stdout:
+                print(f"Exception ignored in: {stream!r}\\n{type(error).__name__}: {error}", file=sys.stderr)
+    os._exit(status & 0xFF)
+
 def run(request):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["-c", *request["arguments"]]
@@ -83,8 +99,15 @@ def run(request):
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.ready = ready
     script = compile(request["script"], "<script>", "exec")
-    if not request["abruptly"]:
+    if request["ending"] == "complete":
         return exec(script, vars(main))
+    if request["ending"] == "quick":
+        try:
+            exec(script, vars(main))
+            return end(0)
+        except SystemExit as exit:
+            end(exit.code or 0)
+            raise
     status = 0
     try:
         exec(script, vars(main))
@@ -127,12 +150,13 @@ class Crew:
         with self._host:
             assert self._host.wait(_DEADLINE) == 0
 
-    def start(self, script: str, *arguments: str, younger: bool = False) -> "Process":
+    def start(self, script: str, *arguments: str, younger: bool = False, complete: bool = False) -> "Process":
         """Fork a process that runs the script with these ``sys.argv[1:]`` and the environment of this one.
 
-        A younger one has imported Strands, but neither this package nor psycopg.
+        A younger one has imported Strands, but neither this package nor psycopg. At the end of a complete one, all
+        objects are deleted, as at the end of any other interpreter.
         """
-        return Process(self, script, arguments, younger=younger)
+        return Process(self, script, arguments, ending="complete" if complete else "quick", younger=younger)
 
     @contextmanager
     def of(self, number: int, script: str, *arguments: str) -> Iterator[list["Process"]]:
@@ -140,7 +164,7 @@ class Crew:
 
         Each has its number as a last argument. They end without exit handlers.
         """
-        processes = [Process(self, script, (*arguments, str(each)), abruptly=True) for each in range(number)]
+        processes = [Process(self, script, (*arguments, str(each)), ending="abrupt") for each in range(number)]
         try:
             for process in processes:
                 assert process.line() == "ready"
@@ -164,7 +188,7 @@ class Process:
     """
 
     def __init__(
-        self, crew: Crew, script: str, arguments: tuple[str, ...], *, abruptly: bool = False, younger: bool = False
+        self, crew: Crew, script: str, arguments: tuple[str, ...], *, ending: str, younger: bool = False
     ) -> None:
         self._crew = crew
         self._younger = younger
@@ -178,7 +202,7 @@ class Process:
             "arguments": arguments,
             "environment": dict(os.environ),
             "folder": os.getcwd(),  # noqa: PTH109
-            "abruptly": abruptly,
+            "ending": ending,
         }
         self.pid = crew.ask(request, [their_input, their_output, self._errors.fileno()], younger=younger)
         os.close(their_input)

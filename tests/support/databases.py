@@ -12,19 +12,15 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
 
+from support.backends import RESET, Backends
+
 # Those that were just closed have counted what they did when they are gone.
-_OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+_OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> ALL (%s)"
 _MOMENT = 0.25
 
 _DELETE_ROWS = """
     SELECT string_agg(format('DELETE FROM %I', relname), '; ')
     FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'strands_migrations'
-"""
-
-# Like DISCARD ALL, but for the statements that the driver has prepared. What was done is counted at the end of it.
-_RESET = """
-    CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; UNLISTEN *;
-    SELECT pg_advisory_unlock_all(), pg_stat_force_next_flush()
 """
 
 # Whether a copy differs from its template by rows in tables of ours alone. The counters of a new database are zero,
@@ -44,7 +40,7 @@ _ONLY_ROWS_DIFFER = """
                 pg_stat_get_vacuum_count(oid) + pg_stat_get_autovacuum_count(oid) = 0
                 AND pg_stat_get_analyze_count(oid) + pg_stat_get_autoanalyze_count(oid) = 0
         END)
-        AND sum(CASE WHEN oid >= 16384 THEN pg_relation_size(oid) ELSE 0 END) < 1 << 20
+        AND sum(CASE WHEN oid >= 16384 THEN pg_relation_size(oid) ELSE 0 END) < 1 << 21
     FROM pg_class WHERE (relkind = 'r' OR oid >= 16384 AND relkind IN ('t', 'i')) AND NOT relisshared
 """
 
@@ -60,6 +56,7 @@ class Databases:
 
     Attributes:
         can_reuse: Whether ``reuse`` uses any again; set on entering the block.
+        backends: Those of each database that is used by a test and was used by another, by its name.
     """
 
     can_reuse: bool
@@ -74,6 +71,7 @@ class Databases:
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
         self._unlent: dict[str, _Copy] = {}
+        self.backends: dict[str, Backends] = {}
 
     def __enter__(self) -> "Databases":
         self._connect()
@@ -117,10 +115,12 @@ class Databases:
             emptied.pop().drop()
         copy = emptied.pop() if emptied else _Copy(self, name, template)
         self._unlent[copy.dsn] = copy
+        self.backends[copy.name] = copy.backends
         try:
             yield copy.dsn
         finally:
             self._unlent.pop(copy.dsn, None)
+            del self.backends[copy.name]
             if copy.is_emptied():
                 emptied.append(copy)
             else:
@@ -154,12 +154,17 @@ class _Copy:
 
     Attributes:
         dsn: Its DSN.
+        name: Its name.
+        backends: Its server processes that are kept from one test to the next.
     """
 
     def __init__(self, databases: Databases, name: str, template: str) -> None:
         with ExitStack() as stack:
             self.dsn = stack.enter_context(databases.create(name, template))
             self._connection = stack.enter_context(closing(databases.connection(self.dsn)))
+            self.name = self._connection.info.dbname
+            self.backends = Backends(self._connection)
+            stack.callback(self.backends.finish)
             self._delete_rows = str(self._value(_DELETE_ROWS)).encode()
             self._lent = False
             self._stack = stack.pop_all()
@@ -169,7 +174,8 @@ class _Copy:
         deadline = time.monotonic() + _MOMENT
         try:
             self._take_back()
-            while self._value(_OTHERS):
+            ours = [self._connection.info.backend_pid, *self.backends.reset()]
+            while self._value(_OTHERS, ours):
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.001)
@@ -191,7 +197,7 @@ class _Copy:
             self._connection.rollback()
             self._connection.autocommit = True
             self._connection.row_factory = tuple_row
-            self._connection.execute(_RESET)
+            self._connection.execute(RESET)
             self._lent = False
 
     def is_connected(self) -> bool:
@@ -202,8 +208,8 @@ class _Copy:
         """Drop it, whoever is connected."""
         self._stack.close()
 
-    def _value(self, query: str) -> Any:
-        row = self._connection.execute(query.encode()).fetchone()
+    def _value(self, query: str, *parameters: object) -> Any:
+        row = self._connection.execute(query.encode(), parameters or None).fetchone()
         return row and row[0]
 
 

@@ -21,14 +21,14 @@ def crew() -> Crew:
     return stack.enter_context(Crew())
 
 
-def start(script: str, *arguments: str) -> Process:
-    """Start a process that runs the script with these ``sys.argv[1:]``."""
-    return crew().start(script, *arguments)
+def start(script: str, *arguments: str, complete: bool = False) -> Process:
+    """Start a process that runs the script with these ``sys.argv[1:]``; for the rest see ``Crew.start``."""
+    return crew().start(script, *arguments, complete=complete)
 
 
-def run(script: str, *arguments: str) -> str:
+def run(script: str, *arguments: str, complete: bool = False) -> str:
     """Run the script in a process of its own to its end, which must be a success, and return what it printed."""
-    status, written, errors = start(script, *arguments).finish()
+    status, written, errors = start(script, *arguments, complete=complete).finish()
     assert status == 0, errors
     return written
 

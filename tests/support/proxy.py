@@ -118,11 +118,11 @@ class Proxy:
         self._plan(self._answers, "lose", number, after)
 
     def requested(self) -> bool:
-        """Count a statement from a client; return whether it is to be lost. For the proxy's own use."""
+        """Take note of a statement from a client; tell whether it is to be lost. For the proxy's own use."""
         return bool(self._requests) and self._requests.popleft() == "lose"
 
     def answered(self) -> bool:
-        """Count an answer from the server; return whether it is to be lost. For the proxy's own use."""
+        """Take note of an answer from the server; tell whether it is to be lost. For the proxy's own use."""
         self.round_trips += 1
         fate = self._answers.popleft() if self._answers else "pass"
         if fate == "hold":
@@ -278,31 +278,32 @@ class _Messages:
 
     def __init__(self, *, first_is_untyped: bool) -> None:
         self._header_length = 4 if first_is_untyped else 5
+        # Of a message that has begun: what has come of its header, or its type and how much of it is still to come.
         self._header = b""
-        self._body = 0
+        self._type: int | None = None
+        self._missing = 0
 
     def types(self, data: bytes) -> Iterator[int]:
         """Yield the type of each message that ends in ``data``; the first one of a client has none."""
-        position = 0
-        while position < len(data) or (self._complete and not self._body):
-            if not self._complete:
-                taken = data[position : position + self._header_length - len(self._header)]
-                self._header += taken
-                position += len(taken)
-                if self._complete:
-                    self._body = int.from_bytes(self._header[-4:], "big") - 4
-            elif self._body:
-                taken_length = min(self._body, len(data) - position)
-                self._body -= taken_length
-                position += taken_length
-            if self._complete and not self._body:
-                if self._header_length == 5:
-                    yield self._header[0]
-                self._header, self._header_length = b"", 5
-
-    @property
-    def _complete(self) -> bool:
-        return len(self._header) == self._header_length
+        position = self._missing
+        if position > len(data):
+            self._missing -= len(data)
+            return
+        if position and self._type is not None:
+            yield self._type
+        data, self._missing = self._header + data, 0
+        while position + self._header_length <= len(data):
+            length_at = position + self._header_length - 4
+            end = length_at + int.from_bytes(data[length_at : length_at + 4], "big")
+            self._type = None if length_at == position else data[position]
+            self._header_length = 5
+            if end > len(data):
+                self._missing, position = end - len(data), len(data)
+                break
+            if self._type is not None:
+                yield self._type
+            position = end
+        self._header = data[position:]
 
 
 def _each(wanted: bytes, types: Iterable[int]) -> Iterator[int]:

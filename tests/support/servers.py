@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from strands_psycopg import embedded
 from strands_psycopg.embedded import Server
 
 _MEMORY = Path("/dev/shm")
@@ -35,6 +36,21 @@ def memory() -> str | None:
     """Return a folder whose files are in memory, if it has room and programs may run from it."""
     usable = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
     return str(_MEMORY) if usable and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC else None
+
+
+def remember_access() -> None:
+    """Ask only once whether the account that runs servers for root may enter a place, since to ask forks this process.
+
+    A fork of so large a process takes as long as a tenth of a server's start.
+    """
+    ask, granted = embedded._can_access, set[object]()
+
+    def can_access(account: tuple[int, int] | None, path: Path) -> bool:
+        if (account, path) not in granted and ask(account, path):
+            granted.add((account, path))
+        return (account, path) in granted
+
+    embedded._can_access = can_access
 
 
 @contextmanager
