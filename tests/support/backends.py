@@ -23,9 +23,6 @@ RESET = """
 _RENAME = b"SET application_name = 'closed by a test'"
 _RESET = b"DEALLOCATE ALL; " + RESET.encode() + b"; " + _RENAME
 
-# Only a new process takes the settings of a database or a role.
-_PREPARE = b"RESET application_name; SELECT FROM pg_db_role_setting"
-
 # What a connection has that is closed.
 _CLOSED = pq.PGconn.connect_start(b"")
 _CLOSED.finish()
@@ -52,8 +49,7 @@ class Backends:
             if backend is None:
                 break
             self._free.remove((conninfo, backend))
-            result = backend.exec_(_PREPARE)
-            if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 0:
+            if backend.exec_(b"RESET application_name").status == pq.ExecStatus.COMMAND_OK:
                 return backend
             backend.finish()
         return None
