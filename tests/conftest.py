@@ -32,7 +32,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from strands_psycopg import PostgresSessionRepository
 from support import processes
-from support.backends import kept
 from support.bedrock import make_cheap
 from support.crew import Crew
 from support.databases import Databases
@@ -145,7 +144,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def databases(server: str, worker_id: str) -> Iterator[Databases]:
     """Creates further databases on that server."""
-    with Databases(server, worker_id) as databases, kept(databases.backends):
+    with Databases(server, worker_id) as databases:
         yield databases
 
 
@@ -227,7 +226,12 @@ def empty_dsn(request: pytest.FixtureRequest, reached: Callable[[str], str]) -> 
 @pytest.fixture
 def pool_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a repository on ``dsn`` needs beside it."""
-    return {"kwargs": {"prepare_threshold": None}} if request.config.getoption("--pgbouncer") else {}
+    if request.config.getoption("--pgbouncer"):
+        return {"kwargs": {"prepare_threshold": None}}
+    if request.config.getoption("--dsn"):
+        return {}
+    databases: Databases = request.getfixturevalue("databases")
+    return {"connection_class": databases.connection_class}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
 
-from support.backends import RESET, Backends
+from support.backends import RESET, Backends, keeping
 
 # Those that were just closed have counted what they did when they are gone.
 _OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> ALL (%s)"
@@ -56,7 +56,8 @@ class Databases:
 
     Attributes:
         can_reuse: Whether ``reuse`` uses any again; set on entering the block.
-        backends: Those of each database that is used by a test and was used by another, by its name.
+        connection_class: For a test's pools: connections of it to a database that is used again are new ones, but
+            their server processes have worked for an earlier test and so have read the system's tables.
     """
 
     can_reuse: bool
@@ -71,7 +72,8 @@ class Databases:
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
         self._unlent: dict[str, _Copy] = {}
-        self.backends: dict[str, Backends] = {}
+        self._backends: dict[str, Backends] = {}
+        self.connection_class = keeping(self._backends)
 
     def __enter__(self) -> "Databases":
         self._connect()
@@ -115,12 +117,12 @@ class Databases:
             emptied.pop().drop()
         copy = emptied.pop() if emptied else _Copy(self, name, template)
         self._unlent[copy.dsn] = copy
-        self.backends[copy.name] = copy.backends
+        self._backends[copy.name] = copy.backends
         try:
             yield copy.dsn
         finally:
             self._unlent.pop(copy.dsn, None)
-            del self.backends[copy.name]
+            del self._backends[copy.name]
             if copy.is_emptied():
                 emptied.append(copy)
             else:
@@ -155,7 +157,7 @@ class _Copy:
     Attributes:
         dsn: Its DSN.
         name: Its name.
-        backends: Its server processes that are kept from one test to the next.
+        backends: What the tests' connections to it can use again.
     """
 
     def __init__(self, databases: Databases, name: str, template: str) -> None:
