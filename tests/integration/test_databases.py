@@ -68,14 +68,11 @@ def test_server_process_of_a_closed_connection_comes_back_like_a_new_one(databas
 
 def test_server_process_that_is_in_a_transaction_does_not_come_back(databases: Databases, template: str) -> None:
     with databases.reuse(NAME, template) as first:
-        connection = databases.connection_class.connect(first, application_name="busy")
+        connection = databases.connection_class.connect(first)
         pid = connection.info.backend_pid
         connection.execute("SELECT 1")
         connection.close()
-    with (
-        databases.reuse(NAME, template) as second,
-        databases.connection_class.connect(second, application_name="busy") as connection,
-    ):
+    with databases.reuse(NAME, template) as second, databases.connection_class.connect(second) as connection:
         assert second == first
         assert connection.info.backend_pid != pid
 
