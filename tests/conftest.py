@@ -226,12 +226,7 @@ def empty_dsn(request: pytest.FixtureRequest, reached: Callable[[str], str]) -> 
 @pytest.fixture
 def pool_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a repository on ``dsn`` needs beside it."""
-    if request.config.getoption("--pgbouncer"):
-        return {"kwargs": {"prepare_threshold": None}}
-    if request.config.getoption("--dsn"):
-        return {}
-    databases: Databases = request.getfixturevalue("databases")
-    return {"connection_class": databases.connection_class}
+    return {"kwargs": {"prepare_threshold": None}} if request.config.getoption("--pgbouncer") else {}
 
 
 @pytest.fixture

@@ -42,37 +42,6 @@ def test_connection_that_is_lent_comes_back_like_a_new_one(databases: Databases,
             assert another.info.backend_pid != pid
 
 
-def test_server_process_of_a_closed_connection_comes_back_like_a_new_one(databases: Databases, template: str) -> None:
-    if not databases.can_reuse:
-        pytest.skip("this server counts too late")
-    with databases.reuse(NAME, template) as first, databases.connection_class.connect(first) as connection:
-        pid = connection.info.backend_pid
-        connection.execute("SET work_mem = '8MB'")
-        connection.execute("SELECT pg_advisory_lock(1)")
-        connection.execute("SELECT 1", prepare=True)
-    assert connection.closed
-    with databases.reuse(NAME, template) as second, databases.connection_class.connect(second) as connection:
-        assert second == first
-        assert connection.info.backend_pid == pid
-        assert connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory'").fetchall() == []
-        assert connection.execute("SELECT FROM pg_prepared_statements").fetchall() == []
-        assert connection.execute("SHOW work_mem").fetchone() == ("4MB",)
-        with databases.connection_class.connect(second) as another:
-            assert another.info.backend_pid != pid
-        with databases.connection_class.connect(second, application_name="another") as another:
-            assert another.execute("SHOW application_name").fetchone() == ("another",)
-
-
-def test_server_process_that_is_in_a_transaction_does_not_come_back(databases: Databases, template: str) -> None:
-    with databases.reuse(NAME, template) as first:
-        connection = databases.connection_class.connect(first)
-        pid = connection.info.backend_pid
-        connection.execute("SELECT 1")
-        connection.close()
-    with databases.reuse(NAME, template) as second, databases.connection_class.connect(second) as connection:
-        assert connection.info.backend_pid != pid
-
-
 @pytest.mark.parametrize(
     "statement",
     [

@@ -12,15 +12,19 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
 
-from support.backends import RESET, Backends, keeping
-
 # Those that were just closed have counted what they did when they are gone.
-_OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> ALL (%s)"
+_OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 _MOMENT = 0.25
 
 _DELETE_ROWS = """
     SELECT string_agg(format('DELETE FROM %I', relname), '; ')
     FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'strands_migrations'
+"""
+
+# Like DISCARD ALL, but for the statements that the driver has prepared. What was done is counted at the end of it.
+_RESET = """
+    CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; UNLISTEN *;
+    SELECT pg_advisory_unlock_all(), pg_stat_force_next_flush()
 """
 
 # Whether a copy differs from its template by rows in tables of ours alone. The counters of a new database are zero,
@@ -56,8 +60,6 @@ class Databases:
 
     Attributes:
         can_reuse: Whether ``reuse`` uses any again; set on entering the block.
-        connection_class: For a test's pools: connections of it to a database that is used again are new ones, but
-            their server processes have worked for an earlier test and so have read the system's tables.
     """
 
     can_reuse: bool
@@ -72,8 +74,6 @@ class Databases:
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
         self._unlent: dict[str, _Copy] = {}
-        self._backends: dict[str, Backends] = {}
-        self.connection_class = keeping(self._backends)
 
     def __enter__(self) -> "Databases":
         self._connect()
@@ -117,12 +117,10 @@ class Databases:
             emptied.pop().drop()
         copy = emptied.pop() if emptied else _Copy(self, name, template)
         self._unlent[copy.dsn] = copy
-        self._backends[copy.name] = copy.backends
         try:
             yield copy.dsn
         finally:
             self._unlent.pop(copy.dsn, None)
-            del self._backends[copy.name]
             if copy.is_emptied():
                 emptied.append(copy)
             else:
@@ -156,17 +154,12 @@ class _Copy:
 
     Attributes:
         dsn: Its DSN.
-        name: Its name.
-        backends: What the tests' connections to it can use again.
     """
 
     def __init__(self, databases: Databases, name: str, template: str) -> None:
         with ExitStack() as stack:
             self.dsn = stack.enter_context(databases.create(name, template))
             self._connection = stack.enter_context(closing(databases.connection(self.dsn)))
-            self.name = self._connection.info.dbname
-            self.backends = Backends(self._connection)
-            stack.callback(self.backends.finish)
             self._delete_rows = str(self._value(_DELETE_ROWS)).encode()
             self._lent = False
             self._stack = stack.pop_all()
@@ -176,8 +169,7 @@ class _Copy:
         deadline = time.monotonic() + _MOMENT
         try:
             self._take_back()
-            ours = [self._connection.info.backend_pid, *self.backends.reset()]
-            while self._value(_OTHERS, ours):
+            while self._value(_OTHERS):
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.001)
@@ -199,7 +191,7 @@ class _Copy:
             self._connection.rollback()
             self._connection.autocommit = True
             self._connection.row_factory = tuple_row
-            self._connection.execute(RESET)
+            self._connection.execute(_RESET)
             self._lent = False
 
     def is_connected(self) -> bool:
@@ -210,8 +202,8 @@ class _Copy:
         """Drop it, whoever is connected."""
         self._stack.close()
 
-    def _value(self, query: str, *parameters: object) -> Any:
-        row = self._connection.execute(query.encode(), parameters or None).fetchone()
+    def _value(self, query: str) -> Any:
+        row = self._connection.execute(query.encode()).fetchone()
         return row and row[0]
 
 
