@@ -4,8 +4,7 @@
 With ``--dsn``, tests run on one database of a Citus cluster, with distributed tables, one after the other.
 
 Tests run in several processes, each with a server of its own. A template database is migrated once; each test gets a
-fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. New connections to such
-a one may be served by processes of the server that have served earlier tests, and were reset. With ``--pgbouncer``,
+fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. With ``--pgbouncer``,
 tests and their repositories reach it through a PgBouncer in transaction mode.
 """
 
