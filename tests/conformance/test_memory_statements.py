@@ -58,6 +58,9 @@ def test_call_is_one_statement_one_round_trip_and_one_commit(
     if call == "add again" and store._embedder is not None:
         # Two more look why nothing was stored: whether it is late, and which memory has its vector already.
         expected = (3, ["I"] * 3)
+    if call.startswith("forget") and store._embedder is None:
+        # One more looks for the table of vectors, of which other stores may have some for these memories.
+        expected = (2, ["I"] * 2)
     assert wire.during(lambda: asyncio.run(CALLS[call](store, memory_id)))[1:] == expected
 
 

@@ -19,7 +19,7 @@ from strands_psycopg.errors import BadFileError
 from strands_psycopg.migrator import Migrator
 from support.databases import Databases
 from support.memories import DIMENSIONS, embed_trigrams, has_pgvector, needs_memory
-from support.tables import Connection, one
+from support.tables import Connection, blocked, one
 from support.waiting import until
 
 T = TypeVar("T")
@@ -212,13 +212,69 @@ def test_forgotten_and_erased_memories_leave_no_vectors_without_foreign_keys(dsn
             for owner in ("alice", "bob")
         )
         [memory_id, *_] = add(store, "cyclist", "gardener", "astronomer")
-        add(kept, "cyclist")
+        add(kept, "cyclist", "gardener")
+        words = PostgresMemoryStore("notes", repository, owner="bob")
 
         run(store.forget(memory_id))
+        assert vector_count(connection) == 4
+        run(words.forget(run(words.list()).memories[0].memory_id))
         assert vector_count(connection) == 3
         assert repository.erase(owner="alice").memories == 2
         assert vector_count(connection) == 1
         assert found(kept, "cycling") == ["cyclist"]
+
+
+def test_of_two_edits_at_once_the_last_one_decides_whether_there_is_a_vector(
+    store: PostgresMemoryStore, repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    words = PostgresMemoryStore("notes", repository)
+    [memory_id] = add(words, "cyclist")
+    # The transaction with a vector waits when it commits.
+    connection.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"
+    )
+    connection.execute(
+        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON strands_memory_vectors DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION wait()"
+    )
+    connection.execute("SELECT pg_advisory_lock(1)")
+
+    async def edit_twice() -> None:
+        with_vector = asyncio.create_task(store.update(memory_id, content="gardener"))
+        await until(lambda: blocked(connection) == 1)
+        without = asyncio.create_task(words.update(memory_id, content="astronomer"))
+        await until(lambda: blocked(connection) == 2)
+        connection.execute("SELECT pg_advisory_unlock(1)")
+        await asyncio.gather(with_vector, without)
+
+    run(edit_twice())
+    assert found(words, "astronomer") == ["astronomer"]
+    assert vector_count(connection) == 0
+
+
+def test_cancelled_addition_is_not_stored_after_its_vector_was_computed(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    computing, go_on = threading.Event(), threading.Event()
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        computing.set()
+        go_on.wait()
+        return embed_trigrams(texts)
+
+    store = PostgresMemoryStore("notes", repository, embed=embed, dimensions=DIMENSIONS)
+
+    async def cancel() -> None:
+        addition = asyncio.create_task(store.add("cyclist"))
+        await until(computing.is_set)
+        addition.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await addition
+
+    run(cancel())
+    assert one(connection, "SELECT count(*) FROM strands_memories") == 0
 
 
 def test_text_edited_without_embed_loses_its_outdated_vector(
@@ -360,8 +416,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "text": (["1" * DIMENSIONS], "no sequence of numbers"),
     "texts": ([["1"] * DIMENSIONS], "no sequence of numbers"),
     "bytes": ([b"1" * DIMENSIONS], "no sequence of numbers"),
-    "none": (None, "'NoneType' object is not iterable"),
+    "none": (None, "embed returned NoneType; it must return a vector for each text"),
     "raises": (LookupError("secret"), "embed raised LookupError"),
+    "raises later": (lambda: map(float, ["secret"]), "embed raised ValueError, the cause of this error"),
 }
 
 
@@ -374,7 +431,7 @@ def test_bad_embed_is_an_error_and_nothing_is_stored(
     def embed(_: list[str]) -> Any:
         if isinstance(result, LookupError):
             raise result
-        return result
+        return result() if callable(result) else result
 
     store = PostgresMemoryStore("notes", repository, embed=embed, dimensions=DIMENSIONS)
     for call in (store.add("secret"), store.search("secret")):

@@ -518,7 +518,7 @@ def test_commands_show_owners_and_titles(
     assert (first["owner"], first["title"]) == ("Alice", "A trip to Rome, Paris and London")
 
 
-@pytest.mark.parametrize("text", ["[1]", "gold", '"gold"'])
+@pytest.mark.parametrize("text", ["[1]", "gold", '"gold"', '{"a":' * 100_000], ids=lambda text: text[:6])
 def test_metadata_on_the_command_line_must_be_an_object(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sessions", "--metadata", text])

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ from strands_psycopg.cli.options import (
     open_repository,
     parse_duration,
     parse_limit,
+    parse_metadata,
     parse_path,
     parse_session_id,
 )
@@ -53,18 +54,9 @@ _STORE.add_argument(
 )
 
 
-def _parse_metadata(text: str) -> dict[str, Any]:
-    """Parse a JSON object, for argparse."""
-    with suppress(ValueError):
-        metadata = json.loads(text)
-        if isinstance(metadata, dict):
-            return metadata
-    raise argparse.ArgumentTypeError('must be a JSON object, such as \'{"kind": "taste"}\'')
-
-
 _FILTER = Parser(add_help=False)
 _FILTER.add_argument(
-    "--metadata", type=_parse_metadata, metavar="JSON", help="only memories whose metadata contains this JSON object"
+    "--metadata", type=parse_metadata, metavar="JSON", help="only memories whose metadata contains this JSON object"
 )
 
 

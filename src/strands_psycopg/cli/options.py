@@ -175,13 +175,11 @@ def parse_limit(text: str) -> int:
 
 def parse_metadata(text: str) -> dict[str, Any]:
     """Parse a JSON object, for argparse."""
-    try:
+    with suppress(ValueError, RecursionError):
         metadata = json.loads(text)
-    except ValueError:
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise argparse.ArgumentTypeError("must be a JSON object")
-    return metadata
+        if isinstance(metadata, dict):
+            return metadata
+    raise argparse.ArgumentTypeError('must be a JSON object, such as \'{"kind": "taste"}\'')
 
 
 def parse_duration(text: str) -> timedelta:

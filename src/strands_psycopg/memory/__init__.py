@@ -358,7 +358,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         condition = filter_parameter(metadata)
 
         def forget() -> int:
-            vectors = None if self._dimensions is None else self._checked_vectors()
+            vectors = find_vectors(self._database) if self._dimensions is None else self._checked_vectors()
             return self._entries.forget(vectors=vectors, memory_id=parsed_id, older_than=age, condition=condition)
 
         return await self._in_worker(forget)
@@ -477,9 +477,10 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
 
     async def _with_embedding(self, text: str | None, work: Callable[[BinaryParameter | None], _T]) -> _T:
         """Return what ``work`` returns for the vector of a text; None if there is none."""
-        if self._embedder is None or text is None:
-            return await self._in_worker(partial(work, None))
-        return await self._embedder.apply(lambda vectors: work(vectors[0]), [text])
+        embedding = None
+        if self._embedder is not None and text is not None:
+            [embedding] = await self._embedder.vectors([text])
+        return await self._in_worker(partial(work, embedding))
 
     def _checked_vectors(self) -> Vectors:
         """Return the table of vectors, which is looked up once.

@@ -8,13 +8,11 @@ from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
 from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.errors import EmbeddingError
 from strands_psycopg.workers import Workers
-
-_T = TypeVar("_T")
 
 # Called with a list of texts; returns, or is a coroutine that returns, a vector for each.
 Embed: TypeAlias = Callable[[list[str]], Sequence[Sequence[float]] | Awaitable[Sequence[Sequence[float]]]]
@@ -69,41 +67,30 @@ class Embedder:
             EmbeddingError: ``embed`` failed, or its vectors are not as many as the texts, have another number of
                 dimensions, are all zeros, or contain something that is no finite number.
         """
-        return await self.apply(lambda vectors: vectors, texts)
-
-    async def apply(self, work: Callable[[list[BinaryParameter]], _T], texts: list[str]) -> _T:
-        """Return what ``work`` returns for the vectors of texts; it runs in the thread in which ``embed`` did.
-
-        Raises:
-            EmbeddingError: As ``vectors``.
-            Exception: What ``work`` raised.
-        """
-        returned: Any
         if inspect.iscoroutinefunction(self._embed):
-            returned = self._embed(texts)
+            returned: Any = self._embed(texts)
         else:
-            returned = await self._workers.run_async(partial(self._embed_and_apply, work, texts))
+            returned = await self._workers.run_async(partial(self._embed_and_encode, texts))
         if not inspect.isawaitable(returned):
-            return cast(_T, returned)
+            return cast(list[BinaryParameter], returned)
         with _explained(texts):
             vectors = await returned
-        return await self._workers.run_async(lambda: work(self._encode(texts, vectors)))
+        return await self._workers.run_async(partial(self._encode, texts, vectors))
 
-    def _embed_and_apply(self, work: Callable[[list[BinaryParameter]], _T], texts: list[str]) -> object:
-        """Return what ``work`` returns for the vectors of texts; or what ``embed`` returned, if that is awaitable."""
+    def _embed_and_encode(self, texts: list[str]) -> object:
+        """Return the encoded vectors; or what ``embed`` returned, if that is awaitable."""
         with _explained(texts):
             vectors: Any = self._embed(texts)
-        return vectors if inspect.isawaitable(vectors) else work(self._encode(texts, vectors))
+        return vectors if inspect.isawaitable(vectors) else self._encode(texts, vectors)
 
-    def _encode(self, texts: list[str], vectors: Iterable[Sequence[float]]) -> list[BinaryParameter]:
-        try:
+    def _encode(self, texts: list[str], vectors: Any) -> list[BinaryParameter]:
+        # They may be computed only now.
+        with _explained(texts):
+            if not isinstance(vectors, Iterable):
+                raise VectorError(f"embed returned {type(vectors).__name__}; it must return a vector for each text")
             encoded = [encode_vector(vector, self._dimensions) for vector in vectors]
-        except (TypeError, ValueError, OverflowError) as error:
-            raise EmbeddingError(f"{_operation(texts)}: {error}") from None
-        if len(encoded) != len(texts):
-            raise EmbeddingError(
-                f"{_operation(texts)}: embed returned {len(encoded)} vectors; it must return one for each"
-            )
+            if len(encoded) != len(texts):
+                raise VectorError(f"embed returned {len(encoded)} vectors; it must return one for each")
         return encoded
 
     def close(self) -> None:
@@ -111,19 +98,16 @@ class Embedder:
         self._workers.close()
 
 
-def _operation(texts: list[str]) -> str:
-    return f"embedding {len(texts)} texts"
-
-
 @contextmanager
 def _explained(texts: list[str]) -> Iterator[None]:
     """Raise an ``EmbeddingError`` if ``embed`` raises, which does not quote what may contain a text."""
+    operation = f"embedding {len(texts)} texts"
     try:
         yield
+    except VectorError as error:
+        raise EmbeddingError(f"{operation}: {error}") from None
     except Exception as error:
-        raise EmbeddingError(
-            f"{_operation(texts)}: embed raised {type(error).__name__}, the cause of this error"
-        ) from error
+        raise EmbeddingError(f"{operation}: embed raised {type(error).__name__}, the cause of this error") from error
 
 
 def encode_vector(vector: Sequence[float], dimensions: int) -> BinaryParameter:

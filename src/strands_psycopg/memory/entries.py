@@ -6,7 +6,6 @@ from uuid import UUID, uuid4
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
-from typing_extensions import LiteralString
 
 from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.database import NO_DEADLINE, Database
@@ -101,8 +100,7 @@ _UPDATE = """
         WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = %(memory_id)s
             AND (SELECT in_time FROM clock)
         RETURNING m.memory_id
-    )"""
-_UPDATED = """
+    )
     SELECT CASE WHEN clock.in_time THEN {server_time} END, updated.memory_id FROM clock LEFT JOIN updated ON true
 """
 
@@ -113,12 +111,12 @@ _REPLACE_VECTOR = """
     ON CONFLICT (owner, store, memory_id) DO UPDATE SET embedding = EXCLUDED.embedding
 """
 
-# Whoever edits a text without embedding it leaves it to be found by its words.
-_DELETE_VECTOR = """, vector AS (
-        DELETE FROM {memory_vectors} AS v
-        WHERE v.owner = %(owner)s AND v.store = %(store)s AND v.memory_id = %(memory_id)s
-            AND EXISTS (SELECT true FROM updated)
-    )"""
+# Whoever edits a text without embedding it leaves it to be found by its words. In a transaction with the update, which
+# has waited for whoever was storing a vector.
+_DELETE_VECTOR = """
+    DELETE FROM {memory_vectors} AS v
+    WHERE v.owner = %(owner)s AND v.store = %(store)s AND v.memory_id = %(memory_id)s
+"""
 
 _TO_FORGET = """
     m.owner = %(owner)s AND m.store = %(store)s
@@ -184,6 +182,7 @@ class Entries:
         self._add = database.statement(_ADD + _ADDED)
         self._find_added = database.statement(_FIND_ADDED)
         self._merge = database.statement(_MERGE)
+        self._edit = database.statement(_UPDATE)
         self._list = database.statement(_LIST)
         self._forget = database.statement(_FORGET + _FORGOTTEN)
         self._forget_with_vectors = database.statement(_FORGET + _FORGET_VECTORS + _FORGOTTEN)
@@ -276,9 +275,7 @@ class Entries:
         row |= {"edits_content": content is not None, "edits_metadata": metadata is not None}
         try:
             if content is None or vectors is None:
-                found = self._update(operation, row, _UPDATE + _UPDATED)
-            elif embedding is None:
-                found = self._update(operation, row, _UPDATE + _DELETE_VECTOR + _UPDATED)
+                found = self._update(operation, row)
             else:
                 found = self._database.transact(operation, partial(self._update_with_vector, row, vectors))
         except DatabaseError as error:
@@ -290,17 +287,17 @@ class Entries:
         if found is None:
             raise MemoryNotFoundError(f"{operation}: there is no memory {memory_id}", memory_id=str(memory_id))
 
-    def _update(self, operation: str, row: _Row, template: LiteralString) -> UUID | None:
+    def _update(self, operation: str, row: _Row) -> UUID | None:
         self._database.synchronise_clock()
-        found: UUID | None = self._database.write(operation, self._database.statement(template), row).rows[0][1]
+        found: UUID | None = self._database.write(operation, self._edit, row).rows[0][1]
         return found
 
     def _update_with_vector(self, row: _Row, vectors: Vectors, cursor: Cursor[TupleRow]) -> UUID | None:
         cursor.execute(_IDLE_TIMEOUT)
-        update = self._database.statement(_UPDATE + _UPDATED)
-        found: UUID | None = cursor.execute(update, row | NO_DEADLINE).fetchall()[0][1]
+        found: UUID | None = cursor.execute(self._edit, row | NO_DEADLINE).fetchall()[0][1]
         if found is not None:
-            cursor.execute(compose(self._database, vectors, _REPLACE_VECTOR), row)
+            change_vector = _DELETE_VECTOR if row["embedding"] is None else _REPLACE_VECTOR
+            cursor.execute(compose(self._database, vectors, change_vector), row)
         return found
 
     def forget(
