@@ -172,23 +172,32 @@ def test_settings_of_a_search_end_with_it(dsn: str, pool_options: dict[str, Any]
 def test_search_among_many_has_a_plan_of_its_own_each_time(direct_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although it is prepared: the best one depends on the owner. The plan for few vectors is kept."""
     few = "sum(generic_plans)::int > 0 FROM pg_prepared_statements WHERE NOT statement LIKE '%%generate_series%%'"
-    many = "sum(generic_plans)::int FROM pg_prepared_statements WHERE statement LIKE '%%generate_series%%'"
+    many = (
+        "sum(generic_plans)::int, count(*) FROM pg_prepared_statements WHERE statement LIKE '%%generate_series%%' "
+        "AND statement LIKE '%%false AS has_few%%'"
+    )
+    monkeypatch.setattr("strands_psycopg.memory.memory_search._MAX_COMPARED", 2 * DIMENSIONS)
     with PostgresSessionRepository(direct_dsn, min_size=1, max_size=1) as repository:
 
-        def fetch(query: str) -> object:
-            return repository._database.fetch("looking", f"SELECT {query}".encode(), {}).rows[0][0]
+        def fetch(query: str) -> tuple[object, ...]:
+            [row] = repository._database.fetch("looking", f"SELECT {query}".encode(), {}).rows
+            return row
 
         store = PostgresMemoryStore("notes", repository, embed=embed_trigrams, dimensions=DIMENSIONS)
         add(store, "tea", "juice")
-        monkeypatch.setattr("strands_psycopg.memory.memory_search._MAX_COMPARED", 2 * DIMENSIONS)
         for _ in range(15):
             assert found(store, "tea") == ["tea", "juice"]
-        assert fetch(few) is True
-        assert fetch(many) is None  # not prepared: only the first search was among any number
-        add(store, "coffee")
-        for _ in range(15):
+        assert fetch(few) == (True,)
+        assert fetch(many) == (None, 0)
+
+        [_, *coffee] = add(store, "juice", "coffee")
+        for _ in range(120):
             assert found(store, "tea")[0] == "tea"
-        assert fetch(many) == 0
+        assert fetch(many) == (0, 1)
+        run(store.forget(*coffee))
+        for _ in range(100):
+            assert found(store, "tea") == ["tea", "juice"]
+        assert store._search._has_few
 
 
 def test_vectors_follow_their_memories(store: PostgresMemoryStore, connection: Connection) -> None:

@@ -9,6 +9,7 @@ ranks, so that a word which many of them have decides little.
 from dataclasses import dataclass
 
 from psycopg.types.numeric import Int8
+from typing_extensions import LiteralString
 
 from strands_psycopg.binary_parameter import BinaryParameter
 from strands_psycopg.database import Database
@@ -29,6 +30,9 @@ _MAX_CANDIDATES = 1000
 
 # How many numbers of vectors are compared one by one, at most, before an index is faster.
 _MAX_COMPARED = 1_000_000
+
+# After how many searches by vectors those of the owner are counted again. Until then, a search expects what was counted.
+_COUNT_EVERY = 100
 
 # The planner takes a while for conditions that turn out to hold always, so without a filter they are left out.
 _WORDED_FILTER = """
@@ -92,12 +96,20 @@ _BY_WORDS = (
 
 _QUERY = """
     WITH query AS MATERIALIZED (
-        SELECT %(embedding)s::public.vector::public.halfvec AS embedding, (
+        SELECT %(embedding)s::public.vector::public.halfvec AS embedding, """
+
+_HAS_FEW = """(
                 SELECT pg_catalog.count(*) FROM (
                     SELECT true FROM {memory_vectors} AS v
                     WHERE v.owner = %(owner)s AND v.store = %(store)s LIMIT %(few)s
                 ) AS counted
             ) < %(few)s AS has_few"""
+
+# The settings hold until the end of the statement's own transaction. An index scan reads them when it begins, which is
+# after the row with its query vector was computed.
+_SETTINGS = """,
+            pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
+            CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END"""
 
 _MEANT = """
     ), meant AS (
@@ -113,6 +125,11 @@ _OF_OWNER = """
 # The sum is nothing that an index can answer.
 _BY_ONE = """
             ORDER BY (v.embedding OPERATOR(public.<=>) query.embedding) + 0::float8 LIMIT %(nearest)s"""
+
+# This is what an HNSW index can answer. Ranks are computed outside, since an iterative scan may return a few rows out of
+# order.
+_BY_INDEX = """
+            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s"""
 
 _FUSED = (
     """
@@ -130,10 +147,6 @@ _FUSED = (
     + _BEST
 )
 
-# Few vectors are compared one by one: for an owner with a small part of an index, a scan of it looks at many times as
-# many.
-_AMONG_FEW = _QUERY + _MEANT + _OF_OWNER + _MEANT_FILTER + _BY_ONE + _FUSED + _FOUND
-
 # Which way is faster depends on the owner, so each execution must have a plan of its own, although the statement is
 # prepared. With its parameter known, this condition vanishes; without, a plan would cost too much to be chosen.
 _OWN_PLAN = """
@@ -142,14 +155,25 @@ _OWN_PLAN = """
                 OR 0 = (SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 1000000000))
             )"""
 
-# The settings hold until the end of the statement's own transaction. An index scan reads them when it begins, which is
-# after the row with its query vector was computed. The inner ORDER BY is what an HNSW index can answer; an iterative
-# scan may return a few rows out of order, so that ranks are computed outside.
+# Few vectors are compared one by one: for an owner with a small part of an index, a scan of it looks at many times as
+# many.
+_AMONG_FEW = _QUERY + "true AS has_few" + _MEANT + _OF_OWNER + _MEANT_FILTER + _BY_ONE + _FUSED + _FOUND
+_AMONG_MANY = (
+    _QUERY
+    + "false AS has_few"
+    + _SETTINGS
+    + _MEANT
+    + _OF_OWNER
+    + _MEANT_FILTER
+    + _BY_INDEX
+    + _FUSED
+    + _OWN_PLAN
+    + _FOUND
+)
 _AMONG_ANY = (
     _QUERY
-    + """,
-            pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
-            CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END"""
+    + _HAS_FEW
+    + _SETTINGS
     + _MEANT
     + "("
     + _OF_OWNER
@@ -162,8 +186,8 @@ _AMONG_ANY = (
     + _OF_OWNER
     + " AND NOT query.has_few"
     + _MEANT_FILTER
-    + """
-            ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s)"""
+    + _BY_INDEX
+    + ")"
     + _FUSED
     + _OWN_PLAN
     + _FOUND
@@ -200,7 +224,8 @@ class MemorySearch:
         self._database = database
         self._key: _Row = {"owner": owner, "store": store, "configuration": text_search_config}
         self._operation = f"searching memory store {store!r}"
-        self._has_few = False  # as the last search found
+        self._has_few: bool | None = None  # as counted last
+        self._searches_until_count = 0
 
     def search(
         self,
@@ -228,7 +253,7 @@ class MemorySearch:
         row["worded"] = Int8(max(limit, _MIN_WORDED))
         template = _BY_WORDS
         if vectors is not None:
-            template = _AMONG_FEW if self._has_few else _AMONG_ANY
+            template = self._template_by_both()
             nearest = max(limit, _MIN_NEAREST)
             row |= {
                 "embedding": embedding,
@@ -242,6 +267,14 @@ class MemorySearch:
         if condition["filter"] is None:
             template = template.replace(_WORDED_FILTER, "").replace(_MEANT_FILTER, "")
         rows = self._database.fetch(self._operation, compose(self._database, vectors, template), row).rows
-        if rows:
+        if rows and vectors is not None:
             self._has_few = rows[0][-1]
         return [Hit(read_memory(each), each[COLUMN_COUNT], each[COLUMN_COUNT + 1]) for each in rows]
+
+    def _template_by_both(self) -> LiteralString:
+        """Return the statement of the next search by words and vectors."""
+        if self._has_few is None or self._searches_until_count == 0:
+            self._searches_until_count = _COUNT_EVERY
+            return _AMONG_ANY
+        self._searches_until_count -= 1
+        return _AMONG_FEW if self._has_few else _AMONG_MANY
