@@ -31,7 +31,7 @@ _MAX_CANDIDATES = 1000
 # How many numbers of vectors are compared one by one, at most, before an index is faster.
 _MAX_COMPARED = 1_000_000
 
-# After how many searches by vectors those of the owner are counted again. Until then, a search expects what was counted.
+# After how many searches by vectors those of the owner are counted again.
 _COUNT_EVERY = 100
 
 # The planner takes a while for conditions that turn out to hold always, so without a filter they are left out.
@@ -126,8 +126,8 @@ _OF_OWNER = """
 _BY_ONE = """
             ORDER BY (v.embedding OPERATOR(public.<=>) query.embedding) + 0::float8 LIMIT %(nearest)s"""
 
-# This is what an HNSW index can answer. Ranks are computed outside, since an iterative scan may return a few rows out of
-# order.
+# This is what an HNSW index can answer. An iterative scan may return a few rows out of order, so ranks are computed
+# outside.
 _BY_INDEX = """
             ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s"""
 
