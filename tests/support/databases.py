@@ -44,7 +44,7 @@ _ONLY_ROWS_DIFFER = """
                 pg_stat_get_vacuum_count(oid) + pg_stat_get_autovacuum_count(oid) = 0
                 AND pg_stat_get_analyze_count(oid) + pg_stat_get_autoanalyze_count(oid) = 0
         END)
-        AND sum(CASE WHEN oid >= 16384 THEN pg_relation_size(oid) ELSE 0 END) < 1 << 21
+        AND sum(CASE WHEN oid >= 16384 THEN pg_relation_size(oid) ELSE 0 END) < 1 << 20
     FROM pg_class WHERE (relkind = 'r' OR oid >= 16384 AND relkind IN ('t', 'i')) AND NOT relisshared
 """
 
