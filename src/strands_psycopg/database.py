@@ -78,6 +78,8 @@ _STILL_IN_TIME = "pg_catalog.clock_timestamp() <= pg_catalog.to_timestamp(%(dead
 _SERVER_TIME = "extract(epoch FROM pg_catalog.now())"
 _READ_SERVER_TIME = "SELECT extract(epoch FROM pg_catalog.now())"
 
+_ISO_TIME: LiteralString = """pg_catalog.to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
+
 # A statement must see what was committed while the one before it waited for a lock.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _COMMIT = "COMMIT"
@@ -472,6 +474,11 @@ def _compose(template: LiteralString, schema: str, table_prefix: str) -> bytes:
         "server_time": sql.SQL(_SERVER_TIME),
     }
     return sql.SQL(template).format(**{**tables, **times}).as_bytes(None)
+
+
+def iso_time(expression: LiteralString) -> LiteralString:
+    """Return the SQL for the text of a time, in Strands' format: ISO 8601 in UTC, with microseconds."""
+    return _ISO_TIME.replace("{time}", expression)
 
 
 def _checked_name(argument: str, value: str) -> str:

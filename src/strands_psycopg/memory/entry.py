@@ -9,16 +9,18 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from strands_psycopg.codec import decode, encode
+from strands_psycopg.database import iso_time
 from strands_psycopg.words import MAX_TEXT_SIZE, separate_words
 
 _HASH_SIZE = 16
 
 # The columns of a memory in the alias m, as ``read_memory`` expects them first in a row.
-COLUMNS = """
-    m.memory_id::text, m.content, m.content_exact, m.metadata::text, m.metadata_exact,
-    pg_catalog.to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-    pg_catalog.to_char(m.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
-"""
+COLUMNS = (
+    "m.memory_id::text, m.content, m.content_exact, m.metadata::text, m.metadata_exact, "
+    + iso_time("m.created_at")
+    + ", "
+    + iso_time("m.updated_at")
+)
 COLUMN_COUNT = 7
 
 # What a search adds to the metadata of its results.

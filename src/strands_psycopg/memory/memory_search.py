@@ -7,6 +7,7 @@ ranks, so that a word which many of them have decides little.
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 from psycopg.types.numeric import Int8
 from typing_extensions import LiteralString
@@ -225,7 +226,7 @@ class MemorySearch:
         self._key: _Row = {"owner": owner, "store": store, "configuration": text_search_config}
         self._operation = f"searching memory store {store!r}"
         self._has_few: bool | None = None  # as counted last
-        self._searches_until_count = 0
+        self._searches = count(1)  # in several threads at once
 
     def search(
         self,
@@ -273,8 +274,6 @@ class MemorySearch:
 
     def _template_by_both(self) -> LiteralString:
         """Return the statement of the next search by words and vectors."""
-        if self._has_few is None or self._searches_until_count == 0:
-            self._searches_until_count = _COUNT_EVERY
+        if self._has_few is None or next(self._searches) % _COUNT_EVERY == 0:
             return _AMONG_ANY
-        self._searches_until_count -= 1
         return _AMONG_FEW if self._has_few else _AMONG_MANY

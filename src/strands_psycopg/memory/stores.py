@@ -2,20 +2,20 @@
 
 from dataclasses import dataclass
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, iso_time
 
 # Of each owner's first, since the table may be distributed by the owner.
 _LIST = """
     SELECT m.store, pg_catalog.count(*) FILTER (WHERE m.owner <> ''), pg_catalog.sum(m.memories)::bigint,
         pg_catalog.sum(m.bytes)::bigint,
-        pg_catalog.to_char(pg_catalog.max(m.updated_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+        {updated_at}
     FROM (
         SELECT owner, store, pg_catalog.count(*) AS memories,
             pg_catalog.sum(pg_catalog.octet_length(content)) AS bytes, pg_catalog.max(updated_at) AS updated_at
         FROM {memories} WHERE %(owner)s::text IS NULL OR owner = %(owner)s::text GROUP BY owner, store
     ) AS m
     GROUP BY m.store ORDER BY m.store
-"""
+""".replace("{updated_at}", iso_time("pg_catalog.max(m.updated_at)"))
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,9 @@
 
 from functools import lru_cache
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, iso_time
 
-# In Strands' format.
-_TIME = """pg_catalog.to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')"""
-
-_TIMES = ", ".join(
-    [_TIME.replace("{time}", "{row}.created_at"), _TIME.replace("{time}", "NULLIF({row}.updated_at, {row}.created_at)")]
-)
+_TIMES = iso_time("{row}.created_at") + ", " + iso_time("NULLIF({row}.updated_at, {row}.created_at)")
 
 _ANNOTATIONS = "{row}.owner, {row}.title, {row}.metadata::text, {row}.metadata_exact"
 
@@ -69,9 +64,9 @@ _FRAGMENTS = {
     "touch_session": _TOUCH_SESSION.replace("{condition}", "(SELECT holds FROM fence)"),
     "touch_session_of_t": _TOUCH_SESSION.replace("{condition}", "EXISTS (SELECT true FROM t)"),
     "touch_session_of_u": _TOUCH_SESSION.replace("{condition}", "EXISTS (SELECT true FROM u)"),
-    "created_at_text": _TIME.replace("{time}", "created_at"),
-    "updated_at_text": _TIME.replace("{time}", "updated_at"),
-    "expires_at_text": _TIME.replace("{time}", "expires_at"),
+    "created_at_text": iso_time("created_at"),
+    "updated_at_text": iso_time("updated_at"),
+    "expires_at_text": iso_time("expires_at"),
     # created_at and updated_at of a row in Strands' format; the latter is NULL if both are equal.
     "times_of_s": _TIMES.replace("{row}", "s"),
     "times_of_t": _TIMES.replace("{row}", "t"),

@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
 from strands_psycopg.arguments import check_count, check_id
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, iso_time
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import Annotations, Metadata, check_owner, encode_metadata
@@ -47,19 +47,17 @@ _LIST_PREFIX = "SELECT " + _SUMMARY + _WHERE + _WITH_PREFIX + _ORDER
 _LIST_PREFIX_OF_OWNER = "SELECT " + _SUMMARY + _WHERE + _WITH_PREFIX + _OF_OWNER + _ORDER
 
 # Writers touch the session only once a minute.
-_LAST_ACTIVITY = """
-    SELECT pg_catalog.to_char(
-        greatest(
-            s.updated_at,
-            (SELECT pg_catalog.max(a.updated_at) FROM {agents} AS a WHERE a.session_id = %(session_id)s),
-            (SELECT pg_catalog.max(m.updated_at) FROM {messages} AS m WHERE m.session_id = %(session_id)s),
-            (SELECT pg_catalog.max(m.created_at) FROM {messages} AS m WHERE m.session_id = %(session_id)s),
-            (SELECT pg_catalog.max(a.updated_at) FROM {multi_agents} AS a WHERE a.session_id = %(session_id)s),
-            (SELECT pg_catalog.max(v.updated_at) FROM {session_storage} AS v WHERE v.session_id = %(session_id)s)
-        ) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'
+_LATEST = """
+    greatest(
+        s.updated_at,
+        (SELECT pg_catalog.max(a.updated_at) FROM {agents} AS a WHERE a.session_id = %(session_id)s),
+        (SELECT pg_catalog.max(m.updated_at) FROM {messages} AS m WHERE m.session_id = %(session_id)s),
+        (SELECT pg_catalog.max(m.created_at) FROM {messages} AS m WHERE m.session_id = %(session_id)s),
+        (SELECT pg_catalog.max(a.updated_at) FROM {multi_agents} AS a WHERE a.session_id = %(session_id)s),
+        (SELECT pg_catalog.max(v.updated_at) FROM {session_storage} AS v WHERE v.session_id = %(session_id)s)
     )
-    FROM {sessions} AS s WHERE s.session_id = %(session_id)s
 """
+_LAST_ACTIVITY = "SELECT " + iso_time(_LATEST) + " FROM {sessions} AS s WHERE s.session_id = %(session_id)s"
 
 _LIST_AGENTS = """
     SELECT t.agent_id, {times_of_t}, coalesce(t.messages, 0)

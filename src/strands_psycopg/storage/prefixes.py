@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, iso_time
 from strands_psycopg.storage.value_reader import CURRENT
 
 # Of each scope first, since the table may be distributed by it. A scope with an owner begins with the owner and //.
 _LIST = """
     SELECT v.prefix, pg_catalog.count(v.owner), pg_catalog.sum(v.number)::bigint, pg_catalog.sum(v.bytes)::bigint,
-        pg_catalog.to_char(pg_catalog.max(v.updated_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+        {updated_at}
     FROM (
         SELECT CASE WHEN s.owner IS NULL THEN s.scope
                 ELSE pg_catalog.substr(s.scope, pg_catalog.length(s.owner) + 3) END AS prefix,
@@ -18,7 +18,7 @@ _LIST = """
         GROUP BY s.scope, s.owner
     ) AS v
     GROUP BY v.prefix ORDER BY v.prefix
-""".replace("{current}", CURRENT)
+""".replace("{current}", CURRENT).replace("{updated_at}", iso_time("pg_catalog.max(v.updated_at)"))
 
 
 @dataclass(frozen=True)

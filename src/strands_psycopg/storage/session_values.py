@@ -16,7 +16,7 @@ from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
 from strands_psycopg.storage.text_search import searchable_text
-from strands_psycopg.storage.value_reader import CURRENT, WHOLE_VALUE, complete
+from strands_psycopg.storage.value_reader import CURRENT, TIMES, WHOLE_VALUE, complete
 from strands_psycopg.storage.value_writer import MAX_INLINE_SIZE
 from strands_psycopg.watchdog import watchdog
 
@@ -25,12 +25,14 @@ _FOLDERS = ("context", "session")
 
 _COLUMNS = "session_id, key, data, chunk_ids, size, search_vector, write_id, updated_at, expires_at"
 
-_READ = """
-    SELECT s.key, {whole_value}, s.size, s.search_vector::text,
-        pg_catalog.to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-        pg_catalog.to_char(s.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+_READ = (
+    """
+    SELECT s.key, {whole_value}, s.size, s.search_vector::text, {times}
     FROM {values} AS s WHERE s.session_id = %(scope)s AND {current} ORDER BY s.key
-""".replace("{whole_value}", WHOLE_VALUE).replace("{current}", CURRENT)
+""".replace("{whole_value}", WHOLE_VALUE)
+    .replace("{current}", CURRENT)
+    .replace("{times}", TIMES)
+)
 
 # A transaction has one such cursor at a time; one value at a time is in memory.
 _OPEN = "DECLARE copied NO SCROLL CURSOR FOR"

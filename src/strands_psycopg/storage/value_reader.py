@@ -5,7 +5,7 @@ from uuid import UUID
 
 from psycopg.rows import TupleRow
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, iso_time
 from strands_psycopg.errors import DatabaseError, owner_error
 from strands_psycopg.storage.scope import MAX_KEY_SIZE, Scope
 from strands_psycopg.storage.seen_writes import MISSING, SeenWrites
@@ -15,6 +15,9 @@ _AFTER_ALL_KEYS = "\U0010ffff" * (MAX_KEY_SIZE // 4 + 1)
 
 # Whether the value s has not expired.
 CURRENT = "(s.expires_at IS NULL OR s.expires_at > pg_catalog.now())"
+
+# When a value in the alias s was written, and when it expires.
+TIMES = iso_time("s.updated_at") + " AS updated_at, " + iso_time("s.expires_at") + " AS expires_at"
 
 # The value s, whose chunks the server joins.
 WHOLE_VALUE = """
@@ -52,14 +55,12 @@ _LIST = """
 _LIST_SUMMARIES = """
     SELECT {refused}, found.key, found.size, found.updated_at, found.expires_at
     FROM {checked} (
-        SELECT s.key, s.size,
-            pg_catalog.to_char(s.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS updated_at,
-            pg_catalog.to_char(s.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS expires_at
+        SELECT s.key, s.size, {times}
         FROM {values} AS s
         WHERE s.{scope} = %(scope)s AND s.key >= %(prefix)s AND s.key < %(end)s AND {current}
     ) AS found {if_allowed}
     ORDER BY found.key
-""".replace("{current}", CURRENT)
+""".replace("{current}", CURRENT).replace("{times}", TIMES)
 
 _SEARCH = """
     SELECT {refused}, s.key, s.score, s.size, {whole_value}

@@ -14,7 +14,7 @@ from weakref import finalize
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from strands_psycopg.database import Database
+from strands_psycopg.database import Database, iso_time
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.window import Window
@@ -23,9 +23,7 @@ from strands_psycopg.transfer.rows import CheckpointRow, ValueRow, VariantRow, c
 from strands_psycopg.transfer.temporary_lines import TemporaryLines
 from strands_psycopg.watchdog import watchdog
 
-_CREATED_AT = """
-    pg_catalog.to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
-"""
+_CREATED_AT = iso_time("t.created_at")
 
 # The write id is that of the message of the log, which changes when the message is redacted; NULL if it has been.
 _VARIANTS = """
