@@ -5,7 +5,8 @@ document, a text column beside it (``<name>_exact``) holds what is missing:
 
 - NULL: JSONB returns the document.
 - ``order [[...], ...]``: JSONB holds every value, and only the order of keys differs. Each list is one set of keys in
-  the order of the document. Such texts are small and repeat from message to message.
+  the order of the document. A number stands for one of the orders in which Strands itself writes keys, since nearly
+  every message has some of these: ``order [0]``.
 - otherwise the document's JSON text, verbatim, while JSONB holds a readable substitute: U+FFFD for NUL and lone
   surrogates, null for NaN, infinities and integers beyond ``numeric``, and a single null for a document that is too
   deep or too large for JSONB.
@@ -33,6 +34,15 @@ _EMPTY_BYTES = {_BYTES_KEY: True, "data": ""}
 _EMPTY_BYTES_TEXT = json.dumps(_EMPTY_BYTES)
 
 _ORDER_PREFIX = "order "
+
+# By number. What is stored refers to them, so that further ones can only be added at the end.
+_STRANDS_ORDERS = (
+    ("inputTokens", "outputTokens", "totalTokens"),
+    ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens"),
+    ("toolUseId", "name", "input"),
+    ("toolUseId", "status", "content"),
+)
+_STRANDS_ORDER_NUMBERS = {keys: number for number, keys in enumerate(_STRANDS_ORDERS)}
 _BYTES_PREFIX = "bytes "
 
 # How many digits PostgreSQL's numeric holds before the point. Python writes more than 4,300 only if told to.
@@ -112,7 +122,8 @@ def decode(jsonb_text: str, exact_text: str | None) -> Any:
         A document for which ``json.dumps`` returns the same text as for the encoded one; bytes are bytes again.
 
     Raises:
-        ValueError: It is nested too deeply for this version of Python; it was stored by a newer one.
+        ValueError: It was stored by a newer version of this library, or by a newer Python, and is nested too deeply for
+            this one.
     """
     try:
         return _decode(jsonb_text, exact_text)
@@ -270,7 +281,7 @@ def _order(key_tuples: tuple[tuple[str, ...], ...]) -> tuple[str | None, bool]:
 @lru_cache(maxsize=1024)
 def _cached_order(key_tuples: tuple[tuple[str, ...], ...]) -> tuple[str | None, bool]:
     by_order = {_jsonb_order(_check_unique(keys)): keys for keys in key_tuples}
-    orders = [keys for jsonb_keys, keys in by_order.items() if keys != jsonb_keys]
+    orders = [_STRANDS_ORDER_NUMBERS.get(keys, keys) for jsonb_keys, keys in by_order.items() if keys != jsonb_keys]
     return _ORDER_PREFIX + json.dumps(orders) if orders else None, len(by_order) < len(key_tuples)
 
 
@@ -342,7 +353,7 @@ def _bytes_under_key(key: str) -> Callable[[dict[str, Any]], Any]:
 @lru_cache(maxsize=1024)
 def _ordering_decoder(exact_text: str) -> json.JSONDecoder:
     """Return a decoder that restores the order of keys listed in an exact column."""
-    orders = {_jsonb_order(tuple(keys)): keys for keys in json.loads(exact_text[len(_ORDER_PREFIX) :])}
+    orders = {_jsonb_order(keys): keys for keys in map(_listed_keys, json.loads(exact_text[len(_ORDER_PREFIX) :]))}
 
     def restore_order(document: dict[str, Any]) -> Any:
         # Checked first, since another object with the same two keys may be listed.
@@ -352,6 +363,15 @@ def _ordering_decoder(exact_text: str) -> json.JSONDecoder:
         return document if keys is None else {key: document[key] for key in keys}
 
     return json.JSONDecoder(object_hook=restore_order)
+
+
+def _listed_keys(order: list[str] | int) -> tuple[str, ...]:
+    if isinstance(order, list):
+        return tuple(order)
+    try:
+        return _STRANDS_ORDERS[order]
+    except IndexError:
+        raise ValueError("the document was stored by a newer version of strands-psycopg; install that one") from None
 
 
 _PLAIN_DECODER = json.JSONDecoder()

@@ -276,6 +276,50 @@ def test_keys_are_restored_in_the_order_of_the_document() -> None:
     assert json.dumps(restored) == '{"bb": {"yy": 4, "x": [{"bb": 3, "a": 2}]}, "a": 1}'
 
 
+@pytest.mark.parametrize(
+    ("document", "jsonb_text", "exact"),
+    [
+        (
+            {"inputTokens": 1, "outputTokens": 2, "totalTokens": 3},
+            '{"inputTokens": 1, "totalTokens": 3, "outputTokens": 2}',
+            "order [0]",
+        ),
+        (
+            {
+                "inputTokens": 1,
+                "outputTokens": 2,
+                "totalTokens": 3,
+                "cacheReadInputTokens": 4,
+                "cacheWriteInputTokens": 5,
+            },
+            '{"inputTokens": 1, "totalTokens": 3, "outputTokens": 2, "cacheReadInputTokens": 4, '
+            '"cacheWriteInputTokens": 5}',
+            "order [1]",
+        ),
+        (
+            {"toolUseId": "a", "name": "b", "input": {"d": 0, "c": 0}},
+            '{"name": "b", "input": {"c": 0, "d": 0}, "toolUseId": "a"}',
+            'order [["d", "c"], 2]',
+        ),
+        (
+            {"toolUseId": "a", "status": "success", "content": []},
+            '{"status": "success", "content": [], "toolUseId": "a"}',
+            "order [3]",
+        ),
+    ],
+)
+def test_order_in_which_strands_writes_keys_is_a_number(
+    document: dict[str, object], jsonb_text: str, exact: str
+) -> None:
+    assert encode(document) == (json.dumps(document), exact)
+    assert json.dumps(decode(jsonb_text, exact)) == json.dumps(document)
+
+
+def test_number_that_a_newer_version_has_stored_is_refused() -> None:
+    with pytest.raises(ValueError, match="stored by a newer version of strands-psycopg; install that one"):
+        decode("{}", "order [99]")
+
+
 def test_order_is_listed_once_for_each_set_of_keys() -> None:
     document = [{"b": 1, "a": 2}, {"b": 3, "a": 4}, {"a": 5, "b2": 6}, {"c": 7, "a": 8, "b": {}}]
     assert encode(document) == (json.dumps(document), 'order [["b", "a"], ["c", "a", "b"]]')
