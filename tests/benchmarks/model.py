@@ -66,8 +66,10 @@ def look_up(city: str) -> str:
     return f"{city}: {text(50)}"
 
 
-_ANSWER: list[Any] = [text(100)]
+# Of different lengths, so that it is not by chance how many rows fit a page.
+_ANSWERS: list[Any] = [[text(_RANDOM.randint(20, 180))] for _ in range(1000)]
 _CALL: list[Any] = [{"name": "look_up", "input": {"city": "Lisbon"}}]
+_WITH_CALLS: list[Any] = [reply for answer in _ANSWERS for reply in (_CALL, answer)]
 
 
 def build(manager: Any, *, calls_tool: bool = False, window: int | None = None, messages: Any = None) -> Agent:
@@ -80,7 +82,7 @@ def build(manager: Any, *, calls_tool: bool = False, window: int | None = None, 
         messages: With which it begins.
     """
     return Agent(
-        model=_Model([_CALL, _ANSWER] * 1000 if calls_tool else [_ANSWER]),
+        model=_Model(_WITH_CALLS if calls_tool else _ANSWERS),
         session_manager=manager,
         conversation_manager=NullConversationManager() if window is None else SlidingWindowConversationManager(window),
         messages=messages,

@@ -56,15 +56,14 @@ def turns(contender: Contender, *, count: int, tool: bool = False, full: bool = 
         window=40 if full else 1_000_000,
         messages=conversation(40) if full else None,
     )
-    prompt = text(25)
     if not loop:
-        return {"seconds": timed(lambda: agent(prompt), count)}
+        return {"seconds": timed(lambda: agent(text(25)), count)}
 
     async def main() -> list[float]:
         seconds = []
         for number in range(_WARM_UP + count):
             began = time.perf_counter()
-            await agent.invoke_async(prompt)
+            await agent.invoke_async(text(25))
             if number >= _WARM_UP:
                 seconds.append(time.perf_counter() - began)
         return seconds
