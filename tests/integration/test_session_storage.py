@@ -5,6 +5,7 @@ import json
 import random
 import tracemalloc
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -28,7 +29,8 @@ from support import processes
 from support.agents import build, dump, save_checkpoint
 from support.payloads import ScramblingCodec
 from support.storage import NO_CHUNKS, OF_SESSIONS, chunks, needs_storage, values
-from support.tables import one
+from support.tables import blocked, one
+from support.waiting import wait_until
 
 pytestmark = [needs_storage, pytest.mark.filterwarnings("ignore:context_window_limit is not set:UserWarning")]
 
@@ -280,6 +282,34 @@ def test_a_deleted_agent_leaves_neither_stash_nor_snapshots_and_others_keep_thei
     assert chunks(connection, OF_SESSIONS)[2:] == (0, 0)
     with pytest.raises(SessionNotFoundError):
         repository.delete_agent("s", "a")
+
+
+STORED = """
+    INSERT INTO strands_session_storage (session_id, key, chunk_ids, size, write_id, updated_at)
+    SELECT session_id, 'kept', chunk_ids, size, write_id, updated_at FROM strands_session_storage
+"""
+REPLACED = "UPDATE strands_session_storage SET chunk_ids = NULL, data = '' WHERE key = 'kept'"
+
+
+@pytest.mark.parametrize(("statement", "more"), [(STORED, 1), (REPLACED, -1)], ids=["stores", "replaces"])
+def test_deleted_agents_chunks_are_counted_though_another_uses_them_meanwhile(
+    repository: PostgresSessionRepository, connection: Connection, watcher: Connection, statement: str, more: int
+) -> None:
+    build(repository, "s", agent_id="a")
+    storage = repository.storage("s")
+    run(storage.write("session/s/scopes/agent/a/snapshots/snapshot_latest.json", LARGE))
+    if statement == REPLACED:
+        run(storage.write("kept", LARGE))
+    with ThreadPoolExecutor() as threads:
+        with connection.transaction():
+            connection.execute(statement.encode())
+            connection.execute("UPDATE strands_session_chunks SET reference_count = reference_count + %s", [more])
+            deletion = threads.submit(repository.delete_agent, "s", "a")
+            wait_until(lambda: blocked(watcher))
+        deletion.result()
+
+    assert list(values(watcher, OF_SESSIONS)) == ["kept"]
+    assert chunks(watcher, OF_SESSIONS)[2:] == (0, 0)
 
 
 def fingerprint(connection: Connection, session_id: str) -> list[Any]:

@@ -155,12 +155,16 @@ _DELETE = """
             SELECT DISTINCT s.key, item AS chunk_id FROM s CROSS JOIN LATERAL pg_catalog.unnest(s.chunk_ids) AS item
         ) AS used
         GROUP BY used.chunk_id
+    ), locked AS (
+        SELECT c.chunk_id, c.reference_count - freed.number::integer AS remaining
+        FROM {session_chunks} AS c JOIN freed USING (chunk_id) WHERE c.session_id = %(session_id)s
+        ORDER BY c.chunk_id FOR UPDATE OF c
     ), k AS (
-        DELETE FROM {session_chunks} AS c USING freed
-        WHERE c.session_id = %(session_id)s AND c.chunk_id = freed.chunk_id AND c.reference_count <= freed.number
+        DELETE FROM {session_chunks} AS c USING locked
+        WHERE c.session_id = %(session_id)s AND c.chunk_id = locked.chunk_id AND locked.remaining <= 0
     ), r AS (
-        UPDATE {session_chunks} AS c SET reference_count = c.reference_count - freed.number::integer FROM freed
-        WHERE c.session_id = %(session_id)s AND c.chunk_id = freed.chunk_id AND c.reference_count > freed.number
+        UPDATE {session_chunks} AS c SET reference_count = locked.remaining FROM locked
+        WHERE c.session_id = %(session_id)s AND c.chunk_id = locked.chunk_id AND locked.remaining > 0
     )
     SELECT {allowed_at}, t.agent_id IS NOT NULL, {of_another_owner},
         t.agent_id IS NULL AND fence.holds AND {owned} AND EXISTS (
