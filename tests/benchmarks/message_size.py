@@ -42,8 +42,16 @@ def main() -> None:
     arguments = parser.parse_args()
     pythons = {"ours": sys.executable, **dict(peer.split("=", 1) for peer in arguments.peer)}
     with postgres() as dsn, tempfile.TemporaryDirectory() as folder:
+        _pause_checkpoints(dsn)
         for contender, python in pythons.items():
             _measure(contender, python, dsn, Path(folder), arguments.messages)
+
+
+def _pause_checkpoints(dsn: str) -> None:
+    """Have no checkpoint begin by the clock: after each, the pages that change are written to the WAL in full."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET checkpoint_timeout = '1d'")
+        connection.execute("SELECT pg_reload_conf()")
 
 
 def _measure(contender: str, python: str, dsn: str, folder: Path, messages: int) -> None:
