@@ -36,8 +36,8 @@ def known_messages(redacted: Message, held: Sequence[HeldMessage]) -> Redaction:
 def replaced_message(redacted: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> Redaction:
     """Find the held message that a redacted message has replaced in memory.
 
-    It is the last one of its role that memory has no longer, where this stands in memory; or else the last one of its
-    role.
+    It is the last one of its role, before the place where the redacted message now stands, that memory no longer has.
+    If there is none, it is the last one of its role.
 
     Args:
         redacted: The message as it is after the redaction.
