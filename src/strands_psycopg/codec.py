@@ -186,7 +186,7 @@ class _Analysis:
     Attributes:
         bytes_count: How many objects have the form of encoded bytes.
         order: The text of the exact column for the order of keys; None if it is JSONB's.
-        is_lossy: JSONB would change more than the order of keys, or cannot hold the text at all.
+        is_lossy: Whether JSONB would change more than the order of keys, or cannot hold the text at all.
     """
 
     def __init__(self, text: str, length: int) -> None:
