@@ -56,8 +56,8 @@ _NO_SERVER = re.compile(
     r"|No route to host|Network is unreachable|timeout expired|connection timeout"
 )
 
-# In seconds: how long to wait for a connection before requesting it again, since after a failed attempt a pool reconnects
-# only at the next request. Waits are short while attempts fail, long while the pool is merely busy.
+# In seconds: how long to wait for a connection before requesting it again, since after a failed attempt a pool
+# reconnects only at the next request. Waits are short while attempts fail, long while the pool is merely busy.
 _WAIT_WHILE_FAILING = 0.2
 _WAIT_WHILE_BUSY = 1.0
 
