@@ -12,8 +12,9 @@ from strands_psycopg.cli.options import CODEC, TABLES, Commands, open_repository
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
-from strands_psycopg.repository.listing import AgentSummary, SessionSummary, ValueSummary
+from strands_psycopg.repository.listing import AgentSummary, SessionSummary
 from strands_psycopg.repository.multi_agents import ListedMultiAgent
+from strands_psycopg.storage.value_reader import ValueSummary
 
 # The number of messages in memory at once.
 _PAGE_SIZE = 100

@@ -219,7 +219,7 @@ class StoredAgent(NamedTuple):
 
 
 class AgentChange(NamedTuple):
-    """What changes of an agent at once.
+    """A change to an agent, made by one statement.
 
     Attributes:
         agent_id: The agent.
@@ -251,7 +251,7 @@ class AgentChange(NamedTuple):
         return not (self.replaced or self.variants or self.drops_variants or self.documents is None)
 
 
-# Parameters of documents that stay as they are, and of a message that there is none of.
+# Parameters for documents that stay as they are, and for no message.
 _UNCHANGED: EncodedAgent = EncodedAgent(*[(None, None)] * 3)  # type: ignore[arg-type]
 _NO_MESSAGE: dict[str, object] = dict.fromkeys(
     ("message_id", "message", "message_exact", "redact_message", "redact_message_exact")

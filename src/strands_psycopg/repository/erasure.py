@@ -1,4 +1,4 @@
-"""Deletion of everything that an owner has left, concurrently with running agents.
+"""Deletion of everything that belongs to an owner, concurrently with running agents.
 
 It goes part by part and batch by batch, each in a transaction of its own, through what was stored before it started. So
 it ends even if more is being stored, and can be interrupted at any time and started again. A batch waits for no lock
@@ -188,7 +188,7 @@ class ErasureResult:
 
 
 class _Part(Protocol):
-    """A part of what an owner has left."""
+    """A part of an owner's data."""
 
     def count(self, owner: str) -> Counter[str]:
         """Return the numbers of its rows, by table."""
@@ -198,7 +198,7 @@ class _Part(Protocol):
 
 
 class Erasure:
-    """Deletes what owners have left in one database, schema and prefix."""
+    """Deletes the data of owners in one database, schema and prefix."""
 
     def __init__(self, database: Database, retention: Retention) -> None:
         self._database = database

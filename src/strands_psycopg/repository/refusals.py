@@ -78,7 +78,7 @@ class AgentWrites:
 def conflict(
     operation: str, session_id: str, agent_id: str, message_id: int | None = None, reason: str = _UPDATED
 ) -> SessionConflictError:
-    """Return the error that says that another writer was faster."""
+    """Return the error that says that another writer came first."""
     return SessionConflictError(
         f"{operation}: {reason}; nothing was stored. Build a new session manager and agent to continue from the stored "
         "session, or hold a lease while you write",

@@ -5,7 +5,7 @@ the log, and variants, which are messages in a form that the log does not have, 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class Window:
     @property
     def variant_ids(self) -> list[int]:
         """The ids of the variants in it."""
-        return variant_ids(self.places(0))
+        return [-place for place in self.places(0) if place < 0]
 
 
 class Variant(NamedTuple):
@@ -104,11 +104,6 @@ class Variant(NamedTuple):
     variant_id: int
     original: int | None
     message: Message
-
-
-def variant_ids(places: Iterable[int]) -> list[int]:
-    """Return the ids of the variants among some places."""
-    return [-place for place in places if place < 0]
 
 
 def plain_start(conversation_manager_state: dict[str, Any]) -> int:
