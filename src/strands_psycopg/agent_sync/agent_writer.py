@@ -21,7 +21,7 @@ from strands_psycopg.agent_sync.comparison import (
 from strands_psycopg.agent_sync.documents import snapshot_data
 from strands_psycopg.agent_sync.event_scope import EventScope
 from strands_psycopg.agent_sync.record import AgentRecord, tracking_id
-from strands_psycopg.agent_sync.redaction import Redaction, known_messages, redacted_record, replaced_message
+from strands_psycopg.agent_sync.redaction import Redaction, find_known, find_replaced, redacted_record
 from strands_psycopg.agent_sync.restore import check_loadable, load_checkpoint, restore
 from strands_psycopg.agent_sync.turn_end import agent_after_turn
 from strands_psycopg.agent_sync.write_guard import WriteGuard
@@ -112,9 +112,9 @@ class AgentWriter(EventScope):
     def _write_and_redact(self, message: Message) -> None:
         with self._lock:
             self._write_due()
-            if self._redact(message, known_messages(message, self._record.held)):
+            if self._redact(message, find_known(message, self._record.held)):
                 return
-            self._redact(message, replaced_message(message, list(self._agent.messages), self._record.held))
+            self._redact(message, find_replaced(message, list(self._agent.messages), self._record.held))
 
     def redact_if_held(self, message: Message) -> None:
         """Redact the message of another agent if this one holds it, too."""
@@ -122,7 +122,7 @@ class AgentWriter(EventScope):
 
     def _redact_if_held(self, message: Message) -> None:
         with self._lock:
-            redaction = known_messages(message, self._record.held)
+            redaction = find_known(message, self._record.held)
             if redaction.held:
                 self._redact(message, redaction)
 

@@ -73,19 +73,19 @@ class Embedder:
             returned = await self._workers.run_async(partial(self._embed_and_encode, texts))
         if not inspect.isawaitable(returned):
             return cast(list[BinaryParameter], returned)
-        with _explained(texts):
+        with _translate_errors(texts):
             vectors = await returned
         return await self._workers.run_async(partial(self._encode, texts, vectors))
 
     def _embed_and_encode(self, texts: list[str]) -> object:
         """Return the encoded vectors; or what ``embed`` returned, if that is awaitable."""
-        with _explained(texts):
+        with _translate_errors(texts):
             vectors: Any = self._embed(texts)
         return vectors if inspect.isawaitable(vectors) else self._encode(texts, vectors)
 
     def _encode(self, texts: list[str], vectors: Any) -> list[BinaryParameter]:
         # A generator computes the vectors only now.
-        with _explained(texts):
+        with _translate_errors(texts):
             if not isinstance(vectors, Iterable):
                 raise VectorError(f"embed returned {type(vectors).__name__}; it must return a vector for each text")
             encoded = [encode_vector(vector, self._dimensions) for vector in vectors]
@@ -99,8 +99,8 @@ class Embedder:
 
 
 @contextmanager
-def _explained(texts: list[str]) -> Iterator[None]:
-    """Raise an ``EmbeddingError`` if ``embed`` raises, which does not quote what may contain a text."""
+def _translate_errors(texts: list[str]) -> Iterator[None]:
+    """Raise an ``EmbeddingError`` in place of what ``embed`` raises, without quoting that: it may contain a text."""
     operation = f"embedding {len(texts)} texts"
     try:
         yield

@@ -1,7 +1,7 @@
 """Deletion of everything that belongs to an owner, concurrently with running agents.
 
-It goes part by part and batch by batch, each in a transaction of its own, through what was stored before it started. So
-it ends even if more is being stored, and can be interrupted at any time and started again. A batch waits for no lock
+It deletes what was stored before it started, part by part and batch by batch, each batch in a transaction of its own.
+So it ends even if more is being stored, and can be interrupted at any time and started again. A batch waits for no lock
 for long: if a statement of a running agent holds one, the transaction is retried. Leases do not stop it; their holders'
 next write finds that the session is gone.
 """

@@ -23,8 +23,8 @@ class _Table(NamedTuple):
         copy: Copies them, from ``{rows}`` with the documents of ``{d}``.
         alias: The table's alias in ``copy``.
         rows: The rows, with their own documents.
-        encoded: Some of the rows, and r, their documents as encoded for the fork. Each row is looked up by its key:
-            what the planner knows of a session could make it read the whole session for each batch.
+        encoded: Some of the rows, and ``r``, which has their documents as encoded for the fork. Each row is looked up
+            by its key, since the planner could otherwise choose to read the whole session for each batch.
         read: Selects the documents in the source: agent or multi-agent, index or None, and the documents' columns.
         documents: The kind of each document and the parameter of its column in ``encoded``.
     """

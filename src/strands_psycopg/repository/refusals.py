@@ -89,9 +89,10 @@ def conflict(
 
 
 def retry_if_suppressed(operation: str, run: Callable[[], Result]) -> Result:
-    """Run a write whose statement selects why it was refused, and last ``suppressed``: whether no reason was found.
+    """Run a write whose statement selects why it was refused and, as its last column, ``suppressed``.
 
-    Another writer may have committed while it ran. Then a second run sees what that one stored.
+    That is true if nothing was stored and there is no reason for it. Another writer may have committed while the
+    statement ran; then a second run sees what that one stored.
 
     Raises:
         DatabaseError: The second run stored nothing either.

@@ -119,7 +119,7 @@ def dumps_window(window: Window | None, start: int, payloads: Payloads) -> str |
         window: The window; None is the end of the log.
         start: Where that end begins. Statements read it from the conversation manager's state, but with a payload codec
             they cannot, so the column has it then.
-        payloads: Whether there is one.
+        payloads: What encodes documents; it says whether there is one.
     """
     if window is not None:
         return window.dumps()
