@@ -252,7 +252,7 @@ def owner_error(operation: str, session_id: str) -> SessionOwnerError:
     """Return the error that says that a session does not belong to the given owner, but not whose it is."""
     return SessionOwnerError(
         f"{operation}: session {session_id!r} does not belong to the given owner; use another session id, or, if the "
-        "session has no owner yet and is this one's, call annotate_session(owner=...) first",
+        "session has no owner yet and should have this one, call annotate_session(owner=...) first",
         session_id=session_id,
     )
 

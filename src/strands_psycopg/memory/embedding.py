@@ -37,7 +37,7 @@ def check_dimensions(dimensions: object) -> int:
     if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise ValueError(
             f"dimensions must be an integer from 1 to {_MAX_DIMENSIONS}, the length of the vectors that embed returns "
-            f"(many models can be told to return shorter ones), not {dimensions!r}"
+            f"(many models can return shorter ones), not {dimensions!r}"
         )
     return dimensions
 

@@ -71,7 +71,7 @@ _UPDATE = """
     SELECT {server_time}, NULL, NULL, {times_of_u} FROM u
 """  # as _UPDATE_AND_APPEND
 
-# The message is optional. Everything but it depends on the update of the agent, and that on the message.
+# The message is optional. Everything else depends on the update of the agent, which depends on the message.
 _STORE = """
     WITH t AS (
         {insert_message} FROM {seen} AND %(message_id)s::bigint IS NOT NULL AND {may_write} AND {unchanged}

@@ -73,8 +73,8 @@ _COUNT_OF_SESSIONS = """
     WHERE session_id IN (SELECT session_id FROM {sessions} WHERE owner = %(owner)s)
 """
 
-# The scopes of an owner: a range in the order of bytes, in which 0 follows the slash, without those of owners whose
-# names begin in the same way and contain //.
+# The range of an owner's scopes in the order of bytes, in which 0 follows the slash. It includes the scopes of owners
+# whose names begin with this one and //, which the condition below it leaves out.
 _IN_SCOPES = "scope >= %(owner)s::text || '//' AND scope < %(owner)s::text || '/0'"
 
 _OF_OWNERS_SCOPE = f"""

@@ -65,7 +65,7 @@ _UPDATE = """
         {of_message}
 """.replace("{of_message}", _OF_MESSAGE)
 
-# A redaction stays one: what continues a redacted message holds nothing that was redacted.
+# A redacted message stays redacted: a message that continues it contains nothing that was redacted.
 _REPLACE = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET

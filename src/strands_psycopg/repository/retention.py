@@ -106,7 +106,7 @@ _DELETE_CHILDREN = """
 
 _DELETE_LEASES = "DELETE FROM {leases} WHERE session_id = ANY(%(session_ids)s) AND term = %(term)s"
 
-# Those of holders that died. One that expired recently may still be renewed, if its holder was away.
+# Leases of holders that died. One that expired recently may still be renewed, if its holder was only suspended.
 _EXPIRED = "expires_at < pg_catalog.now() - interval '1 day'"
 
 _DELETE_EXPIRED_LEASES = f"""

@@ -18,7 +18,7 @@ _UNCHANGED = """(
 
 # For a storage that guards against overwriting.
 _GUARDED = {
-    # In ON CONFLICT DO UPDATE, where functions of the time are not allowed on Citus.
+    # Used in ON CONFLICT DO UPDATE, where Citus does not allow functions of the time.
     "replaceable": _UNCHANGED.replace("{now}", "EXCLUDED.updated_at"),
     "deletable": _UNCHANGED.replace("{now}", "pg_catalog.now()"),
     # Whether there is a value that may be replaced, or none is needed. Without the lock, another transaction could
