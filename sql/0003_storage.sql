@@ -1,14 +1,14 @@
 -- Values stored under keys, for Strands' Storage protocol: snapshots, offloaded tool results, memories. Those of a session
--- are in strands_session_storage and vanish with the session; all others are in strands_storage.
+-- are in strands_session_storage and are deleted with the session; all others are in strands_storage.
 --
 -- A small value is stored in its row. A large one is split into chunks, and its row holds the ids of the chunks in
 -- order. Each chunk is stored once for all values of a scope, or of a session, so that the next version of a long
 -- conversation adds only what is new.
 --
 -- A chunk counts the values that use it. The transaction that stores, replaces or deletes a value also changes the counts
--- of its chunks, and deletes those that no value uses any more.
+-- of its chunks, and deletes those that no value uses any longer.
 --
--- A scope is the prefix of a storage; that of a storage with an owner is the owner, // and the prefix. A prefix contains
+-- A scope is the prefix of a storage; if the storage has an owner, it is the owner, // and the prefix. A prefix contains
 -- no //, so every scope belongs to one owner or to none. Every key starts with the scope or the session, so that the
 -- tables can be distributed by it.
 --
@@ -24,7 +24,7 @@ CREATE TABLE strands_storage (
     data          bytea,                     -- the value, if it is small
     chunk_ids     uuid[],                    -- its chunks in order, if it is large
     size          bigint NOT NULL,           -- of the value, in bytes
-    search_vector tsvector,                  -- NULL, so that a search does not find it, if it is no text or too long
+    search_vector tsvector,                  -- NULL, so that a search does not find it, if it is not text or too long
     write_id      uuid NOT NULL,
     updated_at    timestamptz NOT NULL,
     expires_at    timestamptz,               -- from then on the value is not found; NULL: never

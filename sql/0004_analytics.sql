@@ -5,15 +5,15 @@
 -- Messages may have any shape: values that are missing or malformed are NULL or not counted. Times are those at which
 -- the server stored a message; days are in UTC.
 --
--- Functions are qualified and literals cast, so that no function or operator of another schema fits better.
+-- Functions are qualified and literals cast, so that no function or operator of another schema matches better.
 --
 -- For operators:
 -- - The views have security_invoker: they read with the privileges of the role that queries them, so row-level security
 --   applies. PostgreSQL 14 does not have this option; there a view reads with its owner's privileges, so grant the
 --   views only to roles that may read every session.
 -- - A query with WHERE session_id = ... finds the messages by their primary key. Any other query reads all messages.
--- - A column that a view reads cannot be dropped, nor its type be changed. A migration that needs to do so drops the
---   views first and creates them again.
+-- - A column that a view reads cannot be dropped, nor can its type be changed. A migration that needs to do so drops
+--   the views first and creates them again.
 
 CREATE VIEW strands_message_figures AS
 SELECT

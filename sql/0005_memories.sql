@@ -4,7 +4,7 @@
 -- distributed by it. The embeddings are in strands_memory_vectors, which exists only if a store has asked for it (see
 -- optional/1001_memory_vectors.sql).
 --
--- If you edit a content or metadata with SQL, set its _exact column to NULL.
+-- If you edit content or metadata with SQL, set its _exact column to NULL.
 
 CREATE TABLE strands_memories (
     owner          text COLLATE "C" NOT NULL,  -- '' if the store has no owner
@@ -12,7 +12,7 @@ CREATE TABLE strands_memories (
     memory_id      uuid NOT NULL,              -- of version 7, so that newer memories have larger ids
     content        text NOT NULL,
     content_exact  text,                       -- the content as JSON, if it has a NUL or lone surrogate
-    content_hash   uuid NOT NULL,              -- 128 bits of BLAKE2b; of an intended duplicate, its memory_id
+    content_hash   uuid NOT NULL,              -- 128 bits of BLAKE2b; for an intended duplicate, its memory_id
     metadata       jsonb,
     metadata_exact text,
     search_vector  tsvector NOT NULL,

@@ -61,15 +61,15 @@ def check_count(field: str, value: object, maximum: int) -> int:
     return value
 
 
-def check_duration(field: str, time: timedelta | float) -> float:
+def check_duration(field: str, duration: timedelta | float) -> float:
     """Return a duration in seconds.
 
     Raises:
         ValueError: It is not positive, or longer than 36,500 days; the text names ``field``.
     """
-    seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
     if not 0 < seconds <= _MAX_SECONDS:
-        raise ValueError(f"{field} must be more than 0 seconds and at most 36,500 days, not {time}")
+        raise ValueError(f"{field} must be more than 0 seconds and at most 36,500 days, not {duration}")
     return seconds
 
 

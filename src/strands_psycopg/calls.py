@@ -121,7 +121,7 @@ def check_interrupted() -> None:
 
 
 def pause(seconds: float) -> None:
-    """Wait; in a call that is interrupted, no longer."""
+    """Wait, but no longer once this thread's call is interrupted."""
     call = current_call()
     if call is None:
         time.sleep(seconds)

@@ -27,5 +27,5 @@ class Closeable:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # It may wait, for connections that are being made and for threads that end.
+        # It may wait for connections that are being made, and for threads that end.
         await asyncio.to_thread(self.close)

@@ -45,7 +45,7 @@ _STRANDS_ORDERS = (
 _STRANDS_ORDER_NUMBERS = {keys: number for number, keys in enumerate(_STRANDS_ORDERS)}
 _BYTES_PREFIX = "bytes "
 
-# How many digits PostgreSQL's numeric holds before the point. Python writes more than 4,300 only if told to.
+# How many digits PostgreSQL's numeric holds before the point. Python writes more than 4,300 only if configured to.
 _MAX_DIGITS = 131_072
 
 # A server with the default max_stack_depth of 2 MB parses 13,000 levels of JSONB (measured on 15 and 18). Python
@@ -61,7 +61,7 @@ _MAX_TEXT_LENGTH = 256 * 2**20
 _MAX_FLOAT_LENGTH = 330
 
 # Matched from left to right, so that an escaped backslash or a surrogate pair is consumed as a whole and what follows
-# is not misread. Only the group is what JSONB refuses.
+# is not misread. Only the group matches what JSONB refuses.
 _ESCAPES = re.compile(r"\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(\\u0000|\\ud[89a-f][0-9a-f]{2})")
 
 # Caches are for the small sets of keys that recur. A large one would only take memory.
@@ -186,7 +186,7 @@ class _Analysis:
     Attributes:
         bytes_count: How many objects have the form of encoded bytes.
         order: The text of the exact column for the order of keys; None if it is JSONB's.
-        is_lossy: JSONB would change more than the order of keys, or cannot hold the text at all.
+        is_lossy: Whether JSONB would change more than the order of keys, or cannot hold the text at all.
     """
 
     def __init__(self, text: str, length: int) -> None:

@@ -36,11 +36,11 @@ def read_sqlstate(dsn: str, settings: Mapping[str, Any], *, timeout: float) -> s
 
     Args:
         dsn: A DSN.
-        settings: What replaces parts of it; what is not a setting of libpq is left out.
+        settings: Settings that override those of the DSN; those that libpq does not have are left out.
         timeout: After how many seconds to give up.
 
     Returns:
-        The SQLSTATE. None if the server says nothing or accepts the connection; on other systems than Linux; and before
+        The SQLSTATE. None if the server says nothing or accepts the connection; on systems other than Linux; and before
         libpq 18 if authentication fails, which its trace does not show.
     """
     if not hasattr(os, "memfd_create"):

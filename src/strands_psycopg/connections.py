@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 
 from strands_psycopg.calls import check_interrupted, report_stall
 from strands_psycopg.connect_refusal import failures_by_host, read_sqlstate
-from strands_psycopg.driver_logging import POOL_NAME, pool_filter, thread_state
+from strands_psycopg.driver_logging import POOL_NAME_PREFIX, pool_filter, thread_state
 from strands_psycopg.dsn import format_address, libpq_defaults, parse_dsn
 from strands_psycopg.pool_options import PoolOptions, check_pool_options
 from strands_psycopg.printable import printable
@@ -33,7 +33,8 @@ _DEFAULTS: dict[str, str | int] = {
     "application_name": "strands-psycopg",
 }
 
-# A failed connection attempt has no SQLSTATE. These texts, of libpq and of servers that speak English, are permanent.
+# A failed connection attempt has no SQLSTATE. With these texts, from libpq and from servers whose messages are in
+# English, a failure is permanent.
 _PERMANENT = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry"
     r"|database \".*\" does not exist|role \".*\" does not exist|is not permitted to log in"
@@ -43,20 +44,20 @@ _PERMANENT = re.compile(
     r"|no such user|no such database|unsupported startup parameter"  # PgBouncer's
 )
 
-# And so are these SQLSTATEs: no authorization, no such database, no privilege, and a setting that does not exist or has
-# a wrong value. Texts may be in any language.
+# The same with these SQLSTATEs, whatever the language: no authorization, no such database, no privilege, and a setting
+# that does not exist or has a wrong value.
 _PERMANENT_SQLSTATE = re.compile(r"28...|3D000|42501|42704|22023")
 
-# No server has answered, so that the host or port may be wrong.
-# The first two are those of psycopg, the second before its version 3.3.
+# No server has answered, so that the host or port may be wrong. The first two texts are psycopg's, the second one of
+# versions before 3.3.
 _NO_SERVER = re.compile(
     r"failed to resolve host|Name or service not known|could not translate host name"
     r"|Connection refused|No such file or directory"
     r"|No route to host|Network is unreachable|timeout expired|connection timeout"
 )
 
-# How long to wait for a connection before requesting it again: after a failed attempt, a pool reconnects only at the
-# next request. Waits are short while attempts fail, long while the pool is merely busy.
+# In seconds: how long to wait for a connection before requesting it again, since after a failed attempt a pool
+# reconnects only at the next request. Waits are short while attempts fail, long while the pool is merely busy.
 _WAIT_WHILE_FAILING = 0.2
 _WAIT_WHILE_BUSY = 1.0
 
@@ -91,12 +92,12 @@ class _Use:
 
     Attributes:
         since: When it was first checked out, on the clock of ``time.monotonic``.
-        number: How often it has been checked out.
+        checkouts: How often it has been checked out.
     """
 
     def __init__(self) -> None:
         self.since = time.monotonic()
-        self.number = 0
+        self.checkouts = 0
 
 
 class ExternalPool:
@@ -114,13 +115,13 @@ class ExternalPool:
                 f"pool options {sorted(pool_options)} cannot be combined with a pool; pass them to that pool instead"
             )
         self._pool = pool
-        self._is_parents = False
+        self._is_from_parent = False
         self.address = printable(f"pool={pool.name}")
         after_fork_in_child(self._notice_fork)
 
     def _notice_fork(self) -> None:
         # Two processes on one connection would read each other's answers.
-        self._is_parents = self._is_parents or not self._pool.closed
+        self._is_from_parent = self._is_from_parent or not self._pool.closed
 
     def pool(self) -> ConnectionPool[Any]:
         """Return the pool.
@@ -128,7 +129,7 @@ class ExternalPool:
         Raises:
             UnreachableError: It was open when this process was forked.
         """
-        if self._is_parents:
+        if self._is_from_parent:
             raise UnreachableError(
                 "the pool was open when this process was forked, and its connections are the parent's; build a pool "
                 "and a repository in each process",
@@ -148,7 +149,7 @@ class ExternalPool:
     def stop_preparing(self, _connection: Connection[Any]) -> None:
         """Refuse a connection that prepares statements behind a pooler."""
         raise UnsuitableConnectionError(
-            "there is a pooler between, which may lose or mix up prepared statements; build the pool with "
+            "there is a pooler in between, which may lose or mix up prepared statements; build the pool with "
             'kwargs={"prepare_threshold": None}'
         )
 
@@ -182,7 +183,7 @@ class ManagedPool:
         self._dsn = dsn
         self._options: dict[str, Any] = dict(pool_options)
         self._connection_class = self._options.pop("connection_class", Connection)
-        self._options.setdefault("name", f"{POOL_NAME}{next(_pool_numbers)}")
+        self._options.setdefault("name", f"{POOL_NAME_PREFIX}{next(_pool_numbers)}")
         # With a minimum of one, the first call would find that connection not ready yet, and request a second.
         # A maximum of None is the minimum.
         self._options.setdefault("min_size", 1 if self._options.get("max_size", 10) is None else 0)
@@ -353,7 +354,7 @@ class Connections:
         pool = self._source.pool()
         connection = self._getconn(pool)
         use = self._uses.setdefault(connection, _Use())
-        use.number += 1
+        use.checkouts += 1
         autocommit = connection.autocommit
         try:
             if not autocommit:
@@ -387,7 +388,7 @@ class Connections:
         # Before it prepares its first statement, it must have shown that it always reaches the same server process.
         # Behind a pooler, the statement may be missing in another process, or be another client's.
         threshold = connection.prepare_threshold
-        if threshold is not None and self._uses[connection].number == max(threshold, 1):
+        if threshold is not None and self._uses[connection].checkouts == max(threshold, 1):
             # The result itself, since the application's adapters may make anything of it.
             result = connection.execute("SELECT pg_catalog.pg_backend_pid()", prepare=False).pgresult
             if result is not None and result.get_value(0, 0) != b"%d" % connection.info.backend_pid:

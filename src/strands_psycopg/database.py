@@ -92,7 +92,7 @@ NO_DEADLINE = {"deadline": float("inf")}
 _RETRY_TIMEOUT = 30.0
 _FIRST_RETRY_TIMEOUT = 5.0
 
-# For how many seconds a statement may wait for a free thread at least, however short retry_timeout is.
+# The minimum number of seconds for which a statement may wait for a free thread, however short retry_timeout is.
 _MIN_THREAD_TIMEOUT = 10.0
 
 _FIRST_PAUSE = 0.05
@@ -144,11 +144,12 @@ class PipelinedTransaction:
         return new_cursor(self.cursor.connection).execute(statement, parameters)
 
     def receive(self) -> None:
-        """Wait for the results of all statements, in one round trip; none of them may be large.
+        """Wait for the results of all statements, in one round trip; none of these statements may be large.
 
-        While the server then waits for the next statement, its idle_in_transaction_session_timeout runs. It does not if
-        results were fetched without this, or at the end of a nested pipeline, since psycopg then sends a message that
-        stops the server's timer. But only with that message does it send what the socket's buffer did not take.
+        While the server then waits for the next statement, its idle_in_transaction_session_timeout runs. If results are
+        fetched without this method, or at the end of a nested pipeline, it does not: psycopg then sends a Flush
+        message, which stops the server's timer. But only with a Flush does psycopg send what did not fit into the
+        socket's buffer.
         """
         if self._pipeline is not None:
             self._pipeline.sync()
@@ -187,8 +188,8 @@ class Database:
         response_timeout: float,
         pool_options: PoolOptions,
     ) -> None:
-        self.schema = _checked_name("schema", "public" if schema is None else schema)
-        self.table_prefix = _checked_name("table_prefix", table_prefix)
+        self.schema = _check_name("schema", "public" if schema is None else schema)
+        self.table_prefix = _check_name("table_prefix", table_prefix)
         if retry_timeout is not None and not retry_timeout >= 0:
             raise ValueError(f"retry_timeout must be 0 or more seconds, not {retry_timeout}")
         if not response_timeout > 0:
@@ -214,7 +215,7 @@ class Database:
         """Compose a statement, in which each ``{name}`` becomes that table's name, with schema and prefix.
 
         Functions must be qualified with ``pg_catalog``, and arguments of operators must have exactly their types.
-        Otherwise a function or operator in another schema of the ``search_path`` may fit better, and run.
+        Otherwise a function or operator in another schema of the ``search_path`` may match better, and run.
 
         Exceptions are ``{in_time}``, ``{still_in_time}`` and ``{server_time}``, which ``write`` explains.
         """
@@ -415,7 +416,7 @@ class Database:
                         retryable = _is_retryable(error, connection, since=began)
                         if isinstance(error, errors.ReadOnlySqlTransaction | errors.FeatureNotSupported):
                             # After a failover the pool may still be connected to the old primary, and after a column
-                            # has changed its type, connections have plans that do not fit any more.
+                            # has changed its type, connections have plans that no longer fit.
                             retryable = self._connections.first_used_at(connection) < outdated_since
                             outdated_since = min(outdated_since, time.monotonic())
                             connection.close()
@@ -463,7 +464,7 @@ class Database:
             self._outage.succeeded(operation, attempts, seconds, self._connections.server_of(connection))
 
 
-# Each repository has the same statements as the one before, which would take some milliseconds to compose.
+# Repositories of one schema and prefix have the same statements, which take some milliseconds to compose.
 @lru_cache(maxsize=4096)
 def _compose(template: LiteralString, schema: str, table_prefix: str) -> bytes:
     fields = {field for _, field, _, _ in Formatter().parse(template) if field}
@@ -481,7 +482,7 @@ def iso_time(expression: LiteralString) -> LiteralString:
     return _ISO_TIME.replace("{time}", expression)
 
 
-def _checked_name(argument: str, value: str) -> str:
+def _check_name(argument: str, value: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         # The value is not quoted, since it may be a DSN that was passed by mistake.
         raise ValueError(f"{argument} must match [a-z_][a-z0-9_]{{0,39}}")
@@ -504,7 +505,9 @@ _ADAPTERS = _own_adapters()
 
 
 def new_cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
-    """Return a cursor of the connection's factory, where instrumentation hooks in, for tuples and our own adapters.
+    """Return a cursor that returns tuples and uses our own adapters.
+
+    It is made by the connection's ``cursor_factory``, where instrumentation hooks in.
 
     Raises:
         UnsuitableConnectionError: The factory's cursors do not bind parameters on the server.
@@ -520,7 +523,7 @@ def new_cursor(connection: Connection[Any]) -> Cursor[TupleRow]:
 
 
 def _describe_timeout(failure: Exception, timeout: float) -> str:
-    """Return which timeout has passed, so that a failure is not retried any more."""
+    """Return which timeout has passed, so that a failure is no longer retried."""
     if not isinstance(failure, UnreachableError):
         return f"the database was unavailable for the {timeout:g} s of retry_timeout"
     if not failure.never_answered:

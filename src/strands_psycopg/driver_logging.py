@@ -4,8 +4,8 @@ import logging
 import threading
 from weakref import WeakSet
 
-# What the name of a pool begins with, unless the caller has named it.
-POOL_NAME = "strands-psycopg-"
+# The names of pools begin with this, unless the caller has named one.
+POOL_NAME_PREFIX = "strands-psycopg-"
 
 
 class _PoolFilter(logging.Filter):
@@ -25,7 +25,7 @@ class _PoolFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log a record."""
         subject = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        is_own = subject.startswith(POOL_NAME) if isinstance(subject, str) else subject in self.connections
+        is_own = subject.startswith(POOL_NAME_PREFIX) if isinstance(subject, str) else subject in self.connections
         return not is_own or _demote_warning(record)
 
 

@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from strands_psycopg.printable import printable
 
-# In DSNs for other libraries, and what to do about them.
+# Parameters in DSNs for other libraries, and what to do about them.
 _FOREIGN_PARAMETERS = {
     **dict.fromkeys(("schema", "currentSchema"), "pass schema= to the repository, or options=-csearch_path=..."),
     **dict.fromkeys(

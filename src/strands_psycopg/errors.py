@@ -1,6 +1,6 @@
 """The exceptions that this library raises.
 
-Each inherits one that a host already catches: Strands' ``SessionException`` for sessions, its ``StorageError`` for
+Each inherits one that applications already catch: Strands' ``SessionException`` for sessions, its ``StorageError`` for
 storage. No error text contains a password, a row's values or a message's content.
 """
 
@@ -90,7 +90,7 @@ class SessionBusyError(StrandsPsycopgError, SessionException):
 
 
 class SessionOwnerError(StrandsPsycopgError, SessionException):
-    """The session belongs to another owner than the given one, or to none; nothing was read or stored.
+    """The session belongs to an owner other than the given one, or to none; nothing was read or stored.
 
     Attributes:
         session_id: The session.
@@ -252,7 +252,7 @@ def owner_error(operation: str, session_id: str) -> SessionOwnerError:
     """Return the error that says that a session does not belong to the given owner, but not whose it is."""
     return SessionOwnerError(
         f"{operation}: session {session_id!r} does not belong to the given owner; use another session id, or, if the "
-        "session has no owner yet and is this one's, call annotate_session(owner=...) first",
+        "session has no owner yet and should have this one, call annotate_session(owner=...) first",
         session_id=session_id,
     )
 

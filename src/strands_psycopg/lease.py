@@ -242,7 +242,7 @@ class Lease(Uncopyable):
 
 
 class _Holder(NamedTuple):
-    """The other holder of a session: since when, until when at least, and for how many more seconds."""
+    """The other holder of a session: since when, until when at least, and how many seconds that is from now."""
 
     since: str
     until: str

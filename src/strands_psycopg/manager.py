@@ -41,9 +41,8 @@ logger = logging.getLogger(__name__)
 # Strands calls the hooks of these while an agent is being built, where nothing can be awaited.
 _SYNCHRONOUS = {"AgentInitializedEvent", "BidiAgentInitializedEvent"}
 
-# What these read must be there when the callback returns.
+# The callbacks of these read from the database themselves, so they run in a worker thread.
 _INITIALIZING = {events.MultiAgentInitializedEvent}
-
 
 # The methods of Strands' interface that the manager does not call, since each of its writes stores more at once.
 _UNCALLED = {
@@ -115,7 +114,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         blocking_hooks: bool = False,
         session_repository: PostgresSessionRepository | None = None,
     ) -> None:
-        repository = _checked_repository(session_id, session_repository if repository is None else repository)
+        repository = _check_repository(session_id, session_repository if repository is None else repository)
         if keep_snapshots is not None and (type(keep_snapshots) is not int or keep_snapshots < 1):
             raise ValueError(f"keep_snapshots must be an integer from 1 up or None, not {keep_snapshots!r}")
         _check_overrides(repository)
@@ -137,7 +136,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         if session is None:
             new = annotations.annotated(Session(self.session_id, SessionType.AGENT))
             try:
-                return self._checked(self.session_repository.create_session(new), annotations.owner)
+                return self._check_owner(self.session_repository.create_session(new), annotations.owner)
             except SessionExistsError:
                 session = self._read_session(annotations.owner)
                 if session is None:  # another process has created it, and a third one has deleted it
@@ -154,9 +153,9 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         # A repository that overrides it need not know owners, unless there is one.
         options = {} if owner is None else {"owner": owner}
         session = self.session_repository.read_session(self.session_id, **options)
-        return None if session is None else self._checked(session, owner)
+        return None if session is None else self._check_owner(session, owner)
 
-    def _checked(self, session: Session, owner: str | None) -> Session:
+    def _check_owner(self, session: Session, owner: str | None) -> Session:
         # The repository has checked it, unless it overrides the method and does not pass the owner on.
         if owner is not None and Annotations.of(session).owner != owner:
             raise owner_error(f"opening session {self.session_id!r}", self.session_id)
@@ -236,7 +235,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         async def dispatch(event: BaseHookEvent) -> None:
             ending = sys.exc_info()[1]
             try:
-                writer = self._writer_of(event)
+                writer = self._event_writer(event)
                 try:
                     with self._guard.recording(), nullcontext() if writer is None else writer.handling_event():
                         _in_turn(callbacks)(event)
@@ -259,12 +258,12 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
 
         return dispatch
 
-    def _writer_of(self, event: Any) -> AgentWriter | MultiAgentWriter | None:
-        """Return the writer of an event's agent; None if a subclass keeps it out of the session."""
+    def _event_writer(self, event: Any) -> AgentWriter | MultiAgentWriter | None:
+        """Return the writer of an event's agent; None if a subclass does not store this agent."""
         agent = getattr(event, "agent", None)
         return self._multi_agents.get(event.source.id) if agent is None else self._agents.get(agent.agent_id)
 
-    def _agent(self, agent: "LocalAgent") -> AgentWriter:
+    def _agent_writer(self, agent: "LocalAgent") -> AgentWriter:
         writer = self._agents.get(agent.agent_id)
         if writer is None:
             raise SessionNotFoundError(
@@ -278,7 +277,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
             return
         try:
             if self._snapshot_trigger(agent_data=event.agent):
-                self._agent(event.agent).request_checkpoint()
+                self._agent_writer(event.agent).request_checkpoint()
         except Exception:
             # The messages of the turn are stored nevertheless.
             logger.exception(
@@ -338,7 +337,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         Raises:
             StrandsPsycopgError: It could not be stored.
         """
-        self._agent(agent).append(message)
+        self._agent_writer(agent).append(message)
 
     def sync_agent(self, agent: "LocalAgent", **kwargs: Any) -> None:
         """Store an agent as it is in memory, if it has changed.
@@ -348,7 +347,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         Raises:
             StrandsPsycopgError: It could not be stored.
         """
-        self._agent(agent).sync()
+        self._agent_writer(agent).sync()
 
     def replace_message(self, message: Message, agent: "LocalAgent") -> None:
         """Replace the message of an agent's log with the same tracking id, such as the placeholder of a transcript.
@@ -359,21 +358,22 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
             SessionNotFoundError: The agent has no message with its tracking id.
             StrandsPsycopgError: It could not be stored.
         """
-        self._agent(agent).replace(message)
+        self._agent_writer(agent).replace(message)
 
     def redact_latest_message(self, redact_message: Message, agent: "LocalAgent", **kwargs: Any) -> None:
         """Replace a message, wherever it is stored, with what it is redacted to.
 
-        It is the message with the tracking id of ``redact_message``, even if it has left memory, or the one that this
-        is or has replaced in the agent's messages, or else the last one of its role. Other agents of this manager that
-        share it have it redacted, too. After that, no row of the session contains its text, except what was derived
-        from it: the agent's state, summaries, answers, offloaded content in a storage.
+        It is the message with the tracking id of ``redact_message``, even if memory no longer holds it. If there is
+        none, it is the message in memory that ``redact_message`` is or has replaced; otherwise the last one of its
+        role. It is redacted in other agents of this manager that share it, too. After that, no row of the
+        session contains its text, except what was derived from it: the agent's state, summaries, answers, offloaded
+        content in a storage.
 
         Raises:
             SessionException: The agent has no message to redact.
             StrandsPsycopgError: The redaction could not be stored.
         """
-        writer = self._agent(agent)
+        writer = self._agent_writer(agent)
         writer.redact(redact_message)
         for other in list(self._agents.values()):
             if other is not writer:
@@ -392,7 +392,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         Raises:
             StrandsPsycopgError: It could not be stored.
         """
-        writer = self._agent(agent)
+        writer = self._agent_writer(agent)
         if is_latest:
             await self._workers.run_async(writer.sync)
             return None
@@ -419,7 +419,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         return await self._workers.run_async(read)
 
     async def restore_snapshot(self, agent: "LocalAgent", *, snapshot_id: str | None = None) -> bool:
-        """Set an agent to a checkpoint, or to what is stored of it last.
+        """Set an agent to a checkpoint, or to its stored state.
 
         The conversation goes on from there. The log keeps what was said after the checkpoint.
 
@@ -435,7 +435,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
             RuntimeError: A bidirectional agent is running, or background tasks are.
             StrandsPsycopgError: It could not be read.
         """
-        writer = self._agent(agent)
+        writer = self._agent_writer(agent)
         if snapshot_id is None:
             return await self._workers.run_async(writer.reload)
         return await self._workers.run_async(partial(writer.load_checkpoint, parse_snapshot_id(snapshot_id)))
@@ -480,7 +480,7 @@ class PostgresSessionManager(Uncopyable, Closeable, SessionManager):
         self.sync_agent(agent)
 
 
-def _checked_repository(session_id: object, repository: object) -> PostgresSessionRepository:
+def _check_repository(session_id: object, repository: object) -> PostgresSessionRepository:
     """Return what was passed as a repository if it is one.
 
     Raises:
@@ -505,8 +505,8 @@ def _check_overrides(repository: PostgresSessionRepository) -> None:
     """
     overridden = []
     for name in sorted(_UNCALLED):
-        owner = next((each for each in type(repository).__mro__ if name in vars(each)), PostgresSessionRepository)
-        if owner not in PostgresSessionRepository.__mro__ or name in getattr(repository, "__dict__", {}):
+        definer = next((each for each in type(repository).__mro__ if name in vars(each)), PostgresSessionRepository)
+        if definer not in PostgresSessionRepository.__mro__ or name in getattr(repository, "__dict__", {}):
             overridden.append(name)
     if overridden:
         raise TypeError(
@@ -548,8 +548,7 @@ class _CallbacksByEvent(HookRegistry):
     def add_callback(self, event_type: Any, callback: HookCallback[Any], **options: Any) -> None:
         event_types = event_type if isinstance(event_type, list) else [event_type]
         for each in event_types:
-            plain = each is None or each.__name__ in _SYNCHRONOUS or options or inspect.iscoroutinefunction(callback)
-            if plain:
+            if each is None or each.__name__ in _SYNCHRONOUS or options or inspect.iscoroutinefunction(callback):
                 self._registry.add_callback(each, callback, **options)
             else:
                 self.callbacks.setdefault(each, []).append(callback)

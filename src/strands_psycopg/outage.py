@@ -57,14 +57,14 @@ class OutageLog:
         """
         with self._lock:
             was_open, self.is_open = self.is_open, False
-            away = time.monotonic() - self._opened_at
+            outage = time.monotonic() - self._opened_at
         if was_open:
             logger.info(
                 "attempts=<%d>, seconds=<%.1f>, outage=<%.1f>, server=<%s> | %s succeeded, the database is available "
                 "again",
                 attempts,
                 seconds,
-                away,
+                outage,
                 address,
                 operation,
             )

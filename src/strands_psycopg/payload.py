@@ -1,7 +1,7 @@
-"""Documents on their way to and from the database: an object of the application's may change what is stored.
+"""Documents on their way to and from the database, which the application's payload codec may change.
 
-It encrypts, scrubs or compresses documents, and ``codec`` encodes what it returns for the columns. The term is
-Temporal's.
+It encrypts, scrubs or compresses documents, and ``codec`` encodes what it returns for the columns. The term payload
+codec is Temporal's.
 """
 
 import inspect

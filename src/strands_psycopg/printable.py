@@ -8,7 +8,7 @@ _ESCAPED = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u20
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return a text with characters escaped, as in Python's ``repr``, that control a terminal or the direction of text.
+    """Return a text in which characters that control a terminal or the direction of text are escaped, as by ``repr``.
 
     All others are shown as they are, invisible ones too: joiners are part of Persian words and of emoji.
 

@@ -14,7 +14,7 @@ _methods: "WeakKeyDictionary[object, Callable[[Any], None]]" = WeakKeyDictionary
 def after_fork_in_child(callback: Callable[[], None]) -> None:
     """Register a callback for every child process that is forked from now on.
 
-    A bound method, of which each object can register one, is called only while its object is alive.
+    Each object can register one bound method, which is called only while the object is alive.
     """
     if inspect.ismethod(callback):
         _methods[callback.__self__] = callback.__func__

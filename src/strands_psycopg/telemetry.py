@@ -1,4 +1,4 @@
-"""Spans and metrics by the API of OpenTelemetry, which do next to nothing while no provider is set.
+"""Spans and metrics with the API of OpenTelemetry, which cost next to nothing while no provider is set.
 
 Attributes are named as in OpenTelemetry's semantic conventions, and ``strands_psycopg.*`` where these have no name.
 None holds a message's content.

@@ -1,4 +1,4 @@
-"""Objects of which a copy could not work, since they have connections, or are the only writer of something."""
+"""Objects whose copies could not work, since they have connections, or are the only writer of something."""
 
 from typing import NoReturn
 

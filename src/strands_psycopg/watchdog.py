@@ -63,7 +63,7 @@ class Watchdog:
         """Shut down the connection's socket if the block has not ended after ``seconds``.
 
         Raises:
-            OperationalError: The socket was shut down. This replaces the driver's error, according to which the server
+            OperationalError: The socket was shut down. This replaces the driver's error, which says that the server
                 closed the connection.
             ResourceLimitError: There is no free file descriptor, or no thread can be started.
         """

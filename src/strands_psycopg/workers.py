@@ -54,7 +54,7 @@ class _WorkerThreads:
         calls: The calls that no thread has begun, and None when the threads are to end.
         unfinished: All calls that have not ended.
         stalled: Those that have reported a stall.
-        identifiers: Those of the threads.
+        identifiers: The identifiers of the threads.
     """
 
     def __init__(self, connections: Callable[[], int]) -> None:
@@ -173,7 +173,7 @@ class Workers:
                 ended.set_result(None)
 
         def notify() -> None:
-            # If a signal handler has ended the loop, nobody waits any more.
+            # If a signal handler has ended the loop, nobody is waiting.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(end)
 

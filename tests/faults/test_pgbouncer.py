@@ -162,7 +162,7 @@ def test_own_pool_prepares_no_statement_behind_a_pooler(pooled_dsn: str) -> None
 def test_callers_pool_that_would_prepare_statements_behind_a_pooler_is_refused_by_name(pooled_dsn: str) -> None:
     with (
         ConnectionPool(pooled_dsn, min_size=1, max_size=1) as pool,
-        pytest.raises(DatabaseError, match="a pooler between") as error,
+        pytest.raises(DatabaseError, match="a pooler in between") as error,
     ):
         read_until_prepared(PostgresSessionRepository(pool))
 

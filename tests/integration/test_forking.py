@@ -941,7 +941,7 @@ def test_what_is_no_id_of_a_checkpoint_is_refused(repository: PostgresSessionRep
 
 
 def test_checkpoint_and_index_exclude_each_other(repository: PostgresSessionRepository) -> None:
-    with pytest.raises(ValueError, match="until and snapshot_id exclude each other"):
+    with pytest.raises(ValueError, match="until and snapshot_id are mutually exclusive"):
         repository.fork_session("s", "fork", until=1, snapshot_id="01890a5d-ac96-774b-bcce-b302099a8057")
 
 

@@ -312,10 +312,10 @@ def test_export_and_import_copy_everything(repository: PostgresSessionRepository
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "it is no JSON"),
-        ("[]", "it is no memory"),
+        ("{", "it is not JSON"),
+        ("[]", "it is not a memory"),
         ('{"memory_id": "0190b3b0-0000-7000-8000-000000000000"}', "the key 'metadata' is missing"),
-        ('{"memory_id": "secret", "content": "secret", "metadata": null}', "it is no memory: ValueError"),
+        ('{"memory_id": "secret", "content": "secret", "metadata": null}', "it is not a memory: ValueError"),
     ],
 )
 def test_import_of_a_bad_line_stores_nothing_of_its_batch(store: PostgresMemoryStore, line: str, problem: str) -> None:

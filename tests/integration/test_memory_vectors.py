@@ -378,7 +378,7 @@ def test_line_with_a_bad_vector_is_refused_by_name(store: PostgresMemoryStore) -
 
     record = json.loads(run(export())[0])
     for vector, message in [
-        ("1" * DIMENSIONS, "a vector is no sequence of numbers"),
+        ("1" * DIMENSIONS, "a vector is not a sequence of numbers"),
         ([10**400] * DIMENSIONS, "a vector contains .* a number that is too large"),
         ([1], f"a vector has 1 dimensions, not {DIMENSIONS}"),
     ]:
@@ -420,11 +420,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "NaN": ([[math.nan] * DIMENSIONS], "contains NaN"),
     "infinite": ([[1e39] * DIMENSIONS], "a number that is too large"),
     "zeros": ([[0.0] * DIMENSIONS], "all zeros"),
-    "flat": ([1.0] * DIMENSIONS, "no sequence of numbers"),
+    "flat": ([1.0] * DIMENSIONS, "not a sequence of numbers"),
     "huge": ([[10**400] * DIMENSIONS], "a number that is too large"),
-    "text": (["1" * DIMENSIONS], "no sequence of numbers"),
-    "texts": ([["1"] * DIMENSIONS], "no sequence of numbers"),
-    "bytes": ([b"1" * DIMENSIONS], "no sequence of numbers"),
+    "text": (["1" * DIMENSIONS], "not a sequence of numbers"),
+    "texts": ([["1"] * DIMENSIONS], "not a sequence of numbers"),
+    "bytes": ([b"1" * DIMENSIONS], "not a sequence of numbers"),
     "none": (None, "embed returned NoneType; it must return a vector for each text"),
     "raises": (LookupError("secret"), "embed raised LookupError"),
     "raises later": (lambda: map(float, ["secret"]), "embed raised ValueError, the cause of this error"),

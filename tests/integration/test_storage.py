@@ -204,10 +204,10 @@ def test_a_key_and_what_is_before_it_have_a_common_limit(repository: PostgresSes
     limit = 2048 - 255 - 2 - 800
     run(storage.write("k" * limit, b"1"))
     assert run(storage.list("")) == ["k" * limit]
-    message = f"a key may have {limit} bytes of UTF-8 in this storage, not {limit + 1}: together with its owner, prefix"
+    message = f"a key may have up to {limit} bytes of UTF-8 in this storage, not {limit + 1}: together with its owner"
     with pytest.raises(PostgresStorageError, match=message):
         run(storage.write("k" * (limit + 1), b"1"))
-    with pytest.raises(PostgresStorageError, match="a key may have 0 bytes"):
+    with pytest.raises(PostgresStorageError, match="a key may have up to 0 bytes"):
         run(PostgresStorage(repository, prefix="p" * 3000).read("k"))
 
 
@@ -249,7 +249,7 @@ def test_any_kind_of_bytes_is_stored(storage: PostgresStorage) -> None:
 
 
 def test_values_above_the_limit_are_refused(storage: PostgresStorage) -> None:
-    with pytest.raises(PostgresStorageError, match="a value may have 268435456 bytes, not 268435457"):
+    with pytest.raises(PostgresStorageError, match="a value may have up to 268435456 bytes, not 268435457"):
         run(storage.write("k", bytes(2**28 + 1)))
 
 

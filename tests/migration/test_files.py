@@ -14,9 +14,9 @@ SOURCES = Path(__file__).parents[2] / "sql"
 CHECKSUMS = [
     ("0001_sessions.sql", "1bad047a2d82974f4986d480bc210c281c857823da4f63d7a5862c1ccdb6694c"),
     ("0002_leases.sql", "c474f568a52cca1186880de5ecfc5e96c1713f248020be2299008c761ca38ac8"),
-    ("0003_storage.sql", "dc5f9869da9980019a1e903c8df2d53b1a347d2b2f2bbc646735884baea1d9ea"),
-    ("0004_analytics.sql", "b0762d3b68b666796d95ebbc41c41b67549f376ab89a2aaeb88997b469585ac7"),
-    ("0005_memories.sql", "de7b619dd681ad452450c577d240020e3ef4d39facdcc5af97a0b9f4afe91297"),
+    ("0003_storage.sql", "dc0edffa7891f0ae4c8004b35e1f87b1028a847b15ffcae2c8bab5550c3defed"),
+    ("0004_analytics.sql", "d9cf10db55b6763483d0c7fd7a1204721f63a7bba7cceb3329baa34ea8006571"),
+    ("0005_memories.sql", "f1366cd9811a2bf4f7a97a8be888235f1997fd71b06810b8b05800f15bbf426a"),
     ("1001_memory_vectors.sql", "a715d7f2ee42658cd3bacbeeb53420ad356750f68da9a54cab79f127ba448e1a"),
 ]
 

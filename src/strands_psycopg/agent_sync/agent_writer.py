@@ -21,7 +21,7 @@ from strands_psycopg.agent_sync.comparison import (
 from strands_psycopg.agent_sync.documents import snapshot_data
 from strands_psycopg.agent_sync.event_scope import EventScope
 from strands_psycopg.agent_sync.record import AgentRecord, tracking_id
-from strands_psycopg.agent_sync.redaction import Redaction, known_messages, redacted_record, replaced_message
+from strands_psycopg.agent_sync.redaction import Redaction, find_known, find_replaced, redacted_record
 from strands_psycopg.agent_sync.restore import check_loadable, load_checkpoint, restore
 from strands_psycopg.agent_sync.turn_end import agent_after_turn
 from strands_psycopg.agent_sync.write_guard import WriteGuard
@@ -77,7 +77,7 @@ class AgentWriter(EventScope):
         self._write_unless_in_event()
 
     def replace(self, message: Message) -> None:
-        """Replace the message of the log with the same tracking id; together with the event's other writes.
+        """Replace the message of the log that has the same tracking id; together with the event's other writes.
 
         Raises:
             SessionNotFoundError: The agent has no message with this tracking id.
@@ -101,8 +101,8 @@ class AgentWriter(EventScope):
     def redact(self, message: Message) -> None:
         """Redact the stored forms of a redacted message, wherever they are, before returning.
 
-        They are those with its tracking id, even if memory holds them no more, or the message that it is or has
-        replaced in memory, or else the last one of its role.
+        These are the messages with its tracking id, even those that memory no longer holds. If there are none, it is
+        the message in memory that it is or has replaced; otherwise the last one of its role.
 
         Raises:
             SessionException: The agent has no message to redact.
@@ -112,9 +112,9 @@ class AgentWriter(EventScope):
     def _write_and_redact(self, message: Message) -> None:
         with self._lock:
             self._write_due()
-            if self._redact(message, known_messages(message, self._record.held)):
+            if self._redact(message, find_known(message, self._record.held)):
                 return
-            self._redact(message, replaced_message(message, list(self._agent.messages), self._record.held))
+            self._redact(message, find_replaced(message, list(self._agent.messages), self._record.held))
 
     def redact_if_held(self, message: Message) -> None:
         """Redact the message of another agent if this one holds it, too."""
@@ -122,7 +122,7 @@ class AgentWriter(EventScope):
 
     def _redact_if_held(self, message: Message) -> None:
         with self._lock:
-            redaction = known_messages(message, self._record.held)
+            redaction = find_known(message, self._record.held)
             if redaction.held:
                 self._redact(message, redaction)
 
@@ -164,10 +164,10 @@ class AgentWriter(EventScope):
     def load_checkpoint(self, snapshot_id: UUID) -> bool:
         """Set the agent to a checkpoint, with its system prompt; return whether the checkpoint exists.
 
-        What the database holds of the agent changes with its next write.
+        The stored agent changes only with the next write.
 
         Raises:
-            RuntimeError: The agent is running in a way in which it cannot be set.
+            RuntimeError: A bidirectional agent is running, or background tasks are.
         """
         with self._lock:
             checkpoint = self._tables.checkpoints.read(self._session_id, self._agent.agent_id, snapshot_id)
@@ -178,10 +178,10 @@ class AgentWriter(EventScope):
             return True
 
     def reload(self) -> bool:
-        """Set the agent to what is stored of it; return whether it is stored.
+        """Restore the agent from what is stored of it; return whether it is stored.
 
         Raises:
-            RuntimeError: The agent is running in a way in which it cannot be set.
+            RuntimeError: A bidirectional agent is running, or background tasks are.
         """
         with self._lock:
             check_loadable(self._agent)
@@ -245,7 +245,7 @@ class AgentWriter(EventScope):
                 self._execute(compare(memory, pending, self._record))
             else:
                 self._execute(log_write(pending, list(self._agent.messages), self._record))
-        # Only now, so that an interrupted write forgets none. Others may have been added meanwhile.
+        # Only now, so that an interrupted write loses none. Others may have been added meanwhile.
         del self._pending[: len(pending)]
 
     def _execute(self, write: Write) -> None:

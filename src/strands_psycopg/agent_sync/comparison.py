@@ -8,7 +8,7 @@ from strands.types.content import Message
 
 from strands_psycopg.agent_sync.documents import documents_version, manager_state, to_session_agent
 from strands_psycopg.agent_sync.fingerprint import fingerprint
-from strands_psycopg.agent_sync.placement import Placement, is_as_held, place_messages
+from strands_psycopg.agent_sync.placement import Placement, matches_held, place_messages
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 from strands_psycopg.repository.agents import EncodedAgent
 from strands_psycopg.repository.window import Variant, Window, stored_places
@@ -79,7 +79,7 @@ class Write(NamedTuple):
 
 def is_stored(memory: InMemoryAgent, record: AgentRecord) -> bool:
     """Return whether an agent is stored as it is; this neither encodes nor copies it."""
-    return documents_version(memory.agent, memory.manager_state) == record.documents and is_as_held(
+    return documents_version(memory.agent, memory.manager_state) == record.documents and matches_held(
         memory.messages, record.held
     )
 
@@ -95,11 +95,11 @@ def log_write(pending: Sequence[PendingMessage], in_memory: Sequence[Message], r
     held = list(record.held)
     end = record.next_message_id
     written: dict[int, Message] = {}
-    places_follow = True  # those of the record and then the log's new indexes
+    places_follow = True  # whether the places are still those of the record, followed by the log's new indexes
     for message, replaces in pending:
-        position = _replaced(message, held) if replaces else _continued(message, in_memory, held, end)
+        position = _find_replaced(message, held) if replaces else _find_continued(message, in_memory, held, end)
         if position is None:
-            position = _unlogged(message, in_memory, held)
+            position = _find_unlogged(message, in_memory, held)
             places_follow = places_follow and position == len(held)
             held[position : position + 1] = [HeldMessage(end, end, fingerprint(message), message)]
             written[end] = message
@@ -129,7 +129,7 @@ def compare(memory: InMemoryAgent, pending: Sequence[PendingMessage], record: Ag
     """
     log = log_write(pending, list(memory.agent.messages), record)
     stored = log.after
-    if is_as_held(memory.messages, stored.held):
+    if matches_held(memory.messages, stored.held):
         held, variants, identified = Placement(stored.held)
     else:
         held, variants, identified = place_messages(memory.messages, stored)
@@ -148,13 +148,15 @@ def compare(memory: InMemoryAgent, pending: Sequence[PendingMessage], record: Ag
     return Write(log.appended, replaced, variants, documents, window, stores_agent, after)
 
 
-def _replaced(message: Message, held: Sequence[HeldMessage]) -> int | None:
+def _find_replaced(message: Message, held: Sequence[HeldMessage]) -> int | None:
     """Return the position of the last held message with the same tracking id."""
     key = tracking_id(message)
     return next((n for n in reversed(range(len(held))) if tracking_id(held[n].message) == key), None)
 
 
-def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage], end: int) -> int | None:
+def _find_continued(
+    message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage], end: int
+) -> int | None:
     """Return the position of the log's last message, if a pending message takes its place.
 
     Strands continues a message by replacing it with one that has the same tracking id and more content. A message that
@@ -171,7 +173,7 @@ def _continued(message: Message, in_memory: Sequence[Message], held: Sequence[He
     return position if has_more and continued is not message else None
 
 
-def _unlogged(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> int:
+def _find_unlogged(message: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> int:
     """Return the position of a message that a sync found before it was passed to a hook; otherwise the end."""
     same = [n for n, each in enumerate(held) if each.message is message]
     if same and len(same) >= sum(each is message for each in in_memory):
@@ -210,7 +212,7 @@ def _window(held: Sequence[HeldMessage], state: dict[str, Any], stored: AgentRec
 
 
 def removed_messages(stored: AgentRecord, held: Sequence[HeldMessage]) -> Mapping[bytes, int]:
-    """Return the messages of the log that memory held and does not hold any more, by fingerprint."""
+    """Return the messages of the log that memory held and no longer holds, by fingerprint."""
     if held is stored.held:
         return stored.removed
     remaining = {each.place for each in held}

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 _PINNED_ATTRIBUTE = "_pin_first_applied"
 
-# How often documents are copied again because other threads change them.
+# How often copying documents is tried, since other threads may change them meanwhile.
 _MAX_COPIES = 1_000
 
 
@@ -65,8 +65,8 @@ def to_session_agent(agent: "LocalAgent", manager_state: dict[str, Any]) -> Sess
     """Return an agent as it is to be stored, with this state of its conversation manager."""
     # Before strands-agents 1.57 bidirectional agents had a method of their own.
     from_bidi_agent = getattr(SessionAgent, "from_bidi_agent", None)
-    of_agent = SessionAgent.from_agent if from_bidi_agent is None or isinstance(agent, Agent) else from_bidi_agent
-    stored = _copy_with_retries(lambda: of_agent(agent))
+    convert = SessionAgent.from_agent if from_bidi_agent is None or isinstance(agent, Agent) else from_bidi_agent
+    stored = _copy_with_retries(lambda: convert(agent))
     stored.conversation_manager_state = manager_state
     if _has_pinned(agent):
         stored._internal_state = {**stored._internal_state, PINNED: True}

@@ -1,7 +1,7 @@
-"""Edits of JSON-like values in memory, at any depth, noticed for about a microsecond per message.
+"""Detection of edits of JSON-like values in memory, at any depth, for about a microsecond per message.
 
-Two values of one fingerprint have the same types, the same floats to the bit and the same order of keys, so they dump
-to the same JSON.
+Two values with the same fingerprint have the same types, the same floats to the bit and the same order of keys, so they
+dump to the same JSON.
 """
 
 import copy
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 # Later formats also depend on what else refers to the parts of a value.
 _MARSHAL_VERSION = 2
 
-# In bytes. What dumps to more consists of few and large parts, which a copy shares.
+# In bytes. A value with a longer dump mostly consists of large strings, which a copy shares.
 _MAX_DUMP_SIZE = 16_384
 
 
@@ -61,7 +61,7 @@ def is_unchanged(value: Any, known: Fingerprint) -> bool:
 def are_unchanged(values: Iterable[Any], known: Iterable[Fingerprint]) -> bool:
     """Return whether all values still have their fingerprints."""
     try:
-        # Not by ``is_unchanged``, since this runs for each message in memory at every event.
+        # Does not call ``is_unchanged``, since this runs for each message in memory at every event.
         return all(
             marshal.dumps(value, _MARSHAL_VERSION) == each if type(each) is bytes else each.matches(value)  # type: ignore[union-attr]
             for value, each in zip(values, known, strict=False)
@@ -73,7 +73,7 @@ def are_unchanged(values: Iterable[Any], known: Iterable[Fingerprint]) -> bool:
 def _dump(value: Any) -> bytes | None:
     try:
         return marshal.dumps(value, _MARSHAL_VERSION)
-    except ValueError:  # it holds something else than JSON's types, or is nested too deeply
+    except ValueError:  # it holds something other than JSON's types, or is nested too deeply
         return None
 
 

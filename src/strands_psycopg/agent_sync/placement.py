@@ -15,7 +15,7 @@ from strands_psycopg.repository.window import Variant
 _FINGERPRINT = attrgetter("fingerprint")
 
 
-def is_as_held(messages: Sequence[Message], held: Sequence[HeldMessage]) -> bool:
+def matches_held(messages: Sequence[Message], held: Sequence[HeldMessage]) -> bool:
     """Return whether memory has the messages that a record holds, unchanged and in order, and no others."""
     return len(messages) == len(held) and are_unchanged(messages, map(_FINGERPRINT, held))
 
@@ -43,7 +43,7 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
     otherwise the redaction is stored in its place.
     """
     start = next((n for n, each in enumerate(record.held) if messages and each.message is messages[0]), 0)
-    if start and is_as_held(messages, record.held[start:]):
+    if start and matches_held(messages, record.held[start:]):
         return Placement(record.held[start:])
     sought = [(message, fingerprint(message)) for message in messages]
     next_variant_id = record.next_variant_id
@@ -53,7 +53,7 @@ def place_messages(messages: Sequence[Message], record: AgentRecord) -> Placemen
     place: int
     original: int | None
     found = find_messages(sought, record.held)
-    for (message, known), index, replaced in zip(sought, found, _replaced(messages, found, record), strict=True):
+    for (message, known), index, replaced in zip(sought, found, _find_replaced(messages, found, record), strict=True):
         match = None if index is None else record.held[index]
         removed = record.removed.get(known) if isinstance(known, bytes) else None
         if match is None and removed is not None:
@@ -87,10 +87,10 @@ def _is_unredacted(message: Message, original: int, record: AgentRecord) -> bool
     return redaction is not None and not is_unchanged(message.get("content"), redaction)
 
 
-def _is_edit(message: Message, known: Fingerprint, match: HeldMessage | None, given: Message | None) -> bool:
-    """Return whether a message is, or equals as it is now, one that had the content of its redaction."""
+def _is_edit(message: Message, known: Fingerprint, match: HeldMessage | None, redacted: Message | None) -> bool:
+    """Return whether a message is, or now equals, one that had the content of its redaction."""
     held = None if match is None or match.is_withheld else match.message
-    return any(each is message or is_unchanged(each, known) for each in (held, given) if each is not None)
+    return any(each is message or is_unchanged(each, known) for each in (held, redacted) if each is not None)
 
 
 def _is_identified(message: Message, match: HeldMessage) -> bool:
@@ -100,7 +100,7 @@ def _is_identified(message: Message, match: HeldMessage) -> bool:
     return is_unchanged({key: value for key, value in message.items() if key != "tracking_id"}, match.fingerprint)
 
 
-def _replaced(messages: Sequence[Message], found: Sequence[int | None], record: AgentRecord) -> list[int | None]:
+def _find_replaced(messages: Sequence[Message], found: Sequence[int | None], record: AgentRecord) -> list[int | None]:
     """Return, for messages that were not found, the indexes in the log of those that they have replaced.
 
     They replace as many messages of the same roles between the same neighbours, so one that an application has put in
@@ -126,7 +126,7 @@ def _replaced(messages: Sequence[Message], found: Sequence[int | None], record: 
 
 
 def find_messages(sought: Sequence[tuple[Message, Fingerprint]], held: Sequence[HeldMessage]) -> list[int | None]:
-    """Find each message among those that are held, and return their positions; one that is repeated is found again."""
+    """Find each message among those that are held, and return their positions; a repeated one is found again."""
     by_object = _indexes(id(each.message) for each in held)
     by_content = _indexes(each.fingerprint for each in held)
     by_tracking_id = _indexes(tracking_id(each.message) for each in held)

@@ -45,7 +45,7 @@ class AgentRecord(NamedTuple):
         redacted: What messages of the log were redacted to, by their indexes: the fingerprint of their content.
         redactions: The redacted messages that were passed to the manager, by the same indexes.
         redacted_ids: The indexes of those with a tracking id, by that id.
-        removed: The latest messages of the log that memory held and does not hold any more, by fingerprint.
+        removed: The latest messages of the log that memory held and no longer holds, by fingerprint.
     """
 
     write_id: UUID

@@ -25,7 +25,7 @@ class Redaction(NamedTuple):
     held: frozenset[int]
 
 
-def known_messages(redacted: Message, held: Sequence[HeldMessage]) -> Redaction:
+def find_known(redacted: Message, held: Sequence[HeldMessage]) -> Redaction:
     """Find the held messages that a redacted message is: those with its tracking id, or else the same object."""
     key = tracking_id(redacted)
     same = [n for n, each in enumerate(held) if key is not None and tracking_id(each.message) == key]
@@ -33,11 +33,11 @@ def known_messages(redacted: Message, held: Sequence[HeldMessage]) -> Redaction:
     return _redaction(same, held)
 
 
-def replaced_message(redacted: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> Redaction:
+def find_replaced(redacted: Message, in_memory: Sequence[Message], held: Sequence[HeldMessage]) -> Redaction:
     """Find the held message that a redacted message has replaced in memory.
 
-    It is the last one of its role that memory has no longer, where this stands in memory; or else the last one of its
-    role.
+    It is the last one of its role, before the place where the redacted message now stands, that memory no longer has.
+    If there is none, it is the last one of its role.
 
     Args:
         redacted: The message as it is after the redaction.

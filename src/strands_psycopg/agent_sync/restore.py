@@ -83,10 +83,10 @@ def restore(agent: "LocalAgent", conversation: Conversation) -> AgentRecord:
 
 
 def load_checkpoint(agent: "LocalAgent", checkpoint: Checkpoint) -> list[HeldMessage]:
-    """Set an agent to a checkpoint; return what its memory holds then.
+    """Set an agent to a checkpoint; return the messages that it then holds.
 
     Raises:
-        RuntimeError: The agent is running in a way in which it cannot be set.
+        RuntimeError: A bidirectional agent is running, or background tasks are.
     """
     data = dict(checkpoint.data)
     pinned = bool(data.pop(PINNED, False))
@@ -100,10 +100,10 @@ def load_checkpoint(agent: "LocalAgent", checkpoint: Checkpoint) -> list[HeldMes
 
 
 def check_loadable(agent: "LocalAgent") -> None:
-    """Check that an agent can be set to what is stored.
+    """Check that an agent can be restored now.
 
     Raises:
-        RuntimeError: It is running in a way in which it cannot.
+        RuntimeError: A bidirectional agent is running, or background tasks are.
     """
     # Before strands-agents 1.57 bidirectional agents have no snapshots.
     if hasattr(agent, "load_snapshot"):
@@ -150,5 +150,5 @@ def _repaired(messages: Messages) -> Messages:
         return RepositorySessionManager._fix_broken_tool_use(cast(Any, None), messages)
     except (KeyError, TypeError, AttributeError) as error:
         # Such an agent was in memory, so it is restored as it was.
-        logger.warning("error=<%r> | messages are not of Strands' form, tool calls are not repaired", error)
+        logger.warning("error=<%r> | messages are not in Strands' format, tool calls are not repaired", error)
         return messages

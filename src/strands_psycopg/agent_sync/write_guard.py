@@ -1,4 +1,4 @@
-"""What all writes of a manager have in common: the lease's term, and the end of writing after a failure."""
+"""What all writes of a manager have in common: the lease's term, and the refusal to write after a failure."""
 
 import time
 from collections.abc import Iterator
@@ -38,9 +38,9 @@ class WriteGuard:
 
     @contextmanager
     def writing(self, agent_id: str) -> Iterator[None]:
-        """Remember the first write that fails or is interrupted, and raise its error instead of every later write.
+        """Remember the error of the first write that fails or is interrupted, and raise it in place of later writes.
 
-        After it the agent in memory and the session in the database may no longer be the same.
+        After such a write, the agent in memory and the stored session may differ.
 
         Args:
             agent_id: The agent, graph or swarm that is written.
@@ -72,6 +72,6 @@ class WriteGuard:
 
     def _interruption(self) -> DatabaseUnavailableError:
         return DatabaseUnavailableError(
-            f"session {self._session_id!r} was interrupted, so it is unknown what of it is stored; build a new session "
-            "manager and agent"
+            f"a write to session {self._session_id!r} was interrupted, so it is unknown what was stored; build a new "
+            "session manager and agent"
         )

@@ -19,6 +19,7 @@ from strands_psycopg.report import (
     read_statistics,
     write_report,
 )
+from strands_psycopg.report.formatting import display_name
 
 _DAYS = 30
 _LONGEST = 10
@@ -97,13 +98,18 @@ def _print_statistics(statistics: Statistics) -> None:
     )
     _print_table(
         ("tool", "calls", "failed", "no result", "median", "p95", "longest"),
-        [(_display_name(each.name), *_tool_cells(each)) for each in statistics.tools],
+        [(display_name(each.name), *_tool_cells(each)) for each in statistics.tools],
     )
     names, annotations = output.annotation_columns(statistics.longest)
     _print_table(
         ("session", *names, "last active", "turns", "messages", "tool calls", "failed", "tokens in", "tokens out"),
         [
-            (_display_name(each.session_id), *cells, f"{each.last_active_at:%Y-%m-%d %H:%M}", *_count_cells(None, each))
+            (
+                display_name(each.session_id),
+                *cells,
+                f"{each.last_active_at:%Y-%m-%d %H:%M}",
+                *_count_cells(None, each),
+            )
             for each, cells in zip(statistics.longest, annotations, strict=True)
         ],
         left=("session", *names),
@@ -142,7 +148,3 @@ def _format_latency(latency: Latency | None) -> str:
     if latency is None:
         return "not measured"
     return f"median {formatting.duration(latency.median)}, p95 {formatting.duration(latency.p95)}"
-
-
-def _display_name(name: str | None) -> str:
-    return printable(name) if name else "(no name)"

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 
 from strands_psycopg.cli import output
-from strands_psycopg.cli.options import TABLES, Commands, Parser, open_repository, parse_session_id
+from strands_psycopg.cli.options import TABLES, Commands, Parser, open_repository, parse_id
 from strands_psycopg.errors import SessionNotFoundError, owner_error
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
@@ -22,7 +22,7 @@ def add_to(commands: Commands) -> None:
         help="delete sessions with everything in them",
         description="Delete sessions with everything in them, even if an agent is running. It asks first.",
     )
-    delete.add_argument("sessions", type=parse_session_id, metavar="SESSION", nargs="+", help="id of a session")
+    delete.add_argument("sessions", type=parse_id, metavar="SESSION", nargs="+", help="id of a session")
     delete.add_argument("--owner", metavar="NAME", help="delete them only if all of them belong to this owner")
     add_deletion_options(delete)
     delete.set_defaults(run=_delete)

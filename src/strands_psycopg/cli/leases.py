@@ -16,8 +16,8 @@ def add_to(commands: Commands) -> None:
         "leases",
         parents=[TABLES],
         help="list the sessions that are leased, and until when",
-        description="List the sessions that are leased, those whose lease expires first at the top: since when, and "
-        "until when if the holder does not renew it. Each holder has a term of its own.",
+        description="List the sessions that are leased, the lease that expires first at the top: since when, and until "
+        "when if the holder does not renew it. Each holder has a term of its own.",
     )
     leases.add_argument("--json", action="store_true", help="print JSON")
     leases.set_defaults(run=_leases)

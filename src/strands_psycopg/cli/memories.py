@@ -20,10 +20,10 @@ from strands_psycopg.cli.options import (
     Parser,
     open_repository,
     parse_duration,
+    parse_id,
     parse_limit,
     parse_metadata,
     parse_path,
-    parse_session_id,
 )
 from strands_psycopg.errors import TransferError
 from strands_psycopg.memory import PostgresMemoryStore
@@ -41,18 +41,17 @@ _STORE = Parser(add_help=False)
 _STORE.add_argument(
     "--store",
     required=True,
-    type=parse_session_id,
+    type=parse_id,
     metavar="NAME",
     help="name of the memory store; 'strands-psycopg memories' lists them",
 )
 _STORE.add_argument(
     "--owner",
-    type=parse_session_id,
+    type=parse_id,
     metavar="OWNER",
     default=argparse.SUPPRESS,
     help="whose memories (default: those of nobody)",
 )
-
 
 _FILTER = Parser(add_help=False)
 _FILTER.add_argument(
@@ -71,7 +70,7 @@ def add_to(commands: Commands) -> None:
     )
     memories.add_argument(
         "--owner",
-        type=parse_session_id,
+        type=parse_id,
         metavar="OWNER",
         default=argparse.SUPPRESS,
         help="only this owner's memories (default: those of anyone)",
@@ -95,7 +94,7 @@ def add_to(commands: Commands) -> None:
         "--older-than",
         type=parse_duration,
         metavar="DURATION",
-        help="only memories not added again or edited for this time: 30d, 12h, 90m, 45s; 0s for all",
+        help="only memories that were not added or edited for this time: 30d, 12h, 90m, 45s; 0s for all",
     )
 
     _add(actions, "export", _export, "print all memories as JSON lines, with their vectors if there are any")
@@ -134,7 +133,7 @@ def _add(
         with open_repository(arguments) as repository, _open_store(arguments, repository) as store:
             if asyncio.run(run(arguments, store)) or name == "import":
                 return 0
-            code = _explain_nothing(arguments, repository)
+            code = _explain_no_results(arguments, repository)
         return 0 if name == "forget" else code
 
     action.set_defaults(run=run_on_store)
@@ -158,8 +157,8 @@ def _open_store(arguments: argparse.Namespace, repository: PostgresSessionReposi
         yield store
 
 
-def _explain_nothing(arguments: argparse.Namespace, repository: PostgresSessionRepository) -> int:
-    """Print to stderr if there is no such store, or nothing of this owner's in it; return the exit code."""
+def _explain_no_results(arguments: argparse.Namespace, repository: PostgresSessionRepository) -> int:
+    """Print to stderr if there is no such store, or this owner has nothing in it; return the exit code."""
     stores = {each.name: each for each in list_stores(session_tables(repository).database)}
     if arguments.store not in stores:
         close = get_close_matches(arguments.store, stores)

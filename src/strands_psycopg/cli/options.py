@@ -151,8 +151,8 @@ def _load_codec(name: str) -> PayloadCodec:
     return codec
 
 
-def parse_session_id(text: str) -> str:
-    """Return a session id, for argparse; refuse a DSN, because later messages would show its password."""
+def parse_id(text: str) -> str:
+    """Return an id or name, for argparse; refuse a DSN, because later messages would show its password."""
     if re.match(r"postgres(ql)?://|.*\bpassword *=", text):
         raise argparse.ArgumentTypeError("pass a DSN with --dsn")
     return text

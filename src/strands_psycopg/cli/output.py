@@ -25,10 +25,8 @@ except ImportError:  # without the extra ``cli``
 # In characters.
 _ANNOTATION_WIDTHS = {"owner": 16, "title": 24}
 
-
-# In characters: between two columns, and what remains of a shortened one at least.
+# Between two columns, in characters.
 _GAP = 2
-_SHORTENED_WIDTH = 12
 
 
 def print_table(
@@ -36,24 +34,22 @@ def print_table(
     rows: Sequence[Sequence[str]],
     *,
     right: Sequence[str] = (),
-    shorten: Sequence[str] = (),
     drop: Sequence[str] = (),
 ) -> None:
     """Print a table.
 
-    On a terminal that is too narrow, columns are first shortened, then dropped; the others are never cut or folded.
+    On a terminal that is too narrow, columns are dropped; the others are never cut or folded.
 
     Args:
         header: The column names.
         rows: The rows, with a text for each column. Pass texts from users through ``printable``.
         right: The names of right-aligned columns, such as those of numbers.
-        shorten: The names of columns of free text.
-        drop: The names of columns that can be left out, in the order in which they are.
+        drop: The names of columns that can be left out, the first one first.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if rich is not None and sys.stdout.isatty():
         console = rich.console.Console()
-        fitted = _fit(dict(zip(header, widths, strict=True)), console.width, shorten, drop)
+        fitted = _fit(dict(zip(header, widths, strict=True)), console.width, drop)
         table = rich.table.Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
         for name, width in fitted.items():
             justify: Literal["left", "right"] = "right" if name in right else "left"
@@ -72,18 +68,13 @@ def print_table(
         print("  ".join(cells).rstrip())
 
 
-def _fit(widths: dict[str, int], available: int, shorten: Sequence[str], drop: Sequence[str]) -> dict[str, int]:
+def _fit(widths: dict[str, int], available: int, drop: Sequence[str]) -> dict[str, int]:
     """Return the widths of the columns that are shown on a terminal of some width."""
-    shortest = {name: min(width, _SHORTENED_WIDTH) if name in shorten else width for name, width in widths.items()}
+    shown = dict(widths)
     for name in drop:
-        if sum(shortest.values()) + _GAP * len(shortest) > available:
-            del shortest[name]
-    spare = max(available - sum(shortest.values()) - _GAP * len(shortest), 0)
-    for name in shorten:
-        wider = min(widths[name] - shortest[name], spare)
-        shortest[name] += wider
-        spare -= wider
-    return shortest
+        if sum(shown.values()) + _GAP * len(shown) > available:
+            del shown[name]
+    return shown
 
 
 def print_heading(text: str) -> None:
@@ -117,8 +108,8 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
         yield lambda count: bar.advance(task, count)
 
 
-class Annotated(Protocol):
-    """What has an owner and a title, each of which may be None."""
+class HasAnnotations(Protocol):
+    """An object with an owner and a title, each of which may be None."""
 
     @property
     def owner(self) -> str | None:
@@ -129,10 +120,10 @@ class Annotated(Protocol):
         """Its title."""
 
 
-def annotation_columns(sessions: Sequence[Annotated]) -> tuple[list[str], list[list[str]]]:
+def annotation_columns(sessions: Sequence[HasAnnotations]) -> tuple[list[str], list[list[str]]]:
     """Return the columns of a table of sessions for owners and titles: their names, and the cells of each session.
 
-    There is no column that would be empty, and cells are shortened, so that the table remains readable.
+    Columns that would be empty are left out, and cells are shortened, so that the table remains readable.
     """
     names = [name for name in _ANNOTATION_WIDTHS if any(getattr(each, name) is not None for each in sessions)]
     return names, [

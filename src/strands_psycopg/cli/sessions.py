@@ -7,6 +7,7 @@ import sys
 from datetime import datetime, timezone
 
 from strands_psycopg.cli import output
+from strands_psycopg.cli.deletion import verb
 from strands_psycopg.cli.options import (
     CODEC,
     TABLES,
@@ -14,9 +15,9 @@ from strands_psycopg.cli.options import (
     Parser,
     open_repository,
     parse_duration,
+    parse_id,
     parse_limit,
     parse_metadata,
-    parse_session_id,
     parse_time,
 )
 from strands_psycopg.printable import printable
@@ -63,8 +64,8 @@ def add_to(commands: Commands) -> None:
         description="Copy a session, or one agent's conversation up to a message or checkpoint, to continue it in "
         "another way. If the application has a payload codec, pass it: it may bind documents to their session.",
     )
-    fork.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
-    fork.add_argument("new", type=parse_session_id, metavar="NEW", help="id of the copy, which must not exist yet")
+    fork.add_argument("session", type=parse_id, metavar="SESSION", help="id of the session")
+    fork.add_argument("new", type=parse_id, metavar="NEW", help="id of the copy, which must not exist yet")
     fork.add_argument("--agent", metavar="ID", help="copy only this agent")
     point = fork.add_mutually_exclusive_group()
     point.add_argument("--until", type=int, metavar="N", help="copy only the messages before index N")
@@ -105,7 +106,7 @@ def _add_metadata(command: Parser) -> None:
         "--metadata",
         type=parse_metadata,
         metavar="JSON",
-        help='only sessions whose metadata contain this JSON object, such as \'{"tier": "gold"}\'',
+        help='only sessions whose metadata contains this JSON object, such as \'{"tier": "gold"}\'',
     )
 
 
@@ -182,9 +183,8 @@ def _purge(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(purged), "dry_run": arguments.dry_run}, indent=2))
         return 0
-    verb = "would delete" if arguments.dry_run else "deleted"
-    print(
-        f"{verb} {output.pluralize(purged.sessions, 'session')} with {output.pluralize(purged.agents, 'agent')}, "
-        f"{output.pluralize(purged.messages, 'message')} and {output.pluralize(purged.multi_agents, 'multi-agent')}"
-    )
+    sessions, agents = output.pluralize(purged.sessions, "session"), output.pluralize(purged.agents, "agent")
+    messages = output.pluralize(purged.messages, "message")
+    multi_agents = output.pluralize(purged.multi_agents, "multi-agent")
+    print(f"{verb(arguments)} {sessions} with {agents}, {messages} and {multi_agents}")
     return 0

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from strands.types.content import Message
 
 from strands_psycopg.cli import output, transcript
-from strands_psycopg.cli.options import CODEC, TABLES, Commands, open_repository, parse_session_id
+from strands_psycopg.cli.options import CODEC, TABLES, Commands, open_repository, parse_id
 from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository, session_tables
-from strands_psycopg.repository.listing import AgentSummary, SessionSummary, ValueSummary
+from strands_psycopg.repository.listing import AgentSummary, SessionSummary
 from strands_psycopg.repository.multi_agents import ListedMultiAgent
+from strands_psycopg.storage.value_reader import ValueSummary
 
 # The number of messages in memory at once.
 _PAGE_SIZE = 100
@@ -29,7 +30,7 @@ def add_to(commands: Commands) -> None:
         "messages are shown redacted. Graphs and swarms follow with the states and results of their nodes, and the "
         "values of the session's storage, without their contents.",
     )
-    show.add_argument("session", type=parse_session_id, metavar="SESSION", help="id of the session")
+    show.add_argument("session", type=parse_id, metavar="SESSION", help="id of the session")
     show.add_argument("--agent", metavar="ID", help="only this agent")
     show.add_argument("--last", type=int, metavar="N", help="only the last N messages or checkpoints of each agent")
     view = show.add_mutually_exclusive_group()

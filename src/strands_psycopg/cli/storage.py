@@ -20,8 +20,8 @@ from strands_psycopg.cli.options import (
     Parser,
     open_repository,
     parse_duration,
+    parse_id,
     parse_path,
-    parse_session_id,
 )
 from strands_psycopg.errors import (
     PostgresStorageError,
@@ -39,14 +39,14 @@ from strands_psycopg.storage.purging import StoragePurgeResult
 from strands_psycopg.system_errors import explain
 
 _STORAGE = Parser(add_help=False)
-_of = _STORAGE.add_mutually_exclusive_group()
-_of.add_argument("--session", type=parse_session_id, metavar="ID", help="the storage of this session")
-_of.add_argument("--prefix", default="", metavar="TEXT", help="the storage with this prefix (default: none)")
+_which = _STORAGE.add_mutually_exclusive_group()
+_which.add_argument("--session", type=parse_id, metavar="ID", help="the storage of this session")
+_which.add_argument("--prefix", default="", metavar="TEXT", help="the storage with this prefix (default: none)")
 _STORAGE.add_argument(
     "--owner",
     metavar="NAME",
     default=argparse.SUPPRESS,
-    help="whose storage, or whose session, it is (default: nobody's)",
+    help="whose storage it is (default: nobody's); with --session, use it only if the session belongs to this owner",
 )
 
 
@@ -100,7 +100,7 @@ def _add(
                 return run(arguments, storage)
         except StrandsPsycopgError:
             raise
-        except StorageError as error:  # Strands', of a prefix or key
+        except StorageError as error:  # raised by Strands for a prefix or key
             raise ValueError(str(error)) from error
 
     action.set_defaults(run=run_on_storage)

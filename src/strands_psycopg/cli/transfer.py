@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from strands_psycopg import transfer
 from strands_psycopg.cli import options, output
 from strands_psycopg.cli.lines import STDIO, LinesFile, open_output, read_lines
-from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_repository, parse_session_id
+from strands_psycopg.cli.options import CODEC, TABLES, Commands, get_dsn, open_repository, parse_id
 from strands_psycopg.errors import SessionExistsError, SessionNotFoundError, TransferError
 from strands_psycopg.printable import printable
 from strands_psycopg.repository import PostgresSessionRepository
@@ -33,7 +33,7 @@ def _add_export(commands: Commands) -> None:
         "FileSessionManager. If the command is interrupted, files contain only complete sessions; a pipe may end with "
         "an incomplete one, which import refuses.",
     )
-    export.add_argument("sessions", type=parse_session_id, metavar="SESSION", nargs="*", help="id of a session")
+    export.add_argument("sessions", type=parse_id, metavar="SESSION", nargs="*", help="id of a session")
     export.add_argument("--all", action="store_true", help="export all sessions")
     export.add_argument("--prefix", metavar="TEXT", help="export all sessions whose id starts with TEXT")
     destination = export.add_mutually_exclusive_group()

@@ -1,7 +1,6 @@
 """Strands' ``MemoryStore`` on PostgreSQL: memories found by their words, and by their meaning if there are vectors."""
 
 import builtins
-import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -31,7 +30,7 @@ from strands_psycopg.memory.entry import (
     parse_memory_id,
 )
 from strands_psycopg.memory.forget_tool import forget_tool as build_forget_tool
-from strands_psycopg.memory.jsonlines import JsonLines, LineError, batches, parse_line
+from strands_psycopg.memory.jsonlines import JsonLines, LineError, line_batches, parse_line
 from strands_psycopg.memory.memory_search import Hit, MemorySearch
 from strands_psycopg.memory.missing_vectors import MissingVectors
 from strands_psycopg.memory.vectors import Vectors, check_vectors, find_vectors
@@ -69,7 +68,7 @@ class PostgresSearchOptions(SearchOptions, total=False):
 
     Attributes:
         max_search_results: The maximum number of results, up to 1,000.
-        metadata: Only memories whose metadata contains this, as PostgreSQL's ``@>`` has it.
+        metadata: Only memories whose metadata contains this, as PostgreSQL's ``@>`` defines it.
         min_score: The minimum score of a result, from 0 to 1.
         min_similarity: The minimum cosine similarity, from -1 to 1, of a memory that counts as found by its vector.
     """
@@ -94,9 +93,9 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
 
     Both rankings are fused by reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009). A memory at rank r by
     its words and rank s by its vector has the score (30.5 / (60 + r)) + (30.5 / (60 + s)), without the part of a
-    ranking that it is not in: 1 if it is first in both, at most 0.5 if it is only in one. Memories with equally many of
-    the query's words have the last of their ranks. Without ``embed`` the score is PostgreSQL's ``ts_rank``, also from 0
-    to 1. Higher is better.
+    ranking that it is not in: 1 if it is first in both, at most 0.5 if it is only in one. Memories that match the
+    query's words equally well all have the last of their ranks. Without ``embed`` the score is PostgreSQL's
+    ``ts_rank``, also from 0 to 1. Higher is better.
 
     Results have in their metadata, beside their own: ``_memory_id``, ``_score``, ``_created_at`` and ``_updated_at``
     (UTC, ISO 8601), and ``_similarity`` if they are among the nearest vectors: the cosine similarity, from -1 to 1.
@@ -116,12 +115,12 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         dimensions: The length of these vectors, from 1 to 2,000; required with ``embed``. All stores of one schema and
             table prefix have vectors of one length.
         description: What the store contains, for the descriptions of tools.
-        max_search_results: The maximum number of results of a search that does not say.
+        max_search_results: The maximum number of results of a search that sets none.
         writable: Whether agents may add to it.
         extraction: Strands' automatic extraction: True, or an ``ExtractionConfig``.
-        min_score: The minimum score of results, from 0 to 1, of a search that does not say.
+        min_score: The minimum score of results, from 0 to 1, of a search that sets none.
         min_similarity: The minimum similarity, from -1 to 1, of memories that count as found by their vectors, of a
-            search that does not say.
+            search that sets none.
         allow_duplicates: Whether the same text is stored again each time.
         forget_tool: Whether agents get a tool ``forget_memory``; or its ``name`` and ``description``.
         text_search_config: The text search configuration of PostgreSQL by which words are compared, such as
@@ -344,7 +343,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
             memory_id: Only the memory with this id.
             older_than: Only memories whose text has not been added again or edited for this time, as a timedelta or in
                 seconds.
-            metadata: Only memories whose metadata contains this, as PostgreSQL's ``@>`` has it.
+            metadata: Only memories whose metadata contains this, as PostgreSQL's ``@>`` defines it.
 
         Raises:
             TypeError: There is no condition, or ``metadata`` is not a dict.
@@ -371,7 +370,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         Args:
             limit: Their maximum number, up to 1,000.
             before: The ``next`` of the page before; None for the first page.
-            metadata: Only memories whose metadata contains this, as PostgreSQL's ``@>`` has it.
+            metadata: Only memories whose metadata contains this, as PostgreSQL's ``@>`` defines it.
 
         Raises:
             ValueError: An argument is out of range.
@@ -410,7 +409,7 @@ class PostgresMemoryStore(Uncopyable, Closeable, MemoryStore):
         self._check_writable()
         vectors = None if self._dimensions is None else await self._in_worker(self._checked_vectors)
         count = 0
-        for batch in batches(enumerate(lines, start=1)):
+        for batch in line_batches(enumerate(lines, start=1)):
             rows = [self._parse(number, line) for number, line in batch]
             missing = [row for row in rows if row["embedding"] is None]
             if self._embedder is not None and missing:
@@ -518,6 +517,6 @@ def _check_range(argument: str, value: float, minimum: int) -> float:
 
 def _seconds(older_than: timedelta | float) -> float:
     seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else float(older_than)
-    if not 0 <= seconds <= _MAX_AGE.total_seconds() or math.isnan(seconds):
+    if not 0 <= seconds <= _MAX_AGE.total_seconds():
         raise ValueError(f"older_than must be from 0 seconds to {_MAX_AGE.days} days, not {older_than}")
     return seconds

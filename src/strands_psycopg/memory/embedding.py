@@ -17,14 +17,14 @@ from strands_psycopg.workers import Workers
 # Called with a list of texts; returns, or is a coroutine that returns, a vector for each.
 Embed: TypeAlias = Callable[[list[str]], Sequence[Sequence[float]] | Awaitable[Sequence[Sequence[float]]]]
 
-# The largest number of dimensions of which pgvector's HNSW index holds a vector.
+# The largest number of dimensions for which pgvector's HNSW index can hold a vector.
 _MAX_DIMENSIONS = 2000
 
 # The range of the largest number of a vector in which half precision holds the others well enough.
 _MIN_LARGEST = 2.0**-6
 _MAX_LARGEST = 65_504.0
 
-_NO_NUMBERS = "a vector is no sequence of numbers"
+_NO_NUMBERS = "a vector is not a sequence of numbers"
 _NOT_FINITE = "a vector contains NaN, an infinity or a number that is too large"
 
 
@@ -37,13 +37,13 @@ def check_dimensions(dimensions: object) -> int:
     if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise ValueError(
             f"dimensions must be an integer from 1 to {_MAX_DIMENSIONS}, the length of the vectors that embed returns "
-            f"(many models can be told to return shorter ones), not {dimensions!r}"
+            f"(many models can return shorter ones), not {dimensions!r}"
         )
     return dimensions
 
 
 class VectorError(ValueError):
-    """Something is no vector that can be stored; the message does not quote it."""
+    """A value is not a vector that can be stored; the message does not quote it."""
 
 
 class Embedder:
@@ -64,8 +64,8 @@ class Embedder:
         """Return a vector for each text, as ``encode_vector`` does.
 
         Raises:
-            EmbeddingError: ``embed`` failed, or its vectors are not as many as the texts, have another number of
-                dimensions, are all zeros, or contain something that is no finite number.
+            EmbeddingError: ``embed`` failed, or did not return one vector for each text, or a vector has another number
+                of dimensions, is all zeros, or contains something that is not a finite number.
         """
         if inspect.iscoroutinefunction(self._embed):
             returned: Any = self._embed(texts)
@@ -73,19 +73,19 @@ class Embedder:
             returned = await self._workers.run_async(partial(self._embed_and_encode, texts))
         if not inspect.isawaitable(returned):
             return cast(list[BinaryParameter], returned)
-        with _explained(texts):
+        with _translate_errors(texts):
             vectors = await returned
         return await self._workers.run_async(partial(self._encode, texts, vectors))
 
     def _embed_and_encode(self, texts: list[str]) -> object:
         """Return the encoded vectors; or what ``embed`` returned, if that is awaitable."""
-        with _explained(texts):
+        with _translate_errors(texts):
             vectors: Any = self._embed(texts)
         return vectors if inspect.isawaitable(vectors) else self._encode(texts, vectors)
 
     def _encode(self, texts: list[str], vectors: Any) -> list[BinaryParameter]:
-        # They may be computed only now.
-        with _explained(texts):
+        # A generator computes the vectors only now.
+        with _translate_errors(texts):
             if not isinstance(vectors, Iterable):
                 raise VectorError(f"embed returned {type(vectors).__name__}; it must return a vector for each text")
             encoded = [encode_vector(vector, self._dimensions) for vector in vectors]
@@ -99,8 +99,8 @@ class Embedder:
 
 
 @contextmanager
-def _explained(texts: list[str]) -> Iterator[None]:
-    """Raise an ``EmbeddingError`` if ``embed`` raises, which does not quote what may contain a text."""
+def _translate_errors(texts: list[str]) -> Iterator[None]:
+    """Raise an ``EmbeddingError`` in place of what ``embed`` raises, without quoting that: it may contain a text."""
     operation = f"embedding {len(texts)} texts"
     try:
         yield
@@ -116,8 +116,8 @@ def encode_vector(vector: Sequence[float], dimensions: int) -> BinaryParameter:
     If its numbers are too large or too small for half precision, it is scaled, which changes no cosine similarity.
 
     Raises:
-        VectorError: It is no sequence of numbers, has another number of dimensions, is all zeros, or contains something
-            that is no finite number.
+        VectorError: It is not a sequence of numbers, has another number of dimensions, is all zeros, or contains
+            something that is not a finite number.
     """
     # The items of bytes are numbers, but not the vector's. Unlike ``float``, an array takes no text for a number.
     if isinstance(vector, (bytes, bytearray)):

@@ -111,8 +111,8 @@ _REPLACE_VECTOR = """
     ON CONFLICT (owner, store, memory_id) DO UPDATE SET embedding = EXCLUDED.embedding
 """
 
-# Whoever edits a text without embedding it leaves it to be found by its words. In a transaction with the update, which
-# has waited for whoever was storing a vector.
+# A text that is edited without an embedding is then found by its words only. In a transaction with the update, which
+# has waited for any transaction that was storing a vector.
 _DELETE_VECTOR = """
     DELETE FROM {memory_vectors} AS v
     WHERE v.owner = %(owner)s AND v.store = %(store)s AND v.memory_id = %(memory_id)s

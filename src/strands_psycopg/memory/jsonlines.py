@@ -102,11 +102,11 @@ def parse_line(line: str, dimensions: int | None) -> _Row:
     except RecursionError:
         raise LineError("it is nested too deeply") from None
     except json.JSONDecodeError:
-        raise LineError("it is no JSON") from None
+        raise LineError("it is not JSON") from None
     except VectorError as error:
         raise LineError(str(error)) from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise LineError(f"it is no memory: {type(error).__name__}") from None
+        raise LineError(f"it is not a memory: {type(error).__name__}") from None
     if record.get("duplicate") is True:
         row["content_hash"] = memory_id
     return row
@@ -191,7 +191,7 @@ class JsonLines:
         return self._database.transact(operation, work, response_timeout=_RESPONSE_TIMEOUT)
 
 
-def batches(lines: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def line_batches(lines: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
     """Split numbered lines into lists of the size of a transaction; blank lines are left out."""
     batch = []
     for number, line in lines:

@@ -19,9 +19,9 @@ from strands_psycopg.memory.vectors import Vectors, compose
 
 _Row = dict[str, object]
 
-# How many memories of the ranking by words are fused, at least, and of that by vectors. Vectors further away than that
-# only add noise.
-_MIN_WORDED = 50
+# How many memories of the ranking by words are fused at least, and how many of that by vectors. Vectors further away
+# than these only add noise.
+_MIN_KEYWORD_RESULTS = 50
 _MIN_NEAREST = 20
 
 # How many candidates an HNSW index keeps during a scan, at least and at most (the limit of pgvector). Its default of 40
@@ -35,10 +35,10 @@ _MAX_COMPARED = 1_000_000
 # After how many searches by vectors those of the owner are counted again.
 _COUNT_EVERY = 100
 
-# The planner takes a while for conditions that turn out to hold always, so without a filter they are left out.
-_WORDED_FILTER = """
+# The planner takes a while for conditions that turn out to be always true, so without a filter they are left out.
+_KEYWORD_FILTER = """
                 AND m.metadata @> %(filter)s::jsonb"""
-_MEANT_FILTER = """
+_SEMANTIC_FILTER = """
                 AND EXISTS (
                     SELECT true FROM {memories} AS m
                     WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.memory_id = v.memory_id
@@ -46,9 +46,9 @@ _MEANT_FILTER = """
                 )"""
 
 # The index of words has owner and store, too, so that it does not matter how many memories of others have a word.
-_WORDED = (
+_KEYWORD_SEARCH = (
     """
-    worded AS (
+    keyword_search AS (
         SELECT found.memory_id, found.updated_at, found.relevance,
             pg_catalog.count(*) OVER (ORDER BY found.relevance DESC)::float8 AS rank
         FROM (
@@ -57,9 +57,9 @@ _WORDED = (
             WHERE m.owner = %(owner)s AND m.store = %(store)s AND m.search_vector @@ query
                 AND ARRAY[m.owner || '//'::text || m.store]::text[]
                     @> ARRAY[%(owner)s::text || '//'::text || %(store)s::text]::text[]"""
-    + _WORDED_FILTER
+    + _KEYWORD_FILTER
     + """
-            ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(worded)s
+            ORDER BY relevance DESC, m.updated_at DESC, m.memory_id LIMIT %(keyword_limit)s
         ) AS found
     )"""
 )
@@ -85,11 +85,10 @@ _FOUND = (
 
 _BY_WORDS = (
     "WITH"
-    + _WORDED
+    + _KEYWORD_SEARCH
     + """, fused AS (
-        SELECT worded.memory_id, worded.updated_at, worded.relevance AS score, NULL::float8 AS similarity,
-            false AS has_few
-        FROM worded
+        SELECT k.memory_id, k.updated_at, k.relevance AS score, NULL::float8 AS similarity, false AS has_few
+        FROM keyword_search AS k
     )"""
     + _BEST
     + _FOUND
@@ -112,8 +111,8 @@ _SETTINGS = """,
             pg_catalog.set_config('hnsw.ef_search', %(candidates)s, true) AS candidates,
             CASE WHEN %(iterative)s THEN pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) END"""
 
-_MEANT = """
-    ), meant AS (
+_SEMANTIC_SEARCH = """
+    ), semantic_search AS (
         SELECT found.memory_id, 1::float8 - found.distance AS similarity,
             pg_catalog.row_number() OVER (ORDER BY found.distance, found.memory_id)::float8 AS rank
         FROM query, LATERAL ("""
@@ -123,13 +122,13 @@ _OF_OWNER = """
             FROM {memory_vectors} AS v
             WHERE v.owner = %(owner)s AND v.store = %(store)s"""
 
-# The sum is nothing that an index can answer.
-_BY_ONE = """
+# No index can return rows in the order of this sum.
+_EXACT_ORDER = """
             ORDER BY (v.embedding OPERATOR(public.<=>) query.embedding) + 0::float8 LIMIT %(nearest)s"""
 
-# This is what an HNSW index can answer. An iterative scan may return a few rows out of order, so ranks are computed
+# An HNSW index returns rows in this order. An iterative scan may return a few rows out of order, so ranks are computed
 # outside.
-_BY_INDEX = """
+_INDEX_ORDER = """
             ORDER BY v.embedding OPERATOR(public.<=>) query.embedding LIMIT %(nearest)s"""
 
 _FUSED = (
@@ -137,36 +136,38 @@ _FUSED = (
         ) AS found
         WHERE 1::float8 - found.distance >= %(min_similarity)s::float8
     ),"""
-    + _WORDED
+    + _KEYWORD_SEARCH
     + """, fused AS (
-        SELECT memory_id, worded.updated_at, meant.similarity, 30.5::float8 * (
-            coalesce(1::float8 / (60::float8 + worded.rank), 0::float8)
-            + coalesce(1::float8 / (60::float8 + meant.rank), 0::float8)
+        SELECT memory_id, k.updated_at, s.similarity, 30.5::float8 * (
+            coalesce(1::float8 / (60::float8 + k.rank), 0::float8)
+            + coalesce(1::float8 / (60::float8 + s.rank), 0::float8)
         ) AS score, (SELECT query.has_few FROM query) AS has_few
-        FROM worded FULL JOIN meant USING (memory_id)
+        FROM keyword_search AS k FULL JOIN semantic_search AS s USING (memory_id)
     )"""
     + _BEST
 )
 
 # Which way is faster depends on the owner, so each execution must have a plan of its own, although the statement is
-# prepared. With its parameter known, this condition vanishes; without, a plan would cost too much to be chosen.
+# prepared. In a plan for known parameters this condition is dropped; in a generic plan it costs so much that the server
+# never chooses one.
 _OWN_PLAN = """
             AND (
                 %(own_plan)s::bool
                 OR 0 = (SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1, 1000000000))
             )"""
 
-# Few vectors are compared one by one: for an owner with a small part of an index, a scan of it looks at many times as
-# many.
-_AMONG_FEW = _QUERY + "true AS has_few" + _MEANT + _OF_OWNER + _MEANT_FILTER + _BY_ONE + _FUSED + _FOUND
+# Few vectors are compared one by one: if they are a small part of the index, a scan of it looks at many times as many.
+_AMONG_FEW = (
+    _QUERY + "true AS has_few" + _SEMANTIC_SEARCH + _OF_OWNER + _SEMANTIC_FILTER + _EXACT_ORDER + _FUSED + _FOUND
+)
 _AMONG_MANY = (
     _QUERY
     + "false AS has_few"
     + _SETTINGS
-    + _MEANT
+    + _SEMANTIC_SEARCH
     + _OF_OWNER
-    + _MEANT_FILTER
-    + _BY_INDEX
+    + _SEMANTIC_FILTER
+    + _INDEX_ORDER
     + _FUSED
     + _OWN_PLAN
     + _FOUND
@@ -175,19 +176,19 @@ _AMONG_ANY = (
     _QUERY
     + _HAS_FEW
     + _SETTINGS
-    + _MEANT
+    + _SEMANTIC_SEARCH
     + "("
     + _OF_OWNER
     + " AND query.has_few"
-    + _MEANT_FILTER
-    + _BY_ONE
+    + _SEMANTIC_FILTER
+    + _EXACT_ORDER
     + """)
             UNION ALL
             ("""
     + _OF_OWNER
     + " AND NOT query.has_few"
-    + _MEANT_FILTER
-    + _BY_INDEX
+    + _SEMANTIC_FILTER
+    + _INDEX_ORDER
     + ")"
     + _FUSED
     + _OWN_PLAN
@@ -251,7 +252,7 @@ class MemorySearch:
             min_similarity: The minimum similarity of a memory that counts as found by its vector.
         """
         row = self._key | condition | {"words": words or None, "limit": Int8(limit), "min_score": min_score}
-        row["worded"] = Int8(max(limit, _MIN_WORDED))
+        row["keyword_limit"] = Int8(max(limit, _MIN_KEYWORD_RESULTS))
         template = _BY_WORDS
         if vectors is not None:
             template = self._template_by_both()
@@ -266,7 +267,7 @@ class MemorySearch:
                 "own_plan": True,
             }
         if condition["filter"] is None:
-            template = template.replace(_WORDED_FILTER, "").replace(_MEANT_FILTER, "")
+            template = template.replace(_KEYWORD_FILTER, "").replace(_SEMANTIC_FILTER, "")
         rows = self._database.fetch(self._operation, compose(self._database, vectors, template), row).rows
         if rows and vectors is not None:
             self._has_few = rows[0][-1]

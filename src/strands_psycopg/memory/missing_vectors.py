@@ -27,7 +27,7 @@ _FIND = """
     ORDER BY m.memory_id LIMIT %(limit)s
 """
 
-# A text that was edited or forgotten since it was read does not get the vector of what it was.
+# A memory that was edited or forgotten since it was read does not get the vector of its old text.
 _STORE = """
     INSERT INTO {memory_vectors} (owner, store, memory_id, embedding)
     SELECT %(owner)s, %(store)s, m.memory_id, %(embedding)s::public.vector::public.halfvec FROM {memories} AS m
@@ -64,7 +64,7 @@ class MissingVectors:
     def __init__(self, database: Database, *, owner: str, store: str) -> None:
         self._database = database
         self._key: _Row = {"owner": owner, "store": store}
-        self._operation = f"embedding what has no vector in memory store {store!r}"
+        self._operation = f"embedding memories without a vector in memory store {store!r}"
 
     def batch(self, after: UUID | None) -> list[Text]:
         """Return up to 100 memories without a vector, oldest first, starting after an id."""

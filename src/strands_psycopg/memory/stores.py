@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from strands_psycopg.database import Database, iso_time
 
-# Of each owner's first, since the table may be distributed by the owner.
+# Aggregated by owner first, since the table may be distributed by the owner.
 _LIST = """
     SELECT m.store, pg_catalog.count(*) FILTER (WHERE m.owner <> ''), pg_catalog.sum(m.memories)::bigint,
         pg_catalog.sum(m.bytes)::bigint,
@@ -20,7 +20,7 @@ _LIST = """
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """What a list says of a memory store.
+    """A memory store in a list.
 
     Attributes:
         name: Its name.

@@ -35,7 +35,7 @@ __all__ = [
     "write_report",
 ]
 
-# The rows that browsers still search and sort at once.
+# How many rows browsers search and sort without a delay.
 _LONGEST = 5_000
 
 

@@ -15,7 +15,7 @@ _MIN_BARS = 14
 # With more days, each bar shows the mean of several weeks.
 _MAX_BARS = 366
 
-# Like ``formatting.compact``; there is no half of a message.
+# Like ``formatting.compact``; there are no half messages.
 _COUNT_LABEL = "datum.value % 1 ? '' : format(datum.value, datum.value < 10000 ? ',' : '~s')"
 
 Count = Callable[[DayFigures], int]

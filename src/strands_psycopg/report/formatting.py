@@ -1,6 +1,13 @@
-"""Formatting of numbers and times for the page and the command line."""
+"""Formatting of names, numbers and times for the page and the command line."""
 
 from datetime import date, datetime
+
+from strands_psycopg.printable import printable
+
+
+def display_name(name: str | None) -> str:
+    """Return the name of a tool or session as it is displayed."""
+    return printable(name) if name else "(no name)"
 
 
 def integer(number: int) -> str:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from strands_psycopg.printable import printable
 from strands_psycopg.report import formatting
 from strands_psycopg.report.drawing import Json, Plot, draw, tooltip_layer
+from strands_psycopg.report.formatting import display_name
 from strands_psycopg.report.statistics import Statistics
 
 # The tables list all of them.
@@ -50,12 +50,12 @@ def plots(statistics: Statistics) -> Iterable[Plot]:
 def _tool_use(statistics: Statistics) -> Plot:
     values = [
         {
-            "name": _display_name(tool.name),
+            "name": display_name(tool.name),
             "calls": tool.calls,
             "failed": tool.failures,
             "failed_or_without_result": tool.failures + tool.without_result,
             "label": f"{formatting.compact(tool.calls)}, {formatting.percentage(tool.failures, tool.calls)} failed",
-            "tooltip": f"{_display_name(tool.name)}: {formatting.integer(tool.calls)} calls, "
+            "tooltip": f"{display_name(tool.name)}: {formatting.integer(tool.calls)} calls, "
             f"{formatting.integer(tool.failures)} failed ({formatting.percentage(tool.failures, tool.calls)}), "
             f"{formatting.integer(tool.without_result)} without a result",
         }
@@ -69,11 +69,11 @@ def _tool_use(statistics: Statistics) -> Plot:
 def _longest(statistics: Statistics) -> Plot:
     values = [
         {
-            "name": _display_name(session.session_id),
+            "name": display_name(session.session_id),
             "messages": session.messages,
             "turns": session.turns,
             "label": formatting.integer(session.messages),
-            "tooltip": f"{_display_name(session.session_id)}: {formatting.integer(session.messages)} messages, "
+            "tooltip": f"{display_name(session.session_id)}: {formatting.integer(session.messages)} messages, "
             f"{formatting.integer(session.turns)} starting a turn, "
             f"within {formatting.duration((session.last_active_at - session.first_active_at).total_seconds())}",
         }
@@ -89,7 +89,7 @@ def _latency(statistics: Statistics) -> Plot:
     named = [
         ("model, first byte", statistics.first_byte),
         ("model, full response", statistics.model_latency),
-        *((_display_name(tool.name), tool.latency) for tool in statistics.tools[: _MAX_ROWS - 2]),
+        *((display_name(tool.name), tool.latency) for tool in statistics.tools[: _MAX_ROWS - 2]),
     ]
     values = [
         {
@@ -139,10 +139,6 @@ def _plot(
     summary = "; ".join(value["tooltip"] for value in values) or summary_if_empty
     values = [{**value, "row": row} for row, value in enumerate(values)]
     return Plot(title, f"{summary}.", legend, draw(("narrow",), _HEIGHT, values, lambda _: [*marks, *_LABELS]))
-
-
-def _display_name(name: str | None) -> str:
-    return printable(name) if name else "(no name)"
 
 
 def _bar(field: str, colour: str) -> Json:

@@ -1,5 +1,5 @@
 "use strict";
-// Browsers take seconds to lay out thousands of rows, so they are shown by and by.
+// Browsers take seconds to lay out thousands of rows, so they are shown in steps.
 const shownAtOnce = 500;
 
 for (const table of document.querySelectorAll("table")) {

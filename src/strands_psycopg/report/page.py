@@ -29,6 +29,7 @@ def render(statistics: Statistics) -> str:
         duration=formatting.duration,
         day=formatting.day,
         day_and_time=formatting.day_and_time,
+        display_name=formatting.display_name,
         printable=printable,
     )
     environment.globals["percentage"] = formatting.percentage

@@ -254,7 +254,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
             session_id: The session.
             owner: Whose session it is from now on; None is nobody's. An argument that is not passed changes nothing.
             title: Its title; None removes it.
-            metadata: Its metadata, which replace the previous ones; None removes them.
+            metadata: Its metadata, which replaces the previous one; None removes it.
             expected_owner: Whose session it is so far; None annotates any session.
 
         Raises:
@@ -302,7 +302,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
             active_since: Only sessions that were active at this time or later; it must have a time zone.
             prefix: Only sessions whose id starts with this string.
             owner: Only sessions of this owner.
-            metadata: Only sessions whose metadata contain these, as ``@>`` of PostgreSQL's JSONB compares them.
+            metadata: Only sessions whose metadata contains this, as PostgreSQL's ``@>`` defines it.
 
         Raises:
             ValueError: An argument is out of range, or ``before`` is not the ``next`` of a page.
@@ -391,7 +391,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         Args:
             idle_for: The time since the last activity, as a timedelta or in seconds; up to 36,500 days.
             owner: Only sessions of this owner.
-            metadata: Only sessions whose metadata contain these, as ``list_sessions`` compares them.
+            metadata: Only sessions whose metadata contains this, as for ``list_sessions``.
             batch_size: The maximum number of sessions per transaction, from 1 to 10,000. If they have many messages,
                 a transaction deletes fewer.
             dry_run: Only count the sessions that would be deleted.
@@ -405,7 +405,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
         return sum(batches, PurgeResult())
 
     def erase(self, *, owner: str, dry_run: bool = False) -> ErasureResult:
-        """Delete everything that an owner has left so far, and return how much was deleted from each table.
+        """Delete everything that belongs to an owner so far, and return how much was deleted from each table.
 
         That is the sessions of this owner with everything in them, and the values of storages and memories with this
         owner. Running agents and their leases do not stop it: an agent's next write raises ``SessionNotFoundError``. It
@@ -437,7 +437,7 @@ class PostgresSessionRepository(Uncopyable, Closeable, SessionRepository):
 
         The snapshots that Strands' own ``SnapshotSessionManager`` stores there are deleted too. The keys of other
         values do not name their agent: those of Strands' ``ContextOffloader``, and those in a namespace of the
-        application's. They remain until the session is deleted.
+        application. They remain until the session is deleted.
 
         Raises:
             SessionNotFoundError: The agent does not exist.

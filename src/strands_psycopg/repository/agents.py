@@ -71,7 +71,7 @@ _UPDATE = """
     SELECT {server_time}, NULL, NULL, {times_of_u} FROM u
 """  # as _UPDATE_AND_APPEND
 
-# The message is optional. Everything but it depends on the update of the agent, and that on the message.
+# The message is optional. Everything else depends on the update of the agent, which depends on the message.
 _STORE = """
     WITH t AS (
         {insert_message} FROM {seen} AND %(message_id)s::bigint IS NOT NULL AND {may_write} AND {unchanged}
@@ -219,7 +219,7 @@ class StoredAgent(NamedTuple):
 
 
 class AgentChange(NamedTuple):
-    """What changes of an agent at once.
+    """A change to an agent, made by one statement.
 
     Attributes:
         agent_id: The agent.
@@ -251,7 +251,7 @@ class AgentChange(NamedTuple):
         return not (self.replaced or self.variants or self.drops_variants or self.documents is None)
 
 
-# Parameters of documents that stay as they are, and of a message that there is none of.
+# Parameters for documents that stay as they are, and for no message.
 _UNCHANGED: EncodedAgent = EncodedAgent(*[(None, None)] * 3)  # type: ignore[arg-type]
 _NO_MESSAGE: dict[str, object] = dict.fromkeys(
     ("message_id", "message", "message_exact", "redact_message", "redact_message_exact")

@@ -156,14 +156,14 @@ class Checkpoints:
 
     def list(self, session_id: str, agent_id: str, *, limit: int | None, start_after: UUID | None) -> list[str]:
         """Return the ids of up to ``limit`` checkpoints of an agent, oldest first, after one of them."""
-        window = {
+        parameters = {
             "session_id": check_id("session_id", session_id),
             "agent_id": check_id("agent_id", agent_id),
             "limit": None if limit is None else Int8(limit),
             "start_after": start_after,
         }
         operation = f"listing checkpoints of agent {agent_id!r} in session {session_id!r}"
-        return [snapshot_id for (snapshot_id,) in self._database.fetch(operation, self._list, window).rows]
+        return [snapshot_id for (snapshot_id,) in self._database.fetch(operation, self._list, parameters).rows]
 
     def read(self, session_id: str, agent_id: str, snapshot_id: UUID) -> Checkpoint | None:
         """Return a checkpoint, or None if it does not exist."""

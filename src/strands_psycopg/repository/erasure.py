@@ -1,7 +1,7 @@
-"""Deletion of everything that an owner has left, concurrently with running agents.
+"""Deletion of everything that belongs to an owner, concurrently with running agents.
 
-It goes part by part and batch by batch, each in a transaction of its own, through what was stored before it started. So
-it ends even if more is being stored, and can be interrupted at any time and started again. A batch waits for no lock
+It deletes what was stored before it started, part by part and batch by batch, each batch in a transaction of its own.
+So it ends even if more is being stored, and can be interrupted at any time and started again. A batch waits for no lock
 for long: if a statement of a running agent holds one, the transaction is retried. Leases do not stop it; their holders'
 next write finds that the session is gone.
 """
@@ -73,8 +73,8 @@ _COUNT_OF_SESSIONS = """
     WHERE session_id IN (SELECT session_id FROM {sessions} WHERE owner = %(owner)s)
 """
 
-# The scopes of an owner: a range in the order of bytes, in which 0 follows the slash, without those of owners whose
-# names begin in the same way and contain //.
+# The range of an owner's scopes in the order of bytes, in which 0 follows the slash. It includes the scopes of owners
+# whose names begin with this one and //, which the condition below it leaves out.
 _IN_SCOPES = "scope >= %(owner)s::text || '//' AND scope < %(owner)s::text || '/0'"
 
 _OF_OWNERS_SCOPE = f"""
@@ -188,7 +188,7 @@ class ErasureResult:
 
 
 class _Part(Protocol):
-    """A part of what an owner has left."""
+    """A part of an owner's data."""
 
     def count(self, owner: str) -> Counter[str]:
         """Return the numbers of its rows, by table."""
@@ -198,7 +198,7 @@ class _Part(Protocol):
 
 
 class Erasure:
-    """Deletes what owners have left in one database, schema and prefix."""
+    """Deletes the data of owners in one database, schema and prefix."""
 
     def __init__(self, database: Database, retention: Retention) -> None:
         self._database = database

@@ -23,8 +23,8 @@ class _Table(NamedTuple):
         copy: Copies them, from ``{rows}`` with the documents of ``{d}``.
         alias: The table's alias in ``copy``.
         rows: The rows, with their own documents.
-        encoded: Some of the rows, and r, their documents as encoded for the fork. Each row is looked up by its key:
-            what the planner knows of a session could make it read the whole session for each batch.
+        encoded: Some of the rows, and ``r``, which has their documents as encoded for the fork. Each row is looked up
+            by its key, since the planner could otherwise choose to read the whole session for each batch.
         read: Selects the documents in the source: agent or multi-agent, index or None, and the documents' columns.
         documents: The kind of each document and the parameter of its column in ``encoded``.
     """
@@ -74,7 +74,7 @@ _AGENTS = _Table(
     alias="a",
     rows="{agents} AS a",
     encoded="""unnest(
-        %(owners)s::text[], %(state)s::jsonb[], %(state_exact)s::text[], %(conversation_manager_state)s::jsonb[],
+        %(row_agents)s::text[], %(state)s::jsonb[], %(state_exact)s::text[], %(conversation_manager_state)s::jsonb[],
         %(conversation_manager_state_exact)s::text[], %(internal_state)s::jsonb[], %(internal_state_exact)s::text[]
     ) AS r (
         agent_id, state, state_exact, conversation_manager_state, conversation_manager_state_exact, _internal_state,
@@ -108,7 +108,7 @@ _MESSAGES = _Table(
     alias="m",
     rows="{messages} AS m",
     encoded="""unnest(
-        %(owners)s::text[], %(indexes)s::bigint[], %(message)s::jsonb[], %(message_exact)s::text[],
+        %(row_agents)s::text[], %(indexes)s::bigint[], %(message)s::jsonb[], %(message_exact)s::text[],
         %(redact_message)s::jsonb[], %(redact_message_exact)s::text[]
     ) AS r (agent_id, message_id, message, message_exact, redact_message, redact_message_exact)
     CROSS JOIN LATERAL (
@@ -133,7 +133,7 @@ _VARIANTS = _Table(
     alias="v",
     rows="{message_variants} AS v",
     encoded="""unnest(
-        %(owners)s::text[], %(indexes)s::bigint[], %(message)s::jsonb[], %(message_exact)s::text[]
+        %(row_agents)s::text[], %(indexes)s::bigint[], %(message)s::jsonb[], %(message_exact)s::text[]
     ) AS r (agent_id, variant_id, message, message_exact)
     CROSS JOIN LATERAL (
         SELECT v.session_id, v.agent_id, v.variant_id, v.message_id, v.created_at FROM {message_variants} AS v
@@ -158,7 +158,7 @@ _CHECKPOINTS = _Table(
     alias="c",
     rows="{checkpoints} AS c",
     encoded="""unnest(
-        %(owners)s::text[], %(indexes)s::uuid[], %(data)s::jsonb[], %(data_exact)s::text[]
+        %(row_agents)s::text[], %(indexes)s::uuid[], %(data)s::jsonb[], %(data_exact)s::text[]
     ) AS r (agent_id, snapshot_id, data, data_exact)
     CROSS JOIN LATERAL (
         SELECT c.session_id, c.agent_id, c.snapshot_id, c.message_count, c.memory_window, c.variant_ids, c.created_at
@@ -181,7 +181,7 @@ _MULTI_AGENTS = _Table(
     alias="a",
     rows="{multi_agents} AS a",
     encoded="""unnest(
-        %(owners)s::text[], %(state)s::jsonb[], %(state_exact)s::text[]
+        %(row_agents)s::text[], %(state)s::jsonb[], %(state_exact)s::text[]
     ) AS r (multi_agent_id, state, state_exact)
     CROSS JOIN LATERAL (
         SELECT a.session_id, a.multi_agent_id FROM {multi_agents} AS a
@@ -201,7 +201,7 @@ _OPEN = "DECLARE forked NO SCROLL CURSOR FOR"
 _FETCH = b"FETCH FORWARD 100 FROM forked"
 _CLOSE = b"CLOSE forked"
 
-# How many characters of JSON are sent at once, about; the protocol limits a message to 1 GiB.
+# About how many characters of JSON are sent at once; the protocol limits a message to 1 GiB.
 _MAX_BATCH_CHARACTERS = 2**22
 
 
@@ -255,21 +255,21 @@ class _TableCopy:
         cursor.execute(self._open, fork, prepare=False)
         while rows := cursor.execute(_FETCH, prepare=False).fetchall():
             for batch in batches(rows, _MAX_BATCH_CHARACTERS, _size):
-                encoded = self._encoded(batch, str(fork["source_id"]), str(fork["session_id"]))
+                encoded = self._encode(batch, str(fork["source_id"]), str(fork["session_id"]))
                 count += cursor.execute(self._copy, fork | encoded).rowcount
         cursor.execute(_CLOSE, prepare=False)
         return count
 
-    def _encoded(self, rows: Sequence[TupleRow], source_id: str, session_id: str) -> dict[str, object]:
+    def _encode(self, rows: Sequence[TupleRow], source_id: str, session_id: str) -> dict[str, object]:
         """Return the documents of some rows, encoded for the fork, as parameters."""
-        parameters: dict[str, Any] = {"owners": [row[0] for row in rows], "indexes": [row[1] for row in rows]}
+        parameters: dict[str, Any] = {"row_agents": [row[0] for row in rows], "indexes": [row[1] for row in rows]}
         for number, (kind, name) in enumerate(self._documents):
-            pairs = [self._encoded_document(row, number, kind, source_id, session_id) for row in rows]
+            pairs = [self._encode_document(row, number, kind, source_id, session_id) for row in rows]
             parameters[name] = [text for text, _ in pairs]
             parameters[f"{name}_exact"] = [exact for _, exact in pairs]
         return parameters
 
-    def _encoded_document(
+    def _encode_document(
         self, row: TupleRow, number: int, kind: PayloadKind, source_id: str, session_id: str
     ) -> tuple[str | None, str | None]:
         agent_id, index, *columns = row

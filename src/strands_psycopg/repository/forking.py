@@ -116,10 +116,10 @@ class SessionForker:
         Args:
             session_id: The session to fork.
             new_session_id: The id of the fork.
-            agent_id: Fork this agent only; None is all agents and multi-agents.
-            until: The index at which the agent's conversation is truncated; None is not to truncate it.
-            snapshot_id: The checkpoint of an agent that is forked as it was then; None is as it is now.
-            owner: Fork the session only if it belongs to this owner; None is any owner.
+            agent_id: Fork this agent only; None forks all agents and multi-agents.
+            until: The index at which the agent's conversation is truncated; None does not truncate it.
+            snapshot_id: The checkpoint of an agent that is forked as it was then; None forks it as it is now.
+            owner: Fork the session only if it belongs to this owner; None forks any session.
             write_id: The write id of this call.
             term: The term of the lease on the new session, if this process holds one.
 
@@ -133,7 +133,7 @@ class SessionForker:
             ValueError: Both ``until`` and ``snapshot_id`` are passed.
         """
         if until is not None and snapshot_id is not None:
-            raise ValueError("until and snapshot_id exclude each other: a checkpoint says where the fork begins")
+            raise ValueError("until and snapshot_id are mutually exclusive: a checkpoint says where the fork begins")
         key: dict[str, object] = {
             "source_id": check_id("session_id", session_id),
             "session_id": check_id("new_session_id", new_session_id),

@@ -49,12 +49,13 @@ _FRAGMENTS = {
     # plans it, so that it could overwrite what is newer.
     "fence": "fence AS (SELECT {may_write} AS holds)",
     "fence_holds": "(SELECT holds FROM fence)",
-    # The same, for one that inserts, which its write id identifies if it is late. With a CTE that selects, it would be
-    # a write of all nodes. This is what it selects from at the end.
+    # The same, for one that inserts; if it is late, its write id identifies it. Where the tables are distributed, a CTE
+    # that selects would make it a write of all nodes. So this is what the statement selects from at the end.
     "fence_of_insert": "(SELECT {may_write} AS holds OFFSET 0) AS fence",
-    # It has not arrived late, and the writer's lease, if it has one, is still held. The term is a fencing token: a
-    # writer that was suspended while another holder took over writes nothing. Locking the row until the statement
-    # commits prevents a takeover between this check and the write; without the lock one could commit in between.
+    # The statement has not arrived late, and the writer's lease, if it has one, is still held. The term is a fencing
+    # token: a writer that was suspended while another holder took over writes nothing. Locking the row until the
+    # statement commits prevents a takeover between this check and the write; without the lock one could commit in
+    # between.
     "may_write": """
         ({in_time} AND (%(term)s::uuid IS NULL OR EXISTS (
             SELECT true FROM {leases} WHERE session_id = %(session_id)s AND term = %(term)s::uuid FOR SHARE
@@ -91,7 +92,14 @@ _FRAGMENTS = {
     "messages_of_a": _MESSAGES_OF_A.replace("{session_id}", "%(session_id)s"),
     # Whether the row still has the write id that the writer expects, or already this write's own if it is a retry.
     "unchanged": "(%(expected)s::uuid IS NULL OR write_id IN (%(expected)s, %(write_id)s))",
-    # Variants that neither the agent's window nor a checkpoint refers to.
+    # The same, for a statement that does not lock the row: a concurrent update is found by the writer's next one.
+    "agent_unchanged": """
+        (%(expected)s::uuid IS NULL OR EXISTS (
+            SELECT true FROM {agents}
+            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND write_id = %(expected)s
+        ))
+    """,
+    # Deletes the variants that neither the agent's window nor a checkpoint refers to.
     "delete_unused_variants": """
         DELETE FROM {message_variants} AS v
         WHERE v.session_id = %(session_id)s AND v.agent_id = %(agent_id)s
@@ -100,13 +108,6 @@ _FRAGMENTS = {
                 SELECT true FROM {checkpoints} AS c
                 WHERE c.session_id = %(session_id)s AND c.agent_id = %(agent_id)s AND v.variant_id = ANY(c.variant_ids)
             )
-    """,
-    # The same, for a statement that does not lock the row: a concurrent update is found by the writer's next one.
-    "agent_unchanged": """
-        (%(expected)s::uuid IS NULL OR EXISTS (
-            SELECT true FROM {agents}
-            WHERE session_id = %(session_id)s AND agent_id = %(agent_id)s AND write_id = %(expected)s
-        ))
     """,
     "insert_message": """
         INSERT INTO {messages} AS m (

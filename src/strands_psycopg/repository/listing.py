@@ -15,6 +15,7 @@ from strands_psycopg.errors import SessionNotFoundError
 from strands_psycopg.payload import Payloads
 from strands_psycopg.repository.annotations import Annotations, Metadata, check_owner, encode_metadata
 from strands_psycopg.repository.fragments import compose
+from strands_psycopg.storage.value_reader import ValueSummary
 
 _MAX_LIMIT = 1000
 
@@ -142,23 +143,6 @@ class AgentSummary:
 
 
 @dataclass(frozen=True)
-class ValueSummary:
-    """A value of a session's storage.
-
-    Attributes:
-        key: Its key.
-        size: Its size in bytes, as it is stored.
-        updated_at: When it was written, in UTC.
-        expires_at: When it expires, in UTC; None if it does not.
-    """
-
-    key: str
-    size: int
-    updated_at: datetime
-    expires_at: datetime | None
-
-
-@dataclass(frozen=True)
 class CheckpointSummary:
     """A checkpoint of an agent.
 
@@ -273,11 +257,7 @@ class Listing:
         """Return the values of a session's storage in the order of their keys, without those that have expired."""
         key = {"session_id": check_id("session_id", session_id)}
         operation = f"listing values of session {session_id!r}"
-        rows = self._database.fetch(operation, self._list_values, key).rows
-        return [
-            ValueSummary(key, size, datetime.fromisoformat(written), expires and datetime.fromisoformat(expires))
-            for key, size, written, expires in rows
-        ]
+        return [ValueSummary(*row) for row in self._database.fetch(operation, self._list_values, key).rows]
 
     def _summary(self, row: TupleRow) -> SessionSummary:
         session_id, session_type, owner, title, metadata, metadata_exact, created_at, updated_at, *counts = row

@@ -65,7 +65,7 @@ _UPDATE = """
         {of_message}
 """.replace("{of_message}", _OF_MESSAGE)
 
-# A redaction stays one: what continues a redacted message holds nothing that was redacted.
+# A redacted message stays redacted: a message that continues it contains nothing that was redacted.
 _REPLACE = """
     WITH {fence}, {touch_session}, t AS (
         UPDATE {messages} SET
@@ -157,14 +157,14 @@ class Messages:
             ValueError: ``limit`` or ``offset`` is negative or not an integer.
         """
         operation = f"listing messages of agent {agent_id!r} in session {session_id!r}"
-        window = {
+        parameters = {
             "session_id": check_id("session_id", session_id),
             "agent_id": check_id("agent_id", agent_id),
             "offset": Int8(check_index("offset", offset)),
             # At least 1: the absence of any row means that the agent does not exist.
             "limit": None if limit is None else Int8(max(check_index("limit", limit), 1)),
         }
-        rows = self._database.fetch(operation, self._list, window).rows
+        rows = self._database.fetch(operation, self._list, parameters).rows
         if not rows:
             raise SessionNotFoundError(f"{operation}: the agent does not exist")
         if rows[0][0] is None or limit == 0:

@@ -78,7 +78,7 @@ class AgentWrites:
 def conflict(
     operation: str, session_id: str, agent_id: str, message_id: int | None = None, reason: str = _UPDATED
 ) -> SessionConflictError:
-    """Return the error that says that another writer was faster."""
+    """Return the error that says that another writer came first."""
     return SessionConflictError(
         f"{operation}: {reason}; nothing was stored. Build a new session manager and agent to continue from the stored "
         "session, or hold a lease while you write",
@@ -89,9 +89,10 @@ def conflict(
 
 
 def retry_if_suppressed(operation: str, run: Callable[[], Result]) -> Result:
-    """Run a write whose statement selects why it was refused, and last ``suppressed``: whether no reason was found.
+    """Run a write whose statement selects why it was refused and, as its last column, ``suppressed``.
 
-    Another writer may have committed while it ran. Then a second run sees what that one stored.
+    That is true if nothing was stored and there is no reason for it. Another writer may have committed while the
+    statement ran; then a second run sees what that one stored.
 
     Raises:
         DatabaseError: The second run stored nothing either.

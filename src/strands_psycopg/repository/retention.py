@@ -34,7 +34,6 @@ _RESPONSE_TIMEOUT = 600.0
 # In seconds: a session's last activity may be up to this much later than its updated_at.
 _ACTIVITY_RESOLUTION = 60.0
 
-
 # Set explicitly, since the server or the pool may have another default: each statement must see what was committed
 # while an earlier one waited.
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
@@ -107,7 +106,7 @@ _DELETE_CHILDREN = """
 
 _DELETE_LEASES = "DELETE FROM {leases} WHERE session_id = ANY(%(session_ids)s) AND term = %(term)s"
 
-# Those of holders that died. One that expired recently may still be renewed, if its holder was away.
+# Leases of holders that died. One that expired recently may still be renewed, if its holder was only suspended.
 _EXPIRED = "expires_at < pg_catalog.now() - interval '1 day'"
 
 _DELETE_EXPIRED_LEASES = f"""
@@ -188,7 +187,7 @@ class Retention:
         Args:
             idle_for: The time since the last activity, as a timedelta or in seconds.
             owner: Only sessions of this owner.
-            metadata: Only sessions whose metadata contain these.
+            metadata: Only sessions whose metadata contains this.
             batch_size: The maximum number of sessions per transaction.
             dry_run: Only count the sessions that would be deleted.
 

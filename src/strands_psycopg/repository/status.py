@@ -33,7 +33,7 @@ _SIZE = """
     FROM pg_catalog.pg_class AS c WHERE c.oid = pg_catalog.to_regclass(%(table)s)::oid
 """
 
-# The same of a table that is distributed by Citus; the estimate is that of the last ANALYZE.
+# The same for a table that is distributed by Citus; the estimate is that of the last ANALYZE.
 _SIZE_OF_SHARDS = """
     SELECT t.size, CASE WHEN t.size > %(counted)s THEN (
         SELECT NULLIF(pg_catalog.sum(s.result::float8), 0::float8)::bigint FROM pg_catalog.run_command_on_shards(

@@ -31,7 +31,7 @@ class SessionTables:
         listing: Lists of sessions and agents with counts.
         forker: Forking of sessions.
         retention: Deletion of idle sessions, in batches.
-        erasure: Deletion of everything that an owner has left.
+        erasure: Deletion of everything that belongs to an owner.
     """
 
     def __init__(self, database: Database, payloads: Payloads) -> None:

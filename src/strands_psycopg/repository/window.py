@@ -5,7 +5,7 @@ the log, and variants, which are messages in a form that the log does not have, 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class Window:
     @property
     def variant_ids(self) -> list[int]:
         """The ids of the variants in it."""
-        return variant_ids(self.places(0))
+        return [-place for place in self.places(0) if place < 0]
 
 
 class Variant(NamedTuple):
@@ -106,11 +106,6 @@ class Variant(NamedTuple):
     message: Message
 
 
-def variant_ids(places: Iterable[int]) -> list[int]:
-    """Return the ids of the variants among some places."""
-    return [-place for place in places if place < 0]
-
-
 def plain_start(conversation_manager_state: dict[str, Any]) -> int:
     """Return where Strands' own restore begins to read the log: after the messages that were removed from memory."""
     removed = conversation_manager_state.get("removed_message_count")
@@ -124,7 +119,7 @@ def dumps_window(window: Window | None, start: int, payloads: Payloads) -> str |
         window: The window; None is the end of the log.
         start: Where that end begins. Statements read it from the conversation manager's state, but with a payload codec
             they cannot, so the column has it then.
-        payloads: Whether there is one.
+        payloads: What encodes documents; it says whether there is one.
     """
     if window is not None:
         return window.dumps()

@@ -73,7 +73,7 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
     are missing; a storage that has seen such a value may still replace it until it is purged.
 
     The ``payload_codec`` of a repository also encodes and decodes the bytes of its storages. Keys stay as they are. A
-    search looks in what the codec returned, so it finds nothing unless the codec leaves words. Which chunks are equal
+    search looks in what the codec returned, so it finds nothing unless that contains words. Which chunks are equal
     depends on the codec, too: an encrypted value shares none.
 
     The storage of a session is the one that ``PostgresSessionRepository.storage`` returns.
@@ -83,7 +83,7 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
             and timeouts this storage shares.
         schema: The schema of the tables; ``public`` if None.
         table_prefix: What the name of every table begins with.
-        prefix: Tells the values of this storage from those of others. Slashes are normalised as in keys.
+        prefix: Distinguishes the values of this storage from those of others. Slashes are normalised as in keys.
         owner: Whose values they are, as the application names its users: 1 to 255 characters. Storages with the same
             prefix and different owners, or none, have different values.
         text_search_config: The text search configuration of PostgreSQL by which ``search`` compares words, such as
@@ -130,7 +130,7 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
         _check_characters("prefix", normalized)
         # A prefix contains no //, so that no two owners and prefixes have the same scope.
         scope = Scope(normalized if owner is None else f"{check_id('owner', owner)}//{normalized}", owner)
-        options = _checked_options(text_search_config, search_limit, expires_in)
+        options = _check_options(text_search_config, search_limit, expires_in)
         database, is_own = open_database(
             source,
             schema=schema,
@@ -332,8 +332,8 @@ class PostgresStorage(Uncopyable, Closeable, Storage):
         size, limit = len(full_key.encode()), MAX_KEY_SIZE - len(self._scope.id.encode())
         if size > limit:
             raise PostgresStorageError(
-                f"a key may have {max(limit, 0)} bytes of UTF-8 in this storage, not {size}: together with its owner, "
-                f"prefix or session id it may have {MAX_KEY_SIZE}"
+                f"a key may have up to {max(limit, 0)} bytes of UTF-8 in this storage, not {size}: together with its "
+                f"owner, prefix or session id it may have {MAX_KEY_SIZE}"
             )
         return full_key
 
@@ -369,7 +369,7 @@ class SessionStorage(PostgresStorage):
         search_limit: int,
     ) -> None:
         _check_strands()
-        options = _checked_options(text_search_config, search_limit, expires_in)
+        options = _check_options(text_search_config, search_limit, expires_in)
         self._own_database = None
         self._shown = f"session_id={session_id!r}" if owner is None else f"session_id={session_id!r} owner={owner!r}"
         scope = Scope(session_id, owner, is_session=True)
@@ -393,9 +393,7 @@ def _check_strands() -> None:
         raise ImportError("PostgresStorage needs strands-agents 1.54 or newer: pip install -U strands-agents")
 
 
-def _checked_options(
-    text_search_config: object, search_limit: object, expires_in: timedelta | float | None
-) -> _Options:
+def _check_options(text_search_config: object, search_limit: object, expires_in: timedelta | float | None) -> _Options:
     if isinstance(search_limit, bool) or not isinstance(search_limit, int) or search_limit < 1:
         raise ValueError(f"search_limit must be a positive integer, not {search_limit!r}")
     seconds = None if expires_in is None else check_duration("expires_in", expires_in)
@@ -404,7 +402,7 @@ def _checked_options(
 
 def _check_size(key: str, value: bytes | bytearray | memoryview) -> None:
     if len(value) > MAX_VALUE_SIZE:
-        raise PostgresStorageError(f"writing {key!r}: a value may have {MAX_VALUE_SIZE} bytes, not {len(value)}")
+        raise PostgresStorageError(f"writing {key!r}: a value may have up to {MAX_VALUE_SIZE} bytes, not {len(value)}")
 
 
 def _check_characters(field: str, text: str) -> None:

@@ -26,7 +26,7 @@ _END_SIZE = 49_152
 _PARITY = bytes(f"{byte:b}".count("1") & 1 for byte in range(256))
 _CANDIDATE = b"\1\1\0\0\1\0\0\1\0\1\1"
 _WINDOW = 32
-_BOUNDARIES = 2
+_CANDIDATES_PER_BOUNDARY = 2
 
 
 def split(data: bytes) -> list[memoryview]:
@@ -55,7 +55,7 @@ def _scale(size: int) -> int:
 def _find_boundary(view: memoryview, parities: bytes, start: int, scale: int) -> int:
     limit = min(start + _MAX_SIZE * scale, len(view))
     end = start + _MIN_SIZE * scale
-    mask = _BOUNDARIES * scale - 1
+    mask = _CANDIDATES_PER_BOUNDARY * scale - 1
     while (candidate := parities.find(_CANDIDATE, end, limit)) >= 0:
         end = candidate + len(_CANDIDATE)
         if not crc32(view[end - _WINDOW : end]) & mask:

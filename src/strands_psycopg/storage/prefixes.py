@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from strands_psycopg.database import Database, iso_time
 from strands_psycopg.storage.value_reader import CURRENT
 
-# Of each scope first, since the table may be distributed by it. A scope with an owner begins with the owner and //.
+# Aggregated by scope first, since the table may be distributed by it. A scope with an owner begins with that and //.
 _LIST = """
     SELECT v.prefix, pg_catalog.count(v.owner), pg_catalog.sum(v.number)::bigint, pg_catalog.sum(v.bytes)::bigint,
         {updated_at}
@@ -23,7 +23,7 @@ _LIST = """
 
 @dataclass(frozen=True)
 class StorageSummary:
-    """What a list says of the storages with one prefix.
+    """The storages with one prefix in a list.
 
     Attributes:
         prefix: The prefix; empty if they have none.

@@ -23,7 +23,6 @@ _MAX_BATCH_SIZE = 10_000
 # Per transaction; a larger value is a batch of its own.
 _MAX_BATCH_BYTES = 32 * 2**20
 
-
 _IS_OLD = """(
         s.expires_at <= pg_catalog.now()
         OR s.updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => %(idle)s::float8)
@@ -95,7 +94,7 @@ class ValuePurge:
             idle_for: The time since they were written; None to delete only those that have expired.
             batch_size: The maximum number of values per transaction.
             dry_run: Only count the values that would be deleted.
-            term: The term of the lease that must be held; None if no lease must be.
+            term: The term of the lease that must be held; None if none must be held.
 
         Raises:
             ValueError: ``idle_for`` or ``batch_size`` is out of range.

@@ -32,14 +32,15 @@ _OF_SESSIONS = {
         WHERE session_id = %(scope)s AND updated_at < pg_catalog.now() - interval '1 minute'
             AND EXISTS (SELECT true FROM changed)
     )""",
-    # Foreign keys would lock it, too. But if there is none, an error in a pipeline makes psycopg log another one.
+    # The foreign key would lock the session, too. But if there is no session, its error within a pipeline makes psycopg
+    # log a second one.
     "session_locked": """EXISTS (
         SELECT true FROM {sessions}
         WHERE session_id = %(scope)s AND (%(owner)s::text IS NULL OR owner = %(owner)s::text) FOR KEY SHARE
     )""",
 }
 
-# What is checked of the owner, if the scope is that of a session and has one. A statement that selects from ``{checked}
+# The checks of the owner, if the scope is that of a session and has one. A statement that selects from ``{checked}
 # (...) AS found {if_allowed}`` returns ``{refused}`` in every row, of which there is at least one.
 _CHECKED = {
     "owned": "EXISTS (SELECT true FROM {sessions} WHERE session_id = %(scope)s AND owner = %(owner)s::text)",
@@ -75,9 +76,9 @@ class Scope(NamedTuple):
 
     @property
     def hash_key(self) -> bytes:
-        """The key of the hashes of chunks: chunks of a scope are equal to none of another one.
+        """The key of the hashes of chunks, by which the same data has another id in each scope.
 
-        Those of a session have none, so that a fork's chunks keep their ids.
+        The hashes of a session's chunks have none, so that a fork's chunks keep their ids.
         """
         return b"" if self.is_session else blake2b(self.id.encode()).digest()
 

@@ -112,7 +112,7 @@ class SessionValues:
         self._count = scope.compose(database, _COUNT)
 
     def read(self, cursor: Cursor[TupleRow], session_id: str) -> Generator[SessionValue, None, None]:
-        """Yield the values of a session that have not expired, in the order of their keys, one of them in memory.
+        """Yield the values of a session that have not expired, in the order of their keys, one at a time.
 
         They are as they are stored: a payload codec has not decoded them. Other statements must wait until the
         generator is exhausted or closed.
@@ -122,7 +122,7 @@ class SessionValues:
         """
         scope = Scope(session_id, is_session=True)
         stream = cast("Generator[TupleRow, None, None]", cursor.stream(self._read, scope.parameters, binary=True))
-        # Otherwise the connection could not be used, not even to roll back, after an error of the caller's.
+        # Otherwise the connection could not be used, not even to roll back, after an error in the caller.
         with closing(stream) as rows:
             while True:
                 with watchdog.watch(cursor.connection, self._database.response_timeout):
@@ -174,7 +174,7 @@ class SessionValues:
         cursor.execute(self._open, source.parameters, prepare=False)
         while rows := cursor.execute(_FETCH, prepare=False, binary=True).fetchall():
             value = _value(source, rows[0])
-            key = renamed_key(value.key, source_id, session_id)
+            key = rename_key(value.key, source_id, session_id)
             document = payloads.decode_bytes(value.data, source_id, value.key)
             data = payloads.encode_bytes(document, session_id, key)
             is_stored &= self.insert(cursor, session_id, value._replace(key=key, data=data), write_id)
@@ -187,7 +187,7 @@ def _value(scope: Scope, row: TupleRow) -> SessionValue:
     return SessionValue(key, complete(f"reading {scope.describe(key)}", size, data), *rest)
 
 
-def renamed_key(key: str, source_id: str, session_id: str) -> str:
+def rename_key(key: str, source_id: str, session_id: str) -> str:
     """Return the key of a value that is copied to another session: where Strands has put an id, it is that one's."""
     for folder in _FOLDERS:
         prefix = _prefix(folder, source_id)

@@ -54,7 +54,7 @@ class Transactions:
             operation: What it does, for errors and log lines.
             first: Its first statements.
             work: Runs the others, given the rows of each of the first ones.
-            term: The term of the lease that must be held, which is locked before; None if no lease must be.
+            term: The term of the lease that must be held, which is locked first; None if none must be held.
 
         Raises:
             LeaseLostError: The lease is no longer held.

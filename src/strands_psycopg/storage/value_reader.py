@@ -92,11 +92,11 @@ class SearchHit:
 
 @dataclass(frozen=True)
 class ValueSummary:
-    """What a list says of a value.
+    """A value in a list.
 
     Attributes:
         key: Its key.
-        size: Its number of bytes, as it is stored.
+        size: Its size in bytes, as it is stored.
         updated_at: When it was written, in UTC as ISO 8601.
         expires_at: When it expires, in the same form; None if it does not.
     """

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from psycopg.rows import TupleRow
 
 from strands_psycopg.database import Database, PipelinedTransaction
-from strands_psycopg.errors import DatabaseError
+from strands_psycopg.errors import suppressed_error
 from strands_psycopg.storage.chunk_store import ChunkStore
 from strands_psycopg.storage.chunks import chunk_id, split
 from strands_psycopg.storage.scope import Scope
@@ -152,7 +152,7 @@ class ValueWriter:
             key: The key.
             data: The value.
             text: The words by which a search finds the value; None if it does not.
-            term: Of the lease that must be held; None if no lease must be.
+            term: The term of the lease that must be held; None if none must be held.
 
         Raises:
             StorageConflictError: The stored value is none of those that may be replaced.
@@ -197,7 +197,7 @@ class ValueWriter:
         return nullcontext() if self._seen is None else self._seen.replacing(key, write_id)
 
     def _run_inline(self, change: Change, statement: bytes, row: Row) -> bool:
-        """Store or delete a value without chunks; return False, doing nothing, if that takes a transaction."""
+        """Store or delete a value without chunks; return False, and do nothing, if that requires a transaction."""
         # A late attempt cannot see from a row that is missing that there have been newer writes.
         self._database.synchronise_clock()
         return bool(self._database.write(change.operation, statement, row).rows[0][1])
@@ -226,7 +226,7 @@ class ValueWriter:
                 raise change.conflict()
             replaced = set(values[0][0] or ()) if values else set()
             unused = dict.fromkeys(replaced - chunks.keys(), 1)
-            # Among them are those that somebody has deleted with SQL.
+            # Including chunks of the replaced value that somebody has deleted with SQL.
             added = {chunk_id: chunks[chunk_id] for chunk_id in chunks.keys() - (replaced & counts.keys())}
             with transaction.cursor.connection.pipeline():
                 stored = self._chunks.add(added, counts.keys(), transaction.cursor)
@@ -243,10 +243,7 @@ class ValueWriter:
             results = [transaction.send(*statement) for statement in locks]
             transaction.receive()
             locked = [result.fetchall() for result in results]
-        raise DatabaseError(
-            f"{change.operation}: the database reported success, but did not store everything; look for a trigger or "
-            "rule on its tables that suppresses rows"
-        )
+        raise suppressed_error(change.operation)
 
     def _release_deleted(
         self, change: Change, row: Row, transaction: PipelinedTransaction, results: list[list[TupleRow]]

@@ -18,10 +18,10 @@ _UNCHANGED = """(
 
 # For a storage that guards against overwriting.
 _GUARDED = {
-    # In ON CONFLICT DO UPDATE, where functions of the time are not allowed on Citus.
+    # Used in ON CONFLICT DO UPDATE, where Citus does not allow functions of the time.
     "replaceable": _UNCHANGED.replace("{now}", "EXCLUDED.updated_at"),
     "deletable": _UNCHANGED.replace("{now}", "pg_catalog.now()"),
-    # Whether there is a value that may be replaced, or need not be one. Without the lock, another transaction could
+    # Whether there is a value that may be replaced, or none is needed. Without the lock, another transaction could
     # delete the value before the INSERT, which would restore it.
     "present": """(
         %(expected)s::uuid[] IS NULL OR %(missing)s::uuid = ANY(%(expected)s) OR EXISTS (
@@ -50,7 +50,7 @@ class Change(NamedTuple):
         scope: Where the value is.
         key: Its key.
         expected: The write ids of the values that may be replaced; None if every value may be.
-        term: The term of the lease on the session that must be held; None if no lease must be.
+        term: The term of the lease on the session that must be held; None if none must be held.
     """
 
     operation: str

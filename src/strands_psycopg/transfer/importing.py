@@ -34,7 +34,7 @@ from strands_psycopg.transfer.rows import (
     ValueRow,
     VariantRow,
     agent_row,
-    encoded_row,
+    encode_row,
     multi_agent_row,
     session_row,
 )
@@ -133,7 +133,7 @@ def import_sessions(
             ``payload_codec`` failed (``PayloadCodecError``). All others are stored.
         TransferError: The source has no sessions, or cannot be read any further. Sessions before that are stored.
     """
-    # Before anything is said of the source, whether there are tables to import into.
+    # Errors about missing tables come before those about the source.
     repository.list_sessions(limit=1)
     importer = _Importer(repository, skip_bad=skip_bad, progress=progress)
     result = TransferResult()
@@ -221,10 +221,10 @@ class _Importer:
         if not isinstance(first, SessionRow):
             return TransferResult(skipped=tuple(issues.skipped))
         batches = _Batches(rows)
-        if self._insert(cursor, operation, encoded_row(first, payloads, first.session_id), write_id):
+        if self._insert(cursor, operation, encode_row(first, payloads, first.session_id), write_id):
             for plain in batches:
                 batch = {
-                    kind: [encoded_row(row, payloads, first.session_id) for row in rows] for kind, rows in plain.items()
+                    kind: [encode_row(row, payloads, first.session_id) for row in same] for kind, same in plain.items()
                 }
                 with watchdog.watch(cursor.connection, _BATCH_TIMEOUT):
                     for kind, statement in self._copy.items():
@@ -305,7 +305,7 @@ def _copy(cursor: Cursor[TupleRow], statement: bytes, session_id: str, write_id:
 
 
 def _is_same_value(row: ValueRow, other: ValueRow) -> bool:
-    # Words depend on the payload codec.
+    # The search vector depends on the payload codec.
     return row._replace(search_vector=None) == other._replace(search_vector=None)
 
 

@@ -18,7 +18,7 @@ from uuid import UUID
 from strands_psycopg.errors import BadFileError, TransferError
 from strands_psycopg.repository import PostgresSessionRepository
 from strands_psycopg.repository.annotations import AnnotatedSession
-from strands_psycopg.storage.session_values import renamed_key
+from strands_psycopg.storage.session_values import rename_key
 from strands_psycopg.transfer.importing import import_one
 from strands_psycopg.transfer.lines import KINDS, format_line, kind_of, parse_metadata, parse_row
 from strands_psycopg.transfer.result import TransferResult
@@ -212,7 +212,7 @@ class _LinesSession:
                 raise self._inconsistent(f"{problem} in line {number}")
             if isinstance(row, ValueRow) and self._new_id is not None:
                 original_id = str(json.loads(self._header)["session_id"])
-                row = row._replace(key=renamed_key(row.key, original_id, self._new_id))
+                row = row._replace(key=rename_key(row.key, original_id, self._new_id))
             counts[f"{KINDS[type(row)]}s"] += 1
             yield row
 

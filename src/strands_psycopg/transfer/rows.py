@@ -222,7 +222,7 @@ def value_row(key: Any, data: bytes, search_vector: Any, updated_at: str, expire
     )
 
 
-def encoded_row(row: Row, payloads: Payloads, session_id: str) -> Row:
+def encode_row(row: Row, payloads: Payloads, session_id: str) -> Row:
     """Return a row as it is stored, with documents that the payload codec has encoded.
 
     Raises:
@@ -265,8 +265,6 @@ def encoded_row(row: Row, payloads: Payloads, session_id: str) -> Row:
             data = payloads.encode_bytes(row.data, session_id, row.key)
             # The words of a value that is encrypted must not be stored beside it.
             return row._replace(data=data, search_vector=row.search_vector if data == row.data else None)
-        case _:
-            return row
 
 
 def parse_window(document: Any) -> Window:
@@ -295,10 +293,11 @@ def _parse_range(item: list[Any]) -> tuple[int, int]:
 
 
 def _check_variant_id(value: Any) -> int:
+    variant_id = check_index("variant_id", value)
     # A place of 0 is the first message of the log.
-    if check_index("variant_id", value) == 0:
+    if variant_id == 0:
         raise ValueError("variant_id must be 1 or more, not 0")
-    return check_index("variant_id", value)
+    return variant_id
 
 
 def _check_snapshot_id(value: Any) -> str:
