@@ -19,7 +19,7 @@ from strands.types.exceptions import SessionException
 
 from strands_psycopg import PostgresSessionManager, PostgresSessionRepository
 from strands_psycopg.scripted_model import ScriptedModel
-from support.agents import GuardedModel, Replies, build, dump
+from support.agents import GuardedModel, Replies, build, dump, restore_checkpoint, save_checkpoint
 from support.tables import Connection
 
 SECRET = "4111 1111 1111 1111"
@@ -285,6 +285,29 @@ def test_redacted_message_does_not_come_back_from_a_snapshot_in_another_process(
     assert rows_with(connection, SECRET) == []
     assert log(repository) == [GONE, "ok", "go on", "ok"]
     assert build(repository).messages[0]["content"] == [{"text": GONE}]
+
+
+def test_redacted_message_of_a_checkpoint_is_not_stored_again_by_another_process(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    def restored() -> Agent:
+        return build(repository, conversation_manager=SlidingWindowConversationManager(window_size=2))
+
+    agent = restored()
+    agent(f"my card is {SECRET}")
+    original = copy.deepcopy(agent.messages[0])
+    if "tracking_id" not in original:
+        pytest.skip("strands-agents has no tracking ids yet")
+    checkpoint = save_checkpoint(agent)
+    agent("next")
+    manager_of(agent).redact_latest_message({**original, "content": [{"text": GONE}]}, agent)
+    another = restored()
+    restore_checkpoint(another, checkpoint)
+    assert another.messages[0]["content"] == [{"text": GONE}]
+    another.messages[0] = original
+    manager_of(another).sync_agent(another)
+
+    assert rows_with(connection, SECRET) == []
 
 
 def test_message_that_agents_of_a_session_share_is_redacted_in_all(

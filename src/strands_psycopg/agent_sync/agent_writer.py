@@ -22,7 +22,7 @@ from strands_psycopg.agent_sync.documents import snapshot_data
 from strands_psycopg.agent_sync.event_scope import EventScope
 from strands_psycopg.agent_sync.record import AgentRecord, tracking_id
 from strands_psycopg.agent_sync.redaction import Redaction, find_known, find_replaced, redacted_record
-from strands_psycopg.agent_sync.restore import check_loadable, load_checkpoint, restore
+from strands_psycopg.agent_sync.restore import check_loadable, load_checkpoint, restore, with_redactions
 from strands_psycopg.agent_sync.turn_end import agent_after_turn
 from strands_psycopg.agent_sync.write_guard import WriteGuard
 from strands_psycopg.errors import SessionNotFoundError
@@ -174,7 +174,8 @@ class AgentWriter(EventScope):
             if checkpoint is None:
                 return False
             held = load_checkpoint(self._agent, checkpoint)
-            self._record = self._record._replace(held=held, removed=removed_messages(self._record, held))
+            record = self._record._replace(held=held, removed=removed_messages(self._record, held))
+            self._record = with_redactions(record, checkpoint.messages)
             return True
 
     def reload(self) -> bool:

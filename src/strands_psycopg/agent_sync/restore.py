@@ -1,6 +1,7 @@
 """Restoring an agent from what is stored, exactly as it was left."""
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from strands_psycopg.agent_sync.fingerprint import fingerprint
 from strands_psycopg.agent_sync.record import AgentRecord, HeldMessage, tracking_id
 from strands_psycopg.repository.agents import EncodedAgent
 from strands_psycopg.repository.checkpoints import PINNED, Checkpoint
-from strands_psycopg.repository.conversations import Conversation
+from strands_psycopg.repository.conversations import Conversation, StoredMessage
 from strands_psycopg.repository.window import Window, plain_start
 
 if TYPE_CHECKING:
@@ -75,11 +76,15 @@ def restore(agent: "LocalAgent", conversation: Conversation) -> AgentRecord:
         stored.window,
         held,
     )
-    redacted = [each for each in conversation.messages if each.is_redacted]
-    return record._replace(
-        redacted={each.place: fingerprint(each.message.get("content")) for each in redacted},
-        redacted_ids={key: each.place for each in redacted if (key := tracking_id(each.message)) is not None},
-    )
+    return with_redactions(record, conversation.messages)
+
+
+def with_redactions(record: AgentRecord, messages: Sequence[StoredMessage]) -> AgentRecord:
+    """Return the record of an agent whose log has these messages, with those of them that are redacted."""
+    redacted = [each for each in messages if each.is_redacted]
+    contents = {each.place: fingerprint(each.message.get("content")) for each in redacted}
+    ids = {key: each.place for each in redacted if (key := tracking_id(each.message)) is not None}
+    return record._replace(redacted={**record.redacted, **contents}, redacted_ids={**record.redacted_ids, **ids})
 
 
 def load_checkpoint(agent: "LocalAgent", checkpoint: Checkpoint) -> list[HeldMessage]:
