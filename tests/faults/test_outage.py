@@ -46,10 +46,13 @@ def test_manager_refuses_after_a_long_outage_and_a_new_one_sees_what_was_acknowl
         tried = len(retries())
         with pytest.raises(DatabaseUnavailableError) as refused:
             agent("refused")
+        frames = len(traceback.extract_tb(refused.value.__traceback__))
         own_server.start()
         with pytest.raises(DatabaseUnavailableError) as refused_again:
             agent("refused, too")
         assert refused.value is refused_again.value is raised.value
+        # Nor does what it refers to grow with each refusal.
+        assert len(traceback.extract_tb(refused_again.value.__traceback__)) == frames
         assert len(retries()) == tried
 
         again = build(repository)

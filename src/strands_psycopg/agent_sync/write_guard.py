@@ -46,7 +46,8 @@ class WriteGuard:
             agent_id: The agent, graph or swarm that is written.
         """
         if self._failure is not None:
-            raise self._failure
+            # Without the traceback of earlier refusals, which would grow with each.
+            raise self._failure.with_traceback(None)
         began = time.monotonic()
         try:
             with telemetry.span("session.write", self._session_id, agent_id):
