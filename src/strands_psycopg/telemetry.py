@@ -11,8 +11,8 @@ with ``strands_psycopg.``.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple, Protocol
-from weakref import WeakSet
+from typing import NamedTuple, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics, trace
 
@@ -41,6 +41,9 @@ class PoolUsage(NamedTuple):
     waiting: int
 
 
+_T = TypeVar("_T")
+
+
 class _Pool(Protocol):
     def usage(self) -> PoolUsage:
         """Return how much the pool is in use now."""
@@ -51,32 +54,37 @@ class _Leases(Protocol):
         """Return how many are held."""
 
 
-_pools: WeakSet[_Pool] = WeakSet()
-_leases: WeakSet[_Leases] = WeakSet()
+_pools: WeakKeyDictionary[_Pool, None] = WeakKeyDictionary()
+_leases: WeakKeyDictionary[_Leases, None] = WeakKeyDictionary()
 
 
 def observe_pool(pool: _Pool) -> None:
     """Include a pool in the metrics, for as long as it is referred to."""
-    _pools.add(pool)
+    _pools[pool] = None
 
 
 def observe_leases(leases: _Leases) -> None:
     """Include the number of leases in the metrics, for as long as they are referred to."""
-    _leases.add(leases)
+    _leases[leases] = None
+
+
+def _living(observed: WeakKeyDictionary[_T, None]) -> list[_T]:
+    """Return what is observed and still referred to; other threads may add to it meanwhile."""
+    return [each for reference in observed.keyrefs() if (each := reference()) is not None]
 
 
 def _observe_in_use(_options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
-    for usage in [pool.usage() for pool in _pools]:
+    for usage in [pool.usage() for pool in _living(_pools)]:
         yield metrics.Observation(usage.in_use, {"pool": usage.name})
 
 
 def _observe_waiting(_options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
-    for usage in [pool.usage() for pool in _pools]:
+    for usage in [pool.usage() for pool in _living(_pools)]:
         yield metrics.Observation(usage.waiting, {"pool": usage.name})
 
 
 def _observe_leases(_options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
-    yield metrics.Observation(sum(leases.count() for leases in _leases))
+    yield metrics.Observation(sum(leases.count() for leases in _living(_leases)))
 
 
 _meter.create_observable_gauge(

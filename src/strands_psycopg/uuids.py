@@ -5,6 +5,7 @@ process has drawn them. When the counter is exhausted, it borrows from the next 
 """
 
 import secrets
+import threading
 import time
 from uuid import UUID
 
@@ -14,9 +15,19 @@ _COUNTER_BITS = 12
 _latest = 0
 
 
+class _OfThread(threading.local):
+    """The latest id of each thread, since another thread may overwrite that of the process with an earlier one."""
+
+    latest = 0
+
+
+_of_thread = _OfThread()
+
+
 def uuid7() -> UUID:
     """Return a new id."""
     global _latest
-    _latest = latest = max(_latest + 1, (time.time_ns() // 1_000_000) << _COUNTER_BITS)
+    latest = max(_latest + 1, _of_thread.latest + 1, (time.time_ns() // 1_000_000) << _COUNTER_BITS)
+    _latest = _of_thread.latest = latest
     milliseconds, counter = divmod(latest, 1 << _COUNTER_BITS)
     return UUID(int=milliseconds << 80 | 7 << 76 | counter << 64 | 0b10 << 62 | secrets.randbits(62))
