@@ -58,9 +58,9 @@ _RETRYABLE = {"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "40001", "40
 _PERHAPS_RETRYABLE = {"XX000", "58030"}
 _PERHAPS_RETRYABLE_TIMEOUT = 5.0
 
-# Classes of SQLSTATEs whose texts may contain a row's values: data exceptions, constraint violations, errors that
-# functions raise.
-_TEXT_WITH_VALUES = ("22", "23", "38", "P0")
+# SQLSTATEs and classes of them whose texts may contain a row's values: data exceptions, constraint violations, errors
+# that functions raise, and 42601, which the input of a tsvector has too.
+_TEXT_WITH_VALUES = ("22", "23", "38", "P0", "42601")
 
 _ADVICE = {
     "25P04": "the server's transaction_timeout is too short for it; raise it for this role",

@@ -460,7 +460,12 @@ def test_values_are_exported_as_a_payload_codec_decodes_them_or_as_they_are_stor
         ('"key": "k"', '"key": 5', "line 2 cannot be read: key must be a string of up to 2048 bytes"),
         ('"data": "', '"data": "*', "line 2 cannot be read: "),
         ('"data": "', '"date": "', "line 2 lacks 'data'"),
-        ('"search_vector": ', '"search_vector": 5, "x": ', "line 2 cannot be read: search_vector must be a string"),
+        ('"search_vector": ', '"search_vector": 5, "x": ', "line 2 cannot be read: search_vector must be the text of"),
+        (
+            '"search_vector": "',
+            '"search_vector": "\'a secret',
+            "line 2 cannot be read: search_vector must be the text of",
+        ),
         ('"updated_at": "', '"updated_at": "x', "line 2 cannot be read: updated_at is not a time"),
         ('"expires_at": "', '"expires_at": "x', "line 2 cannot be read: expires_at is not a time"),
     ],

@@ -1,5 +1,6 @@
 """Rows for export and import: Strands' objects encoded for the columns, with the times of their source."""
 
+import re
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,6 +15,10 @@ from strands_psycopg.storage.scope import MAX_KEY_SIZE
 from strands_psycopg.storage.value_writer import MAX_VALUE_SIZE
 
 _MAX_RAW_TITLE_LENGTH = 2**20
+
+# Quoted words with positions and weights: 'sat':3A,7 'the cat''s'.
+_WORD = r"'(?:[^'\\]|''|\\\\)+'(?::\d+[ABC]?(?:,\d+[ABC]?)*)?"
+_SEARCH_VECTOR = re.compile(f"(?:{_WORD}(?: {_WORD})*)?")
 
 
 class SessionRow(NamedTuple):
@@ -211,8 +216,10 @@ def value_row(key: Any, data: bytes, search_vector: Any, updated_at: str, expire
         raise ValueError(f"key must be a string of up to {MAX_KEY_SIZE} bytes of UTF-8, without NUL or lone surrogates")
     if len(data) > MAX_VALUE_SIZE:
         raise ValueError(f"data may have {MAX_VALUE_SIZE} bytes, not {len(data)}")
-    if search_vector is not None and (not isinstance(search_vector, str) or not is_storable(search_vector)):
-        raise ValueError("search_vector must be a string without NUL or lone surrogates")
+    if search_vector is not None and not (
+        isinstance(search_vector, str) and is_storable(search_vector) and _SEARCH_VECTOR.fullmatch(search_vector)
+    ):
+        raise ValueError("search_vector must be the text of a tsvector, as PostgreSQL writes it")
     return ValueRow(
         key,
         data,
