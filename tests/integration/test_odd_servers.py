@@ -199,6 +199,37 @@ def test_value_that_a_trigger_suppresses_is_told_as_that(
         asyncio.run(storage.write("key", bytes(size)))
 
 
+@pytest.mark.skipif(not has_storage, reason="needs strands-agents 1.54 or later")
+@pytest.mark.parametrize("size", [10, 100_000], ids=["inline", "in chunks"])
+def test_deletion_of_a_value_that_a_trigger_suppresses_is_told_as_that(
+    repository: PostgresSessionRepository, connection: Connection, size: int
+) -> None:
+    storage = PostgresStorage(repository)
+    asyncio.run(storage.write("key", bytes(size)))
+    suppress(connection, "strands_storage", "DELETE")
+    with pytest.raises(PostgresStorageError, match=SUPPRESSED):
+        asyncio.run(storage.delete("key"))
+    asyncio.run(storage.delete("another key"))
+    allow(connection, "strands_storage")
+    asyncio.run(storage.delete("key"))
+
+
+@pytest.mark.skipif(not has_storage, reason="needs strands-agents 1.54 or later")
+def test_erasure_that_a_trigger_suppresses_ends_and_is_told_as_that(
+    repository: PostgresSessionRepository, connection: Connection
+) -> None:
+    repository.create_session(Session("s", SessionType.AGENT))
+    repository.annotate_session("s", owner="me")
+    asyncio.run(PostgresStorage(repository, owner="me").write("key", b"value"))
+    for table in ("strands_sessions", "strands_storage"):
+        suppress(connection, table, "DELETE")
+        with pytest.raises(DatabaseError, match=SUPPRESSED):
+            repository.erase(owner="me")
+        allow(connection, table)
+    erased = repository.erase(owner="me")
+    assert (erased.sessions, erased.storage) == (0, 1)
+
+
 OF_FORKS = ("agents", "messages", "message_variants", "checkpoints", "multi_agents")
 OF_STORAGES = ("session_storage", "session_chunks")
 

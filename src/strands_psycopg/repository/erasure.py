@@ -23,6 +23,7 @@ from psycopg.types.numeric import Int8
 from strands_psycopg.arguments import check_id
 from strands_psycopg.batches import batches
 from strands_psycopg.database import Database
+from strands_psycopg.errors import suppressed_error
 from strands_psycopg.memory.vectors import find_vectors
 from strands_psycopg.repository.fragments import compose
 from strands_psycopg.repository.retention import MAX_BATCH_MESSAGES, Retention
@@ -36,6 +37,8 @@ _ROWS_PER_BATCH = 1_000
 
 # In seconds, for one transaction. One session may have a million messages.
 _RESPONSE_TIMEOUT = 600.0
+
+_OPERATION = "erasing an owner's data"
 
 _READ_TIME = "SELECT pg_catalog.clock_timestamp()"
 
@@ -138,6 +141,10 @@ _DELETE_ROWS = """
         SELECT {key} FROM {table} WHERE {condition} AND {not_new} LIMIT %(limit)s
     )
     RETURNING {returning}
+""".replace("{not_new}", _NOT_NEW.replace("{time}", "updated_at"))
+
+_ARE_LEFT = """
+    SELECT EXISTS (SELECT true FROM {table} WHERE {condition} AND {not_new})
 """.replace("{not_new}", _NOT_NEW.replace("{time}", "updated_at"))
 
 # Foreign keys cascade, but not with session_replication_role = replica.
@@ -243,7 +250,7 @@ class _Transactions:
             self._retention.begin(cursor)
             return work(cursor)
 
-        return self._database.transact("erasing an owner's data", begin_and_work, response_timeout=_RESPONSE_TIMEOUT)
+        return self._database.transact(_OPERATION, begin_and_work, response_timeout=_RESPONSE_TIMEOUT)
 
 
 class _SessionLostError(Exception):
@@ -286,6 +293,8 @@ class _Sessions:
         deleted["agents"] = cursor.execute(self._lock_agents, parameters).rowcount
         deleted["sessions"] = cursor.execute(self._delete_sessions, parameters).rowcount
         if deleted["sessions"] < len(owned):
+            if cursor.execute(self._still_owned, parameters).fetchall():
+                raise suppressed_error(_OPERATION)
             raise _SessionLostError
         # Foreign keys cascade, but not with session_replication_role = replica.
         cursor.execute(self._delete_agents, parameters)
@@ -300,6 +309,7 @@ class _Rows:
         self._transactions = transactions
         self._name = table.name
         self._delete = compose(database, table.fill_in(_DELETE_ROWS))
+        self._are_left = compose(database, table.fill_in(_ARE_LEFT))
         self._count = compose(database, table.fill_in(_COUNT_ROWS))
 
     def count(self, owner: str) -> Counter[str]:
@@ -307,8 +317,21 @@ class _Rows:
 
     def delete(self, owner: str, started_at: datetime) -> Iterator[Counter[str]]:
         parameters = {"owner": owner, "started_at": started_at, "limit": Int8(_ROWS_PER_BATCH)}
-        while count := self._transactions.run(lambda cursor: cursor.execute(self._delete, parameters).rowcount):
-            yield Counter({self._name: count})
+        is_stuck = False
+        while True:
+            deleted = self._transactions.run(partial(self._delete_within, parameters))
+            if deleted.total():
+                yield deleted
+            elif not self._database.fetch(_OPERATION, self._are_left, parameters).rows[0][0]:
+                return
+            elif is_stuck:
+                raise suppressed_error(_OPERATION)
+            # Others may have been stored since, by a transaction that began before the erasure.
+            is_stuck = not deleted.total()
+
+    def _delete_within(self, parameters: Mapping[str, object], cursor: Cursor[TupleRow]) -> Counter[str]:
+        """Delete a batch and return how many rows of each table."""
+        return Counter({self._name: cursor.execute(self._delete, parameters).rowcount})
 
 
 class _Memories(_Rows):
@@ -324,12 +347,7 @@ class _Memories(_Rows):
 class _Values(_Rows):
     """The values of the owner's storages, and the chunks that only they use."""
 
-    def delete(self, owner: str, started_at: datetime) -> Iterator[Counter[str]]:
-        parameters = {"owner": owner, "started_at": started_at, "limit": Int8(_ROWS_PER_BATCH)}
-        while (batch := self._transactions.run(partial(self._delete_within, parameters))) is not None:
-            yield batch
-
-    def _delete_within(self, parameters: Mapping[str, object], cursor: Cursor[TupleRow]) -> Counter[str] | None:
+    def _delete_within(self, parameters: Mapping[str, object], cursor: Cursor[TupleRow]) -> Counter[str]:
         values = cursor.execute(self._delete, parameters).fetchall()
         references: dict[str, Counter[UUID]] = {}
         for scope, chunk_ids in values:
@@ -337,7 +355,7 @@ class _Values(_Rows):
         chunks = 0
         for scope in sorted(references):
             chunks += ChunkStore(self._database, Scope(scope)).release(references[scope], cursor)
-        return Counter(storage=len(values), chunks=chunks) if values else None
+        return Counter(storage=len(values), chunks=chunks)
 
 
 class _Chunks:

@@ -251,10 +251,15 @@ class ValueWriter:
         """Release the chunks of a value that this transaction has deleted."""
         (deleted,) = results
         freed = [chunk_ids for _, chunk_ids in allowed(change.operation, self._scope, deleted)]
-        # There is no value, or one that may not be deleted.
-        if not freed and change.expected is not None:
+        # There was no value, or one that may not be deleted, or that a trigger keeps.
+        if not freed:
             locked = transaction.cursor.execute(self._lock, row).fetchall()
             if not change.is_expected(locked):
                 raise change.conflict()
+            if locked:
+                deleted = transaction.cursor.execute(self._delete, row).fetchall()
+                freed = [chunk_ids for _, chunk_ids in allowed(change.operation, self._scope, deleted)]
+                if not freed:
+                    raise suppressed_error(change.operation)
         unused = {each for ids in freed for each in ids or ()}
         self._chunks.release(dict.fromkeys(unused, 1), transaction.cursor)
