@@ -33,7 +33,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strands_psycopg import PostgresSessionRepository
 from support import processes
 from support.bedrock import make_cheap
-from support.crew import Crew
+from support.crew import Crew, shared_host
 from support.databases import Databases
 from support.distribution import distributed, empty
 from support.kept_connections import KeptConnection
@@ -44,16 +44,18 @@ from support.servers import QuickServer, remember_access, shared_clusters
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Allow tests to interrupt processes, and servers to share clusters; let default models be cheap."""
+    """Allow tests to interrupt processes, servers to share clusters, and crews a host; let default models be cheap."""
     make_cheap()
     remember_access()
     # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
-        clusters = ExitStack()
-        clusters.enter_context(shared_clusters())
-        config.add_cleanup(clusters.close)
+        shared = ExitStack()
+        shared.enter_context(shared_clusters())
+        if config.getoption("numprocesses"):
+            shared.enter_context(shared_host())
+        config.add_cleanup(shared.close)
 
 
 @pytest.hookimpl(wrapper=True)
