@@ -4,8 +4,9 @@
 With ``--dsn``, tests run on one database of a Citus cluster, with distributed tables, one after the other.
 
 Tests run in several processes, each with a server of its own. A template database is migrated once; each test gets a
-fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted. With ``--pgbouncer``,
-tests and their repositories reach it through a PgBouncer in transaction mode.
+fresh copy of it, or one in which an earlier test has left nothing but rows, which were deleted; ``repository`` goes on
+with a connection of that test. With ``--pgbouncer``, tests and their repositories reach it through a PgBouncer in
+transaction mode.
 """
 
 import fcntl
@@ -32,9 +33,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from strands_psycopg import PostgresSessionRepository
 from support import processes
 from support.bedrock import make_cheap
-from support.crew import Crew
+from support.crew import Crew, shared_host
 from support.databases import Databases
 from support.distribution import distributed, empty
+from support.kept_connections import KeptConnection
 from support.odd_pool import odd_pool
 from support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from support.retries import Retries
@@ -42,16 +44,18 @@ from support.servers import QuickServer, remember_access, shared_clusters
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Allow tests to interrupt processes, and servers to share clusters; let default models be cheap."""
+    """Allow tests to interrupt processes, servers to share clusters, and crews a host; let default models be cheap."""
     make_cheap()
     remember_access()
     # A shell's background jobs ignore Ctrl-C, and so would their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
-        clusters = ExitStack()
-        clusters.enter_context(shared_clusters())
-        config.add_cleanup(clusters.close)
+        shared = ExitStack()
+        shared.enter_context(shared_clusters())
+        if config.getoption("numprocesses"):
+            shared.enter_context(shared_host())
+        config.add_cleanup(shared.close)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -85,11 +89,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three for two processors, since tests wait now and then, and not more than are useful."""
+    """Two for each processor, since tests wait now and then, and not more than are useful."""
     files_only = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
     # Workers take seconds to start, more than most files, and would share the roles of a given server.
     shared = config.getoption("--postgresql-host") or config.getoption("--dsn")
-    return 0 if files_only or shared else min((3 * (os.cpu_count() or 1) + 1) // 2, 8)
+    return 0 if files_only or shared else min(2 * (os.cpu_count() or 1), 8)
 
 
 # Tests that look at the server's own connections or settings, which PgBouncer hides.
@@ -229,16 +233,33 @@ def pool_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
+def kept_connection(
+    request: pytest.FixtureRequest, direct_dsn: str, distributed_dsn: str | None
+) -> type[KeptConnection] | None:
+    """The class of the connections of ``repository``, if its database is used again."""
+    if distributed_dsn is not None:
+        return None
+    databases: Databases = request.getfixturevalue("databases")
+    return databases.connection_class(direct_dsn)
+
+
+@pytest.fixture
 def repository(
-    request: pytest.FixtureRequest, dsn: str, pool_options: dict[str, Any]
+    request: pytest.FixtureRequest,
+    dsn: str,
+    pool_options: dict[str, Any],
+    kept_connection: type[KeptConnection] | None,
 ) -> Iterator[PostgresSessionRepository]:
     """A repository on a fresh, migrated database."""
     with ExitStack() as stack:
         if request.config.getoption("--odd-pool"):
             pool = stack.enter_context(odd_pool(dsn, min_size=1, max_size=10, **pool_options))
             yield stack.enter_context(PostgresSessionRepository(pool))
-        else:
+        elif kept_connection is None:
             yield stack.enter_context(PostgresSessionRepository(dsn, **pool_options))
+        else:
+            yield stack.enter_context(PostgresSessionRepository(dsn, connection_class=kept_connection, **pool_options))
+            kept_connection.keeps = True
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from psycopg_pool import ConnectionPool
 
 # Arguments of ``ConnectionPool`` that callers may not pass: the pool opens at first use, with the DSN.
 _RESERVED = {"self", "conninfo", "open"}
+_KNOWN = inspect.signature(ConnectionPool.__init__).parameters.keys() - _RESERVED
 
 # Arguments beside the pool options, one of which may have been meant.
 _OTHER_ARGUMENTS = ("schema", "table_prefix", "retry_timeout", "response_timeout", "payload_codec")
@@ -47,12 +48,11 @@ def check_pool_options(options: Mapping[str, Any]) -> None:
         TypeError: The installed psycopg_pool has no such option, or its type is another one.
         ValueError: An option is out of range.
     """
-    known = inspect.signature(ConnectionPool.__init__).parameters.keys() - _RESERVED
     for name, value in options.items():
         if name == "open":
             raise TypeError("open is not an option, since the pool opens at first use; leave it out")
-        if name not in known:
-            close = get_close_matches(name, [*known, *_OTHER_ARGUMENTS], n=1)
+        if name not in _KNOWN:
+            close = get_close_matches(name, [*_KNOWN, *_OTHER_ARGUMENTS], n=1)
             advice = f"did you mean {close[0]}?" if close else "see psycopg_pool.ConnectionPool for the options"
             raise TypeError(f"there is no argument or pool option {name!r}; {advice}")
         if value is not None:

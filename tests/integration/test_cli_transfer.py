@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from moto import mock_aws
 from strands.session import FileSessionManager
 from strands.types.session import Session, SessionType
 
@@ -215,6 +214,7 @@ def test_s3_is_a_source(
     capsys: pytest.CaptureFixture[str], dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import boto3  # type: ignore[import-untyped]
+    from moto import mock_aws
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")

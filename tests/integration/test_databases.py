@@ -42,6 +42,73 @@ def test_connection_that_is_lent_comes_back_like_a_new_one(databases: Databases,
             assert another.info.backend_pid != pid
 
 
+def test_connection_that_is_kept_comes_back_like_a_new_one(databases: Databases, template: str) -> None:
+    if not databases.can_reuse:
+        pytest.skip("this server counts too late")
+    settings = {"autocommit": True, "application_name": "mine"}
+    with databases.reuse(NAME, template) as first:
+        kept = databases.connection_class(first)
+        assert kept is not None
+        connection, another = kept.connect(first, **settings), kept.connect(first, **settings)
+        pid = connection.info.backend_pid
+        connection.execute("SET work_mem = '8MB'")
+        connection.execute("SELECT pg_advisory_lock(1)")
+        connection.execute("PREPARE more AS SELECT 1")
+        kept.keeps = True
+        connection.close()
+        another.close()
+        assert (connection.closed, another.closed) == (True, True)
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+            connection.execute("SELECT")
+    with databases.reuse(NAME, template) as second, kept.connect(second, **settings) as connection:
+        assert second == first
+        assert connection.info.backend_pid == pid
+        assert connection.autocommit
+        assert connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory'").fetchall() == []
+        assert connection.execute("SELECT FROM pg_prepared_statements").fetchall() == []
+        assert connection.execute("SHOW work_mem").fetchone() == ("4MB",)
+        assert connection.execute("SHOW application_name").fetchone() == ("mine",)
+        kept.keeps = True
+    with databases.reuse(NAME, template) as third, kept.connect(third) as connection:
+        assert third == second
+        assert connection.info.backend_pid != pid  # with other settings
+        assert not connection.autocommit
+
+
+def test_what_a_connection_that_is_kept_has_done_counts(databases: Databases, template: str) -> None:
+    with databases.reuse(NAME, template) as first:
+        kept = databases.connection_class(first)
+        if kept is None:
+            pytest.skip("this server counts too late")
+        connection = kept.connect(first, autocommit=True)
+        connection.execute("COMMENT ON TABLE strands_sessions IS 'more'")
+        kept.keeps = True
+        connection.close()
+    with databases.reuse(NAME, template) as second:
+        assert second != first
+
+
+def test_connection_that_is_lost_or_in_a_transaction_is_not_kept(databases: Databases, template: str) -> None:
+    with databases.reuse(NAME, template) as first:
+        kept = databases.connection_class(first)
+        if kept is None:
+            pytest.skip("this server counts too late")
+        connection = kept.connect(first)
+        connection.execute("SELECT")
+        kept.keeps = True
+        connection.close()
+        assert kept.kept_pid() == 0
+        connection = kept.connect(first, autocommit=True)
+        pid = connection.info.backend_pid
+        kept.keeps = True
+        connection.close()
+        assert kept.kept_pid() == pid
+        with psycopg.connect(first, autocommit=True) as another:
+            another.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+        with kept.connect(first, autocommit=True) as connection:
+            assert connection.execute("SELECT pg_backend_pid()").fetchone() != (pid,)
+
+
 @pytest.mark.parametrize(
     "statement",
     [

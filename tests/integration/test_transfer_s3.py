@@ -6,7 +6,6 @@ from typing import Any
 
 import boto3  # type: ignore[import-untyped]
 import pytest
-from moto import mock_aws
 from strands import Agent
 from strands.session import S3SessionManager
 from strands.types.session import Session, SessionType
@@ -24,6 +23,8 @@ BUCKET = "conversations"
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """Yield a client for the S3 mock of moto."""
+    from moto import mock_aws  # takes half a second, which most test processes are spared
+
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

@@ -1,5 +1,7 @@
 """Python processes that start at once: forked from one that has done the imports, or those of Strands.
 
+Several test processes can share that one, the host: each has a copy of it, which forks its processes.
+
 Each runs a script. Some are released together: their scripts call the global ``ready()``, which waits until the test
 lets them go on.
 """
@@ -13,35 +15,51 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 
 _DEADLINE = 60
 
-# Its requests are one packet each: JSON of a script with its surroundings, with the child's three standard files, is
-# answered with the child's id; a child's id is answered with the status of its end. A script runs where this one ends,
-# so that it ends as one of a process of its own does: it waits for its threads, runs the exit handlers and flushes its
-# streams. To delete all objects then takes far longer than the rest, and is done on request only, and after errors.
+# Names the folder of the host that is shared.
+_SHARED = "STRANDS_PSYCOPG_TEST_HOST"
+_SOCKETS = ("elder", "younger")
+
+# It forks a copy of itself for each connection, until the end of its standard input. A copy's requests are one packet
+# each: JSON of a script with its surroundings, with the child's three standard files, is answered with the child's id;
+# a child's id is answered with the status of its end. A script runs where the copy ends, so that it ends as one of a
+# process of its own does: it waits for its threads, runs the exit handlers and flushes its streams. To delete all
+# objects then takes far longer than the rest, and is done on request only, and after errors.
 _HOST = """
-import atexit, gc, json, os, signal, socket, sys, threading, traceback, types
+import atexit, gc, json, os, select, signal, socket, sys, threading, traceback, types
 gc.disable()
 import encodings.idna, strands
 from support.bedrock import make_cheap
 
 make_cheap()
 # The younger host has imported Strands only.
-control, younger = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
-sibling = os.fork()
-if sibling == 0:
-    control, younger = younger, control
+listener, younger = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+if os.fork() == 0:
+    listener, younger = younger, listener
 else:
     import strands.models, strands.multiagent
     import strands_psycopg.cli, strands_psycopg.demo, strands_psycopg.embedded, support.agents
     strands.models.BedrockModel()
 younger.close()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # it does not wait for its copies
 gc.freeze()
 gc.enable()
+control = None
+while control is None:
+    if 0 in select.select([0, listener], [], [])[0]:
+        os._exit(0)
+    control, _ = listener.accept()
+    if os.fork() != 0:
+        control.close()
+        control = None
+listener.close()
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 def ready():
     print("ready", flush=True)
@@ -72,8 +90,7 @@ def serve():
         control.send(json.dumps(child).encode())
     for child in living:
         os.kill(child, signal.SIGKILL)
-    if sibling:
-        os.waitpid(sibling, 0)
+    os._exit(0)
 
 def end(status):
     if not isinstance(status, int):
@@ -118,37 +135,66 @@ def run(request):
     sys.stderr.flush()
     os._exit(status)
 
-if request := serve():
-    run(request)
+run(serve())
 """
 
 
+@contextmanager
+def host() -> Iterator[str]:
+    """Run a host and yield the folder of its sockets."""
+    with tempfile.TemporaryDirectory(prefix="strands-host-") as folder, ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) for _ in _SOCKETS]
+        for listener, name in zip(listeners, _SOCKETS, strict=True):
+            listener.bind(str(Path(folder, name)))
+            listener.listen()
+        numbers = [listener.fileno() for listener in listeners]
+        process = subprocess.Popen(
+            [sys.executable, "-c", _HOST, *map(str, numbers)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            # Pipes, so that Python reads and writes as it does for the children's, which take their places.
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=numbers,
+        )
+        stack.close()
+        with process:
+            yield folder
+            assert process.stdin is not None
+            process.stdin.close()
+            assert process.wait(_DEADLINE) == 0
+
+
+@contextmanager
+def shared_host() -> Iterator[None]:
+    """Share one host among the crews of this process and of those that it starts."""
+    with host() as folder:
+        os.environ[_SHARED] = folder
+        yield
+        del os.environ[_SHARED]
+
+
 class Crew:
-    """The process that the others are forked from; ends, and they with it, when its ``with`` block does."""
+    """Copies of the host that the others are forked from; they end, and the others with them, with its ``with`` block.
+
+    If no host is shared, it runs one of its own.
+    """
 
     def __enter__(self) -> "Crew":
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._younger, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, its:
-            self._host = subprocess.Popen(
-                [sys.executable, "-c", _HOST, str(theirs.fileno()), str(its.fileno())],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                # Pipes, so that Python reads and writes as it does for the children's, which take their places.
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[theirs.fileno(), its.fileno()],
+        with ExitStack() as stack:
+            folder = os.environ.get(_SHARED) or stack.enter_context(host())
+            self._control, self._younger = (
+                stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) for _ in _SOCKETS
             )
-        self._control.settimeout(_DEADLINE)
-        self._younger.settimeout(_DEADLINE)
+            for control, name in zip((self._control, self._younger), _SOCKETS, strict=True):
+                control.settimeout(_DEADLINE)
+                control.connect(str(Path(folder, name)))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._control.close()
-        self._younger.close()
-        with self._host:
-            assert self._host.wait(_DEADLINE) == 0
+        self._stack.close()
 
     def start(self, script: str, *arguments: str, younger: bool = False, complete: bool = False) -> "Process":
         """Fork a process that runs the script with these ``sys.argv[1:]`` and the environment of this one.

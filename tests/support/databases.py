@@ -12,8 +12,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
 
+from support.kept_connections import KeptConnection
+
 # Those that were just closed have counted what they did when they are gone.
-_OTHERS = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+_OTHERS = """
+    SELECT true FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %d)
+"""
 _MOMENT = 0.25
 
 _DELETE_ROWS = """
@@ -73,7 +77,7 @@ class Databases:
         self._application_name = application_name
         self._numbers = itertools.count()
         self._emptied: dict[str, list[_Copy]] = {}
-        self._unlent: dict[str, _Copy] = {}
+        self._in_use: dict[str, _Copy] = {}
 
     def __enter__(self) -> "Databases":
         self._connect()
@@ -116,11 +120,11 @@ class Databases:
         while emptied and not emptied[-1].is_connected():
             emptied.pop().drop()
         copy = emptied.pop() if emptied else _Copy(self, name, template)
-        self._unlent[copy.dsn] = copy
+        self._in_use[copy.dsn] = copy
         try:
             yield copy.dsn
         finally:
-            self._unlent.pop(copy.dsn, None)
+            del self._in_use[copy.dsn]
             if copy.is_emptied():
                 emptied.append(copy)
             else:
@@ -129,11 +133,17 @@ class Databases:
     @contextmanager
     def connect(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
         """Yield a connection in autocommit; to one that is reused the first time that which has counted its rows."""
-        if copy := self._unlent.pop(dsn, None):
+        copy = self._in_use.get(dsn)
+        if copy and not copy.is_lent:
             yield copy.lend()
         else:
             with self.connection(dsn) as connection:
                 yield connection
+
+    def connection_class(self, dsn: str) -> type[KeptConnection] | None:
+        """Return the class for a pool's connections to one that is reused; for others None."""
+        copy = self._in_use.get(dsn)
+        return None if copy is None else copy.connection_class
 
     def connection(self, dsn: str) -> psycopg.Connection[Any]:
         """Return a new connection in autocommit."""
@@ -154,6 +164,8 @@ class _Copy:
 
     Attributes:
         dsn: Its DSN.
+        is_lent: Whether the test that uses it has that connection.
+        connection_class: The class of further connections, one of which may be kept.
     """
 
     def __init__(self, databases: Databases, name: str, template: str) -> None:
@@ -161,7 +173,9 @@ class _Copy:
             self.dsn = stack.enter_context(databases.create(name, template))
             self._connection = stack.enter_context(closing(databases.connection(self.dsn)))
             self._delete_rows = str(self._value(_DELETE_ROWS)).encode()
-            self._lent = False
+            self.is_lent = False
+            self.connection_class = KeptConnection.subclass()
+            stack.callback(self.connection_class.close_kept)
             self._stack = stack.pop_all()
 
     def is_emptied(self) -> bool:
@@ -169,7 +183,7 @@ class _Copy:
         deadline = time.monotonic() + _MOMENT
         try:
             self._take_back()
-            while self._value(_OTHERS):
+            while self._value(_OTHERS % self.connection_class.kept_pid()):
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.001)
@@ -182,17 +196,17 @@ class _Copy:
 
     def lend(self) -> psycopg.Connection[Any]:
         """Return its connection, for the use of a test."""
-        self._lent = True
+        self.is_lent = True
         return self._connection
 
     def _take_back(self) -> None:
         """Make the connection that was lent like a new one, and count what the test has done with it."""
-        if self._lent:
+        if self.is_lent:
             self._connection.rollback()
             self._connection.autocommit = True
             self._connection.row_factory = tuple_row
             self._connection.execute(_RESET)
-            self._lent = False
+            self.is_lent = False
 
     def is_connected(self) -> bool:
         """Return whether the server has not been restarted since."""

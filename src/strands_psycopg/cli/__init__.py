@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 
 from strands_psycopg.cli import analytics, deletion, demo, leases, memories, schema, sessions, show, storage, transfer
@@ -86,6 +87,7 @@ def _fail(error: str, code: int) -> int:
     return code
 
 
+@cache
 def _build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="strands-psycopg",
