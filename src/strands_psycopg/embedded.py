@@ -18,6 +18,7 @@ servers are stopped and temporary ones deleted even after ``kill -9``. This need
 
 import fcntl
 import importlib.util
+import json
 import logging
 import os
 import pwd
@@ -53,25 +54,11 @@ _Account = tuple[int, int] | None
 
 # Reads a byte when the block ends, or end of file when its process dies. It shares the holder's lock, because the pipe
 # of a dying process may be closed before its locks. The stop is repeated because a server that is just starting has no
-# pid file yet. Little is imported: this package takes a second and 100 MB, and subprocess, shutil and json together
-# longer than all the rest.
+# pid file yet. Only the standard library is used: importing this package takes a second and 100 MB.
 _WATCHER = f"""
-import fcntl, os, sys, time
-folder, holders, temporary, pg_ctl, *account = sys.argv[1:]
-holders = int(holders)
-os.set_inheritable(holders, False)
-def run(*command, account=()):
-    child = os.fork()
-    if child == 0:
-        try:
-            if account:
-                os.setgroups([])
-                os.setgid(int(account[1]))
-                os.setuid(int(account[0]))
-            os.execvp(command[0], command)
-        finally:
-            os._exit(127)
-    return os.waitpid(child, 0)[1]
+import fcntl, json, os, shutil, subprocess, sys, time
+folder, holders, temporary, pg_ctl, account = json.loads(sys.argv[1])
+uid, gid = account or (None, None)
 os.read(0, 1)
 os.chdir(folder)
 server = open("{_SERVER_LOCK}", "a")
@@ -80,20 +67,21 @@ try:
 except BlockingIOError:
     fcntl.flock(holders, fcntl.LOCK_UN)
     sys.exit()
-mode = "immediate" if temporary == "True" else "fast"
+mode = "immediate" if temporary else "fast"
 while True:
     try:
         fcntl.flock(server, fcntl.LOCK_EX | fcntl.LOCK_NB)
         break
     except BlockingIOError:
-        run(pg_ctl, "stop", "-D", "data", "-m", mode, "-t", "{_TIMEOUT}", account=account)
+        stop = [pg_ctl, "stop", "-D", "data", "-m", mode, "-t", "{_TIMEOUT}"]
+        subprocess.run(stop, user=uid, group=gid, extra_groups=[] if account else None)
         mode = "immediate"
         time.sleep(0.02)
 if os.path.islink("socket"):
-    run("rm", "-rf", os.readlink("socket"))
+    shutil.rmtree(os.readlink("socket"), ignore_errors=True)
     os.unlink("socket")
-if temporary == "True" and run("rm", "-rf", folder) != 0:
-    sys.exit(1)
+if temporary:
+    shutil.rmtree(folder)
 fcntl.flock(holders, fcntl.LOCK_UN)
 """
 
@@ -356,12 +344,12 @@ class Server:
         self._holders_lock = _open(self.path / _HOLDERS_LOCK)
 
     def _start_watcher(self) -> None:
-        task = [self.path, self._holders_lock, self._temporary, self._bin / "pg_ctl", *(self._account or ())]
+        task = [str(self.path), self._holders_lock, self._temporary, str(self._bin / "pg_ctl"), self._account]
         read, self._watcher_pipe = os.pipe()
         _descriptors.add(self._watcher_pipe)
         try:
             self._watcher = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _WATCHER, *map(str, task)],
+                [sys.executable, "-I", "-S", "-c", _WATCHER, json.dumps(task)],
                 cwd="/",
                 env=_environment(),
                 stdin=read,
