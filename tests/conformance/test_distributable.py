@@ -58,6 +58,7 @@ MAINTENANCE = {
     "_Chunks._list_scopes": "lists all storages of an owner, to erase them",
     "_Chunks._count": "counts what an erasure would delete",
     "_Values._count": "counts what an erasure would delete",
+    "_Values._are_left": "looks for what an erasure has not deleted",
     "_Values._delete": "erases the values of all storages of an owner",
     "Retention._delete_children": "purges a batch of sessions",
     "Retention._delete_leases": "purges a batch of sessions",
