@@ -124,10 +124,21 @@ _NOT_ON_A_CALLERS_POOL = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        _spread(items)
     for option, skipped in (("--pgbouncer", _NOT_THROUGH_PGBOUNCER), ("--odd-pool", _NOT_ON_A_CALLERS_POOL)):
         for item in items if config.getoption(option) else ():
             if reason := skipped.get(item.name.partition("[")[0]):
                 item.add_marker(pytest.mark.skip(reason))
+
+
+def _spread(items: list[pytest.Item]) -> None:
+    """Mix the files of all folders, so that each process gets as many tests that wait and that compute as the others."""
+    folders: dict[Path, list[Path]] = {}
+    for path in dict.fromkeys(item.path for item in items):
+        folders.setdefault(path.parent, []).append(path)
+    places = {path: number / len(paths) for paths in folders.values() for number, path in enumerate(paths)}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session")

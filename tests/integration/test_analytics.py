@@ -306,7 +306,7 @@ _MESSAGES = _VALUES | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=scale(50, 150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scale(30, 150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example([({"role": "user", "content": [{"toolResult": {"toolUseId": "t", "status": "error"}}] * 2}, None)])
 @example([({"role": "user", "content": [1, [{"toolUse": 1}], {"toolUse": 1}]}, {"content": {"toolUse": 1}})])
 @example([([{"metadata": [{"usage": [{"inputTokens": [5]}]}], "content": "x"}], "text")])

@@ -35,6 +35,7 @@ from strands_psycopg.transfer.stored_sessions import StoredSessions
 from support import transfers
 from support.agents import OverflowingModel, build, dump
 from support.pausing import pause_before
+from support.scale import scale
 from support.tables import one
 
 PINS = hasattr(SlidingWindowConversationManager(), "pin_first")
@@ -204,7 +205,7 @@ def test_checkpoints_can_be_restored_and_forked_from(
 windows = st.lists(st.integers(-4, 6), max_size=8)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scale(20, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(window=windows, following=st.none() | st.integers(0, 7), checkpoints=st.lists(windows, max_size=3))
 def test_any_window_survives(
     repository: PostgresSessionRepository, window: list[int], following: int | None, checkpoints: list[list[int]]

@@ -4,10 +4,11 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strands_psycopg.storage.chunks import chunk_id, split
+from support.scale import scale
 
 KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "conversation": lambda rng: json.dumps(
@@ -27,6 +28,7 @@ def data(request: pytest.FixtureRequest) -> bytes:
     return KINDS[request.param](random.Random(7))
 
 
+@settings(max_examples=scale(30, 300))
 @given(st.binary(), st.integers(0, 3000), st.binary(max_size=40))
 def test_joined_chunks_are_the_value(head: bytes, times: int, unit: bytes) -> None:
     value = head + unit * times + head

@@ -3,11 +3,12 @@
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strands.types.content import ContentBlock
 
 from strands_psycopg.cli import transcript
+from support.scale import scale
 
 BLOCKS: list[tuple[str, Any, list[str]]] = [
     ("text", "one\ntwo\n", ["one", "two", ""]),
@@ -135,6 +136,7 @@ _ANYTHING = st.recursive(
 )
 
 
+@settings(max_examples=scale(30, 300))
 @given(_ANYTHING)
 def test_any_message_is_formatted(message: Any) -> None:
     assert all("\n" not in line for line in transcript.format_lines(message))
