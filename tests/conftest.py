@@ -133,7 +133,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _spread(items: list[pytest.Item]) -> None:
-    """Mix the files of all folders, so that each process gets as many tests that wait and that compute as the others."""
+    """Mix the files of all folders, so that each process gets as many tests that wait as the others."""
     folders: dict[Path, list[Path]] = {}
     for path in dict.fromkeys(item.path for item in items):
         folders.setdefault(path.parent, []).append(path)
