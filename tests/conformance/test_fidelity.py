@@ -332,7 +332,7 @@ def test_large_document_comes_back_to_the_byte(connection: Connection, document:
 
 @pytest.mark.usefixtures("unlimited_integers")
 def test_huge_integers_come_back(connection: Connection) -> None:
-    document = [10**4_300, -(10**131_071), 10**131_072, {"a": -(10**131_073)}]
+    document = [10**4_300, -(10**131_071), {"a": -(10**131_072)}]
     assert decode(*store(connection, document)) == document
 
 
