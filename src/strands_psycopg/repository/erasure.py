@@ -321,13 +321,15 @@ class _Rows:
         while True:
             deleted = self._transactions.run(partial(self._delete_within, parameters))
             if deleted.total():
+                is_stuck = False
                 yield deleted
             elif not self._database.fetch(_OPERATION, self._are_left, parameters).rows[0][0]:
                 return
             elif is_stuck:
                 raise suppressed_error(_OPERATION)
-            # Others may have been stored since, by a transaction that began before the erasure.
-            is_stuck = not deleted.total()
+            else:
+                # These may have been stored since, by a transaction that began before the erasure.
+                is_stuck = True
 
     def _delete_within(self, parameters: Mapping[str, object], cursor: Cursor[TupleRow]) -> Counter[str]:
         """Delete a batch and return how many rows of each table."""
